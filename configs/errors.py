@@ -1,0 +1,22 @@
+"""The one error a user's input can cause."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Bad config, file, checkpoint or environment: a command prints the message and exits 2.
+
+    Args:
+        what: The thing at fault, such as a config key or a path.
+        given: What was found there; omitted from the message when None.
+        expected: What would have been accepted.
+        remedy: What to do next, as a full sentence.
+    """
+
+    def __init__(
+        self, what: str, *, given: object = None, expected: str = "", remedy: str = ""
+    ) -> None:
+        parts = [f"given {given!r}"] if given is not None else []
+        parts += [f"expected {expected}"] if expected else []
+        message = what + (": " + ", ".join(parts) if parts else "")
+        super().__init__(message + (f". {remedy}" if remedy else ""))

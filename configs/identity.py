@@ -1,0 +1,67 @@
+"""Which keys make a run the run it is, and which only say how it is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from configs.schema import RunConfig
+
+EXECUTION_KEYS = (
+    "name",
+    "output_dir",
+    "data.root",
+    "data.download",
+    "data.verify",
+    "data.placement",
+    "data.workers",
+    "data.prefetch_factor",
+    "train.epochs",
+    "train.max_steps",
+    "train.micro_batch_size",
+    "compile",
+    "parallel.engine",
+    "parallel.strategy",
+    "parallel.device",
+    "parallel.backend",
+    "parallel.threads",
+    "parallel.bucket_mb",
+    "parallel.init_timeout_seconds",
+    "parallel.timeout_seconds",
+    "checkpoint",
+    "evaluate",
+    "logging",
+)
+"""Keys that say how, where or how far to run: changing them continues the same run."""
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Every leaf of a config under its dotted key, in field order; `model.kwargs` is one leaf."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and prefix != "model.kwargs":
+            for key, child in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            flat[prefix] = list(value) if isinstance(value, tuple) else value
+
+    walk("", asdict(config))
+    return flat
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The leaves that define the mathematics of a run."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not any(key == name or key.startswith(name + ".") for name in EXECUTION_KEYS)
+    }
+
+
+def digest(config: RunConfig) -> str:
+    """SHA-256 of the run's identity; equal digests continue each other."""
+    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,76 @@
+"""Objects named by import path: `package.module:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from configs.errors import InputError
+
+
+def is_import_path(name: str) -> bool:
+    return ":" in name
+
+
+def import_object(key: str, path: str) -> Any:
+    """Import `package.module:attribute`, looking in the working directory too.
+
+    Args:
+        key: The config key that holds the path, for the message.
+        path: The import path.
+
+    Raises:
+        InputError: If the path is malformed or names nothing. An error inside the user's own module
+            keeps its traceback.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise InputError(key, given=path, expected="an import path `package.module:attribute`")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            key,
+            given=path,
+            expected="an importable module",
+            remedy=f"No module {error.name!r}: run from its folder or put it on PYTHONPATH.",
+        ) from None
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise InputError(key, given=path, expected=f"an attribute {name!r} in {found.__name__}")
+        found = getattr(found, name)
+    return found
+
+
+def call_with(
+    key: str, target: Callable[..., Any], kwargs: dict[str, Any], offered: dict[str, Any]
+) -> Any:
+    """Call `target` with `kwargs` and with those of the `offered` arguments that it accepts.
+
+    Raises:
+        InputError: If the arguments do not fit its signature, which the message shows.
+    """
+    signature = inspect.signature(target)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    accepted = {name: v for name, v in offered.items() if name in signature.parameters or takes_any}
+    arguments = {**accepted, **kwargs}
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        name = getattr(target, "__name__", str(target))
+        raise InputError(
+            key,
+            given=kwargs,
+            expected=f"arguments of {name}{signature}",
+            remedy=f"{str(error).capitalize()}.",
+        ) from None
+    return target(**arguments)

@@ -1,0 +1,219 @@
+"""YAML files and dotted command-line overrides -> RunConfig, or one clear message."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from configs.errors import InputError
+from configs.schema import RunConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+RECIPES = Path(__file__).resolve().parent
+DEFAULT_RECIPE = RECIPES / "mnist.yaml"
+OPEN_KEYS = ("model.kwargs",)
+"""Keys that hold a mapping with keys of the user's own."""
+
+
+def build_parser(prog: str, description: str) -> ArgumentParser:
+    """A jsonargparse parser with `--config`, `--print_config` and every key of RunConfig."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file of the run: a path, or the name of a recipe in configs/ (default: mnist).",
+    )
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def load_config(
+    argv: Sequence[str], *, prog: str, description: str, parser: ArgumentParser | None = None
+) -> RunConfig:
+    """Parse a command line. Overrides win over `--config` wherever they stand on the line.
+
+    Args:
+        argv: Arguments after the program's name.
+        prog: Program name shown by `--help`.
+        description: First line of `--help`.
+        parser: A parser from `build_parser` with arguments of the command's own added, or None.
+
+    Raises:
+        InputError: For an unknown key, a wrong type or range, or an unreadable file.
+        SystemExit: With status 0, after `--help` or `--print_config`.
+    """
+    import argparse
+
+    paths, rest = _split_config(argv)
+    files = [_find_recipe(path) for path in paths] or [DEFAULT_RECIPE]
+    for file in files:
+        _check_file(file)
+    _check_flags(rest)
+    parser = parser or build_parser(prog, description)
+    config_args = [arg for file in files for arg in ("--config", str(file))]
+    try:
+        namespace = parser.parse_args(config_args + rest)
+        groups = vars(parser.instantiate(namespace))
+    except argparse.ArgumentError as error:
+        raise _translate(str(error)) from None
+    groups = {key: value for key, value in groups.items() if key in _names(RunConfig)}
+    return RunConfig(**groups)
+
+
+def known_keys() -> list[str]:
+    """Every dotted key, groups included."""
+    return list(_walk(RunConfig, ""))
+
+
+def _names(kind: type) -> set[str]:
+    return {item.name for item in fields(kind)}
+
+
+def _walk(kind: Any, prefix: str) -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        yield prefix + name
+        if is_dataclass(hint):
+            yield from _walk(hint, f"{prefix}{name}.")
+
+
+def _split_config(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take `--config X` and `--config=X` out of a command line."""
+    paths: list[str] = []
+    rest: list[str] = []
+    tokens = iter(argv)
+    for token in tokens:
+        if token == "--config":
+            path = next(tokens, None)
+            if path is None:
+                raise InputError("--config", expected="a YAML file after it")
+            paths.append(path)
+        elif token.startswith("--config="):
+            paths.append(token.partition("=")[2])
+        else:
+            rest.append(token)
+    return paths, rest
+
+
+def _find_recipe(given: str) -> Path:
+    """A path as given, else a recipe of that name, so that any working directory will do."""
+    name = Path(given).name
+    for path in (Path(given), RECIPES / name, RECIPES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    raise InputError(
+        "--config",
+        given=given,
+        expected="a YAML file",
+        remedy=f"No such file{_closest(name, known)} Recipes in configs/: {', '.join(known)}.",
+    )
+
+
+def _check_file(path: Path) -> None:
+    """Refuse unreadable YAML and unknown keys, naming the closest known one."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a readable YAML file: {reason}") from None
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise InputError(
+            str(path), given=content, expected="a mapping of config keys, such as `seed: 0`"
+        )
+    known = known_keys()
+    for key in _file_keys(content, "", known):
+        if key not in known:
+            raise _unknown(key, known, f" in {path}")
+
+
+def _file_keys(content: dict[Any, Any], prefix: str, known: list[str]) -> Iterator[str]:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        yield key
+        is_group = any(other.startswith(f"{key}.") for other in known)
+        if is_group and not isinstance(value, dict):
+            raise InputError(key, given=value, expected="a mapping of keys under it")
+        if is_group:
+            yield from _file_keys(value, f"{key}.", known)
+
+
+def _check_flags(argv: Sequence[str]) -> None:
+    known = known_keys()
+    previous = ""
+    for token in argv:
+        key = token[2:].partition("=")[0].rstrip("+")
+        if token.startswith("--") and not key.startswith(("help", "print_config")):
+            open_key = any(key.startswith(f"{name}.") for name in OPEN_KEYS)
+            if key not in known and not open_key:
+                raise _unknown(key, known, " on the command line")
+            if any(other.startswith(f"{key}.") for other in known):
+                raise InputError(f"--{key}", expected=f"one of its keys, such as --{key}.KEY VALUE")
+        elif not token.startswith("-") and (not previous.startswith("--") or "=" in previous):
+            raise InputError(
+                f"argument {token!r}", expected="options of the form --key value", remedy=SEE_HELP
+            )
+        previous = token
+
+
+SEE_HELP = "`python launch/train.py --help` lists every key."
+
+
+def _unknown(key: str, known: list[str], where: str) -> InputError:
+    leaf = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
+        name for name in known if name.rpartition(".")[2] == leaf
+    ]
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return InputError(f"unknown config key {key!r}{where}: {guess}{SEE_HELP}")
+
+
+def _closest(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def _translate(message: str) -> InputError:
+    """jsonargparse's words -> given, expected, remedy."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    given = re.search(r"(?:Got value|Given value): (.*)", message)
+    if key and given:
+        hint: Any = RunConfig
+        for name in key[1].split("."):
+            hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+        if hint is not None and not is_dataclass(hint):
+            return InputError(key[1], given=given[1], expected=_describe(hint))
+    return InputError(" ".join(message.split()), remedy=SEE_HELP)
+
+
+def _describe(hint: Any) -> str:
+    """A type as a person would say it: `int | None` -> 'a whole number or null'."""
+    from types import NoneType, UnionType
+    from typing import Literal, Union, get_args, get_origin
+
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        NoneType: "null",
+    }
+    if get_origin(hint) is Literal:
+        return ("one of " if len(get_args(hint)) > 1 else "") + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_describe(part) for part in get_args(hint))
+    return words.get(hint, str(hint).replace("typing.", ""))

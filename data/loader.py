@@ -1,0 +1,225 @@
+"""Batches of a plan, from host memory through a DataLoader or straight from device memory."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from configs.schema import DataConfig
+from data.datasets import ArrayDataset, MapDataset
+from data.prefetch import prefetch
+from data.sampler import Plan, derive_seed, evaluation_batches
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs `(B, ...)` and targets `(B,)`, on the device."""
+
+RESIDENT_FRACTION = 0.25
+"""Part of the free device memory that `data.placement: auto` gives to the data."""
+
+
+class Loader(Protocol):
+    """Batches on the device, in the order of a plan."""
+
+    def stream(self, window: int) -> Iterator[Batch]:
+        """This rank's micro-batches from global batch `window` on, epoch after epoch, endlessly."""
+        ...
+
+    def evaluation(
+        self, batch_size: int, rank: int, world_size: int
+    ) -> Iterator[tuple[int, Batch]]:
+        """This rank's test batches, each with its index among all of them."""
+        ...
+
+
+class ResidentLoader:
+    """Data that lives where it is used: two gathers per micro-batch, no copies and no processes."""
+
+    def __init__(
+        self, train: ArrayDataset, test: ArrayDataset, *, plan: Plan, device: torch.device
+    ) -> None:
+        self.train = train.to(device)
+        self.test = test.to(device)
+        self.plan = plan
+        self.device = device
+
+    def stream(self, window: int) -> Iterator[Batch]:
+        epoch, order = -1, torch.empty(0)
+        while True:
+            current = self.plan.window(window)
+            if current.epoch != epoch:
+                epoch, order = current.epoch, self.plan.order(current.epoch).to(self.device)
+            for micro in current.micro_batches:
+                start = current.start + micro.start
+                yield self.train.gather(order[start : start + micro.size])
+            window += 1
+
+    def evaluation(
+        self, batch_size: int, rank: int, world_size: int
+    ) -> Iterator[tuple[int, Batch]]:
+        bounds = evaluation_batches(len(self.test), batch_size)
+        for index in range(rank, len(bounds), world_size):
+            span = slice(*bounds[index])
+            yield index, (self.test.inputs[span], self.test.targets[span])
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a worker is asked for: samples by index, in a given epoch."""
+
+    indices: Tensor
+    epoch: int
+
+
+class Fetcher:
+    """Answers requests inside a worker, whole batches at a time where the data set can.
+
+    A data set read sample by sample may draw random numbers (augmentation). Each sample is then
+    read under a seed of its own, f(seed, epoch, index), so what a run sees depends neither on the
+    number of workers nor on ranks, nor on where it was interrupted.
+    """
+
+    def __init__(self, dataset: MapDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, request: Request) -> Batch:
+        if isinstance(self.dataset, ArrayDataset):
+            return self.dataset.gather(request.indices)
+        samples = []
+        with _borrowed_rng():
+            for index in request.indices.tolist():
+                sample_seed = derive_seed(self.seed, "sample", request.epoch, index)
+                torch.default_generator.manual_seed(sample_seed)
+                random.seed(sample_seed)
+                np.random.seed(sample_seed % 2**32)
+                samples.append(self.dataset[index])
+        inputs, targets = default_collate(samples)
+        return inputs, targets
+
+
+class HostLoader:
+    """Data in host memory: a DataLoader with seeded, persistent, pinned workers, copied ahead."""
+
+    def __init__(
+        self,
+        train: MapDataset,
+        test: MapDataset,
+        *,
+        plan: Plan,
+        device: torch.device,
+        workers: int,
+        prefetch_factor: int,
+    ) -> None:
+        self.train = train
+        self.test = test
+        self.plan = plan
+        self.device = device
+        self.workers = workers
+        self.prefetch_factor = prefetch_factor
+        self.evaluator: DataLoader[Any] | None = None  # kept, and its workers with it
+
+    def stream(self, window: int) -> Iterator[Batch]:
+        requests = _TrainRequests(self.plan, window)
+        return prefetch(iter(self._loader(self.train, requests)), self.device)
+
+    def evaluation(
+        self, batch_size: int, rank: int, world_size: int
+    ) -> Iterator[tuple[int, Batch]]:
+        bounds = evaluation_batches(len(self.test), batch_size)
+        mine = range(rank, len(bounds), world_size)
+        if self.evaluator is None:
+            requests = [Request(torch.arange(*bounds[index]), 0) for index in mine]
+            self.evaluator = self._loader(self.test, requests)
+        return zip(mine, prefetch(iter(self.evaluator), self.device), strict=True)
+
+    def _loader(self, dataset: MapDataset, requests: Any) -> DataLoader[Any]:
+        return DataLoader(
+            Fetcher(dataset, self.plan.seed),  # type: ignore[arg-type]
+            batch_sampler=requests,
+            collate_fn=_as_is,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=self.prefetch_factor if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_worker,
+            # A generator of its own: iterating must not draw from the stream dropout uses.
+            generator=torch.Generator().manual_seed(derive_seed(self.plan.seed, "workers")),
+        )
+
+
+def build_loader(
+    config: DataConfig, train: MapDataset, test: MapDataset, *, plan: Plan, device: torch.device
+) -> Loader:
+    """Choose where the data lives (`data.placement`) and how it reaches the device."""
+    arrays = isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset)
+    if arrays and config.workers == 0 and config.placement != "host":
+        assert isinstance(train, ArrayDataset)
+        assert isinstance(test, ArrayDataset)
+        needed = train.num_bytes + test.num_bytes
+        if config.placement == "device" or _fits(needed, device):
+            return ResidentLoader(train, test, plan=plan, device=device)
+    return HostLoader(
+        train,
+        test,
+        plan=plan,
+        device=device,
+        workers=config.workers,
+        prefetch_factor=config.prefetch_factor,
+    )
+
+
+class _TrainRequests:
+    """Batch sampler over the whole rest of a run: workers never idle between two epochs."""
+
+    def __init__(self, plan: Plan, window: int) -> None:
+        self.plan = plan
+        self.window = window
+
+    def __iter__(self) -> Iterator[Request]:
+        index = self.window
+        while True:
+            window = self.plan.window(index)
+            for indices in self.plan.indices(window):
+                yield Request(indices, window.epoch)
+            index += 1
+
+
+def _fits(num_bytes: int, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return num_bytes <= RESIDENT_FRACTION * free
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """A stop request is for the trainer, which ends its workers itself."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _borrowed_rng() -> Iterator[None]:
+    """Seed the global generators freely inside, and find them as they were outside."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])

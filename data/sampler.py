@@ -1,0 +1,173 @@
+"""The order of samples is a pure function of (seed, epoch); a rank's share is a slice of it.
+
+The global batch of step s in epoch e is `order(e)[s * G : (s + 1) * G]`, whatever the world size.
+Its bounds are cut into parts: one per rank, or under exact reduction a fixed number of shards of
+which every rank takes a contiguous run. Parts are cut into micro-batches. Nothing here has state:
+the position of a run is the number of global batches delivered, kept by the trainer.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from configs.errors import InputError
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed for one purpose, statistically independent of those for other parts."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Samples [start, stop) of a global batch that go through the model together."""
+
+    start: int
+    stop: int
+    shard: int
+    """Which part of the global batch: the rank, or the shard under exact reduction."""
+    begins_shard: bool
+    ends_shard: bool
+    ends_window: bool
+    """Whether it is this rank's last one before the optimizer step."""
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One global batch, and this rank's micro-batches of it."""
+
+    index: int
+    """Global batches before it since the run began."""
+    epoch: int
+    start: int
+    """Position of its first sample in the order of the epoch."""
+    size: int
+    """Samples in it over all ranks; the last one of an epoch may be short."""
+    micro_batches: tuple[MicroBatch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Who trains on what, and when.
+
+    Args:
+        num_samples: Size of the training set.
+        global_batch_size: Samples per optimizer step over all ranks.
+        micro_batch_size: Most samples of one micro-batch, or None for a whole part.
+        rank: This rank.
+        world_size: Number of ranks.
+        seed: Seed of the order.
+        drop_last: Leave out the short last batch of an epoch.
+        shards: Number of parts of a global batch under exact reduction; None: one per rank.
+
+    Raises:
+        InputError: If a rank or an epoch would be left without samples.
+    """
+
+    num_samples: int
+    global_batch_size: int
+    micro_batch_size: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    drop_last: bool = False
+    shards: int | None = None
+
+    def __post_init__(self) -> None:
+        size, world = self.global_batch_size, self.world_size
+        if world > size:
+            raise InputError(
+                "train.global_batch_size",
+                given=size,
+                expected=f"at least one sample for each of the {world} ranks",
+                remedy=f"Raise it, or start at most {size} ranks.",
+            )
+        if self.shards is not None and (world & (world - 1) or self.shards % world):
+            raise InputError(
+                "number of ranks",
+                given=world,
+                expected=f"a power of two up to parallel.shards={self.shards} for exact reduction",
+                remedy="Start another number of ranks, or use --parallel.reduction fast.",
+            )
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                "train.global_batch_size",
+                given=size,
+                expected=f"at most the {self.num_samples} training samples with data.drop_last",
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        rounding = 0 if self.drop_last else self.global_batch_size - 1
+        return (self.num_samples + rounding) // self.global_batch_size
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return min(self.num_samples, self.steps_per_epoch * self.global_batch_size)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of a full window on this rank."""
+        return len(self._cut(self.global_batch_size))
+
+    def samples_before(self, index: int) -> int:
+        """Global samples delivered before window `index`."""
+        epoch, step = divmod(index, self.steps_per_epoch)
+        return epoch * self.samples_per_epoch + step * self.global_batch_size
+
+    def window(self, index: int) -> Window:
+        """The `index`-th global batch of the run."""
+        epoch, step = divmod(index, self.steps_per_epoch)
+        start = step * self.global_batch_size
+        size = min(self.global_batch_size, self.num_samples - start)
+        return Window(index, epoch, start, size, self._cut(size))
+
+    def order(self, epoch: int) -> Tensor:
+        """Permutation of all samples in `epoch`, int64 `(num_samples,)`."""
+        return _order(self.seed, epoch, self.num_samples)
+
+    def indices(self, window: Window) -> Iterator[Tensor]:
+        """Sample indices of each of this rank's micro-batches, int64."""
+        order = self.order(window.epoch)
+        for micro in window.micro_batches:
+            yield order[window.start + micro.start : window.start + micro.stop]
+
+    # Hashable because frozen: only two sizes ever occur, full and short.
+    @functools.lru_cache(maxsize=8)  # noqa: B019
+    def _cut(self, size: int) -> tuple[MicroBatch, ...]:
+        parts = self.shards or self.world_size
+        mine = parts // self.world_size
+        cuts: list[tuple[int, int, int, bool, bool]] = []
+        for shard in range(self.rank * mine, (self.rank + 1) * mine):
+            start, stop = size * shard // parts, size * (shard + 1) // parts
+            most = self.micro_batch_size or max(stop - start, 1)
+            # A part may be empty in the short last batch: its rank still takes part in the step.
+            starts = range(start, stop, most) or range(start, start + 1)
+            cuts += [(s, min(s + most, stop), shard, s == start, s == starts[-1]) for s in starts]
+        return tuple(MicroBatch(*cut, ends_window=cut is cuts[-1]) for cut in cuts)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_samples: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(num_samples, generator=generator)
+
+
+def evaluation_batches(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
+    """Bounds of the batches of an evaluation, none padded and none repeated.
+
+    They do not depend on the number of ranks: rank r evaluates batches r, r + W, r + 2W, ..., so
+    every batch has the same shape, and so the same bits, wherever it is computed.
+    """
+    return [(s, min(s + batch_size, num_samples)) for s in range(0, num_samples, batch_size)]

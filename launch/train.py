@@ -1,0 +1,66 @@
+"""Train a run: `torchrun --nproc_per_node=4 launch/train.py --config configs/mnist.yaml`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.load import load_config
+from launch.entry import EXIT_PREEMPTED, is_main_process, run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, train, and return the exit status."""
+    config = load_config(
+        argv,
+        prog="launch/train.py",
+        description="Train a model on one CPU, one GPU, or many GPUs on many nodes.",
+    )
+    # torch takes most of the start-up time: a wrong key is refused before it is loaded.
+    from trainer.build import build
+    from trainer.loop import fit, write_summary
+    from trainer.preempt import stop_on_signals
+    from trainer.runtime import detect, place, process_group
+    from trainer.step import Diverged
+
+    runtime = place(detect(os.environ), config.parallel)
+    with stop_on_signals() as stop, process_group(runtime, config.parallel):
+        parts = build(config, runtime, stop)
+        first_step = parts.state.progress.step
+        status = "failed"
+        try:
+            write_summary(parts, "running")
+            status = fit(parts)
+        except Diverged as error:
+            if runtime.is_main:
+                print(f"error: {error}.", file=sys.stderr, flush=True)
+            return 1
+        finally:
+            write_summary(parts, status)
+            parts.sinks.finish(status)
+
+    if is_main_process():
+        progress, directory = parts.state.progress, parts.directory.path
+        if status == "preempted":
+            print(f"Stopped on request at step {progress.step}; saved in {directory}.")
+        else:
+            if progress.step == first_step:
+                print(
+                    f"This run was already finished at step {progress.step}. Train again with "
+                    "--checkpoint.resume never or another --name, or on with more --train.epochs."
+                )
+            print(
+                f"Test accuracy {progress.accuracy:.2%} (best {progress.best_accuracy:.2%} at step "
+                f"{progress.best_step}), run directory {directory}"
+            )
+    return EXIT_PREEMPTED if status == "preempted" else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,222 @@
+"""Composition root: RunConfig + Runtime -> Parts. The only place that knows every class."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.errors import InputError
+from configs.identity import flatten
+from configs.schema import RunConfig
+from data.acquire import acquire
+from data.catalog import CATALOG
+from data.datasets import Datasets, Normalize, load_datasets
+from data.loader import Loader, build_loader
+from data.sampler import Plan
+from trainer.checkpoint import load_checkpoint
+from trainer.collectives import broadcast_object, together
+from trainer.ema import EMA
+from trainer.engine import NativeEngine, should_compile
+from trainer.loop import Parts
+from trainer.meter import Meter
+from trainer.models import build_model
+from trainer.optim import build_optimizer
+from trainer.precision import Precision, build_precision
+from trainer.preempt import StopRequest
+from trainer.rng import seed_stream
+from trainer.run_directory import Resume, RunDirectory, describe_environment
+from trainer.runtime import Runtime, use_training_timeout
+from trainer.schedule import Schedule, build_schedule
+from trainer.sink_console import build_console
+from trainer.sink_jsonl import JsonlSink
+from trainer.sink_wandb import WandbSink
+from trainer.sinks import RunFacts, Sink, Sinks
+from trainer.state import Progress, Stateful, restore
+from trainer.step import TrainStep
+
+log = logging.getLogger("convoy")
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """What a rank can build, and refuse, without talking to the others."""
+
+    data: Datasets
+    plan: Plan
+    loader: Loader
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    schedule: Schedule
+    total_windows: int
+
+
+def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
+    """Assemble a run; every rank calls it, inside the process group.
+
+    Nothing is written before every rank has built its part.
+
+    Raises:
+        InputError: On every rank alike, if any rank refuses its input.
+    """
+    together(runtime, lambda: _acquire(config, runtime))
+    local = together(runtime, lambda: _build_local(config, runtime))
+    directory = RunDirectory(config)
+    resume = broadcast_object(
+        runtime,
+        together(
+            runtime,
+            lambda: directory.decide_resume(config) if runtime.is_main else Resume(None, 0, []),
+        ),
+    )
+    use_training_timeout(runtime, config.parallel)
+    state = _build_state(config, runtime, local)
+    notes = together(runtime, lambda: _continue_from(resume.checkpoint, state))
+    sinks = together(
+        runtime, lambda: _open_outputs(config, runtime, local, directory, resume, notes)
+    )
+    return Parts(
+        config=config,
+        runtime=runtime,
+        plan=local.plan,
+        loader=local.loader,
+        num_test=len(local.data.test),
+        step=_build_step(config, runtime, local, state),
+        state=state,
+        total_windows=local.total_windows,
+        sinks=sinks,
+        directory=directory,
+        stop=stop,
+    )
+
+
+def _acquire(config: RunConfig, runtime: Runtime) -> None:
+    """One process per node looks for the data, and downloads it if it must."""
+    if runtime.local_rank == 0 and config.data.dataset in CATALOG:
+        facts = CATALOG[config.data.dataset]
+        acquire(facts, config.data.root, download=config.data.download)
+
+
+def _build_local(config: RunConfig, runtime: Runtime) -> _Local:
+    should_compile(config.compile, runtime.device)
+    precision = build_precision(config.precision, runtime.device)
+    data = load_datasets(config.data, seed=config.seed)
+    plan = Plan(
+        num_samples=len(data.train),
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        seed=config.seed,
+        drop_last=config.data.drop_last,
+        shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
+    )
+    model = build_model(
+        config.model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        seed=config.seed,
+    ).to(runtime.device)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("model.name", given=config.model.name, expected="trainable parameters")
+    total_windows = config.train.epochs * plan.steps_per_epoch
+    return _Local(
+        data=data,
+        plan=plan,
+        loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
+        model=model,
+        optimizer=build_optimizer(config.optimizer, model.parameters(), runtime.device),
+        precision=precision,
+        schedule=build_schedule(
+            config.schedule,
+            peak=config.optimizer.lr,
+            total_steps=min(total_windows, config.train.max_steps or total_windows),
+            steps_per_epoch=plan.steps_per_epoch,
+        ),
+        total_windows=total_windows,
+    )
+
+
+def _build_state(config: RunConfig, runtime: Runtime, local: _Local) -> Stateful:
+    """Wrap the model for its ranks; the average is copied before that, from the raw module."""
+    decay = config.train.ema_decay
+    ema = EMA(local.model, decay) if decay is not None else None
+    engine = NativeEngine(
+        local.model,
+        runtime=runtime,
+        parallel=config.parallel,
+        compile_=config.compile,
+        plan=local.plan,
+    )
+    # The weights came from one stream on every rank; dropout must not.
+    seed_stream(config.seed, "rank", runtime.rank)
+    return Stateful(
+        engine=engine,
+        optimizer=local.optimizer,
+        precision=local.precision,
+        ema=ema,
+        meter=Meter(),
+        progress=Progress(),
+        seed=config.seed,
+        runtime=runtime,
+    )
+
+
+def _build_step(config: RunConfig, runtime: Runtime, local: _Local, state: Stateful) -> TrainStep:
+    return TrainStep(
+        engine=state.engine,
+        optimizer=local.optimizer,
+        schedule=local.schedule,
+        precision=local.precision,
+        normalize=Normalize(local.data, runtime.device),
+        ema=state.ema,
+        meter=state.meter,
+        progress=state.progress,
+        clip_norm=config.train.clip_norm,
+        label_smoothing=config.train.label_smoothing,
+    )
+
+
+def _continue_from(checkpoint: Path | None, state: Stateful) -> list[str]:
+    """Load a checkpoint into the finished parts; returns lines for the log."""
+    if checkpoint is None:
+        return []
+    weights, trainer = load_checkpoint(checkpoint)
+    notes = restore(state, weights, trainer)
+    return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
+
+
+def _open_outputs(
+    config: RunConfig,
+    runtime: Runtime,
+    local: _Local,
+    directory: RunDirectory,
+    resume: Resume,
+    notes: list[str],
+) -> Sinks:
+    """On rank 0: the run directory, its records, and whoever else is told of them."""
+    if not runtime.is_main:
+        return Sinks([])
+    for note in [*directory.open(config, resume), *notes]:
+        log.info(note)
+    environment = describe_environment(runtime)
+    directory.write_environment(environment)
+    wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
+    if config.logging.wandb.mode != "disabled":
+        wanted.append(WandbSink(config.logging.wandb, config.name))
+    sinks = Sinks(wanted)
+    sinks.start(
+        RunFacts(
+            directory=directory.path,
+            config=flatten(config),
+            environment=environment,
+            total_steps=min(local.total_windows, config.train.max_steps or local.total_windows),
+            samples_per_step=config.train.global_batch_size,
+            first_step=resume.step,
+        )
+    )
+    return sinks

@@ -1,0 +1,227 @@
+"""The whole of training, from top to bottom. The order of one optimizer step is in step.py."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from configs.identity import digest, identity
+from configs.schema import RunConfig
+from data.loader import Loader
+from data.sampler import Plan
+from trainer.checkpoint import Position, save_checkpoint
+from trainer.collectives import broadcast_
+from trainer.evaluate import evaluate
+from trainer.meter import Stopwatch
+from trainer.preempt import Poll, StopRequest
+from trainer.run_directory import RunDirectory
+from trainer.runtime import Runtime
+from trainer.sinks import Record, Sinks
+from trainer.state import Stateful, capture
+from trainer.step import Diverged, TrainStep
+
+log = logging.getLogger("convoy")
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """A run, assembled by build.py."""
+
+    config: RunConfig
+    runtime: Runtime
+    plan: Plan
+    loader: Loader
+    num_test: int
+    step: TrainStep
+    state: Stateful
+    total_windows: int
+    sinks: Sinks
+    directory: RunDirectory
+    stop: StopRequest
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Training time of the run over all its restarts."""
+        return self.state.progress.elapsed_seconds + self.watch.total_seconds
+
+    @property
+    def finished(self) -> bool:
+        progress, most = self.state.progress, self.config.train.max_steps
+        return progress.window >= self.total_windows or (most or 1 << 62) <= progress.step
+
+
+def fit(parts: Parts) -> str:
+    """Train until the end or until asked to stop; returns "completed" or "preempted".
+
+    Raises:
+        Diverged: If the loss is not finite; nothing is saved from then on.
+    """
+    config, plan, progress = parts.config, parts.plan, parts.state.progress
+    poll = Poll(parts.stop, parts.runtime)
+    stopping = False
+    if progress.evaluation_due:  # a stop request interrupted it
+        stopping = not run_evaluation(parts)
+        save(parts)
+    parts.state.engine.module.train()
+    batches = parts.loader.stream(progress.window)
+
+    while not (stopping or parts.finished):
+        window = plan.window(progress.window)
+        before = progress.step
+        parts.step(window, batches)
+        parts.watch.lap(window.size)
+
+        stepped = progress.step > before  # fp16 may have skipped it
+        epochs, rest = divmod(progress.window, plan.steps_per_epoch)
+        ended = epochs if rest == 0 else None  # number of epochs, at the end of one
+        stopping = poll()
+        if (stepped and due(progress.step, config.logging.every_steps)) or parts.finished:
+            log_training(parts)
+        if due(ended, config.evaluate.every_epochs) or parts.finished:
+            stopping = not run_evaluation(parts) or stopping
+        if (
+            (stepped and due(progress.step, config.checkpoint.every_steps))
+            or due(ended, config.checkpoint.every_epochs)
+            or (progress.best_step == progress.step and ended)
+            or parts.finished
+            or stopping
+        ):
+            save(parts)
+        parts.watch.mark()  # what is not training does not count as training time
+
+    return "completed" if parts.finished and not progress.evaluation_due else "preempted"
+
+
+def due(count: int | None, every: int | None) -> bool:
+    return count is not None and every is not None and count % every == 0
+
+
+def log_training(parts: Parts) -> None:
+    """Average the metrics since the last record. Waits for the device."""
+    check_finite(parts)
+    totals = parts.state.meter.collect(parts.runtime)
+    progress, scaler = parts.state.progress, parts.state.precision.scaler
+    record = start_record(parts) | {
+        "train/loss": totals.loss,
+        "train/accuracy": totals.accuracy,
+        "train/lr": parts.step.schedule(max(progress.step - 1, 0)),
+        "train/grad_norm": float(parts.step.gradient_norm()),
+        "train/samples_per_second": parts.watch.read(),
+    }
+    if scaler.is_enabled():
+        record |= {
+            "train/loss_scale": scaler.get_scale(),
+            "train/skipped_steps": progress.skipped_steps,
+        }
+    parts.sinks.record(record)
+
+
+def run_evaluation(parts: Parts) -> bool:
+    """Evaluate on the whole test set; False if a stop request came first."""
+    check_finite(parts)
+    state, progress = parts.state, parts.state.progress
+    progress.evaluation_due = True
+    module = state.ema.module if state.ema else state.engine.module
+    broadcast_(parts.runtime, list(module.buffers()))  # as DDP does before each forward pass
+    result = evaluate(
+        module,
+        parts.loader,
+        num_samples=parts.num_test,
+        batch_size=parts.config.evaluate.batch_size,
+        normalize=parts.step.normalize,
+        precision=state.precision,
+        runtime=parts.runtime,
+        interrupted=Poll(parts.stop, parts.runtime),
+    )
+    if result is None:
+        return False
+    progress.evaluation_due = False
+    progress.accuracy, progress.loss = result.accuracy, result.loss
+    if progress.best_accuracy is None or result.accuracy > progress.best_accuracy:
+        progress.best_accuracy, progress.best_loss = result.accuracy, result.loss
+        progress.best_step = progress.step
+    parts.sinks.record(
+        start_record(parts)
+        | {
+            "eval/loss": result.loss,
+            "eval/accuracy": result.accuracy,
+            "eval/correct": result.correct,
+            "eval/count": result.count,
+        }
+    )
+    write_summary(parts, "running")
+    return True
+
+
+def save(parts: Parts) -> None:
+    """Checkpoint the state as it is now. A save that fails leaves the earlier ones intact."""
+    progress, plan = parts.state.progress, parts.plan
+    check_finite(parts)
+    weights, trainer = capture(parts.state)
+    trainer["progress"]["elapsed_seconds"] = parts.elapsed_seconds
+    if not parts.runtime.is_main:
+        return
+    position = Position(
+        step=progress.step,
+        epoch=progress.window // plan.steps_per_epoch,
+        position=plan.samples_before(progress.window),
+        world_size=parts.runtime.world_size,
+        config_digest=digest(parts.config),
+        identity=identity(parts.config),
+    )
+    try:
+        save_checkpoint(
+            parts.directory.checkpoints,
+            weights,
+            trainer,
+            position,
+            keep=parts.config.checkpoint.keep,
+            is_best=progress.best_step == progress.step,
+        )
+    except OSError as error:
+        if parts.finished or parts.stop.pending:
+            raise  # there will be no later save
+        log.error("checkpoint of step %d not saved: %s", progress.step, error)
+
+
+def check_finite(parts: Parts) -> None:
+    """Stop before a loss that is not finite is recorded, or what it did to the weights is saved."""
+    window = parts.state.meter.first_bad_window(parts.runtime)
+    if window is not None:
+        raise Diverged(
+            f"the loss of step {window + 1} is not finite. The checkpoints in "
+            f"{parts.directory.checkpoints} are from before it. Lower optimizer.lr, set "
+            "train.clip_norm, or look at the data of that step"
+        )
+
+
+def start_record(parts: Parts) -> Record:
+    progress = parts.state.progress
+    return {
+        "step": progress.step,
+        "epoch": round(progress.window / parts.plan.steps_per_epoch, 6),
+        "time": round(time.time(), 3),
+        "elapsed_seconds": round(parts.elapsed_seconds, 3),
+    }
+
+
+def write_summary(parts: Parts, status: str) -> None:
+    if parts.runtime.is_main:
+        progress = parts.state.progress
+        parts.directory.write_summary(
+            {
+                "status": status,
+                "name": parts.config.name,
+                "step": progress.step,
+                "epoch": round(progress.window / parts.plan.steps_per_epoch, 6),
+                "eval/accuracy": progress.accuracy,
+                "eval/loss": progress.loss,
+                "best/accuracy": progress.best_accuracy,
+                "best/loss": progress.best_loss,
+                "best/step": progress.best_step if progress.best_accuracy is not None else None,
+                "skipped_steps": progress.skipped_steps,
+                "elapsed_seconds": round(parts.elapsed_seconds, 3),
+            }
+        )

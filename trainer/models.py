@@ -1,0 +1,93 @@
+"""The reference networks, and how a config becomes one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import InputError
+from configs.imports import call_with
+from configs.schema import ModelConfig
+from data.sampler import derive_seed
+from trainer.registry import resolve
+
+
+class MLP(nn.Module):
+    """Fully connected layers with ReLU and dropout between them.
+
+    Args:
+        input_shape: Shape of one sample; it is flattened.
+        num_classes: Number of logits.
+        hidden: Width of each hidden layer.
+        dropout: Probability of dropping an activation, 0 <= dropout < 1.
+        batch_norm: Batch normalisation before each ReLU.
+
+    Shapes:
+        `(B, *input_shape)` float -> `(B, num_classes)` logits.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hidden: Sequence[int] = (256, 128),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if not all(isinstance(width, int) and width >= 1 for width in hidden):
+            raise InputError(
+                "model.kwargs.hidden", given=hidden, expected="a list of widths, each 1 or more"
+            )
+        if not 0 <= dropout < 1:
+            raise InputError("model.kwargs.dropout", given=dropout, expected="0 <= dropout < 1")
+        widths = [math.prod(input_shape), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in itertools.pairwise(widths):
+            layers.append(nn.Linear(before, after))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(after))
+            layers.append(nn.ReLU())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(widths[-1], num_classes))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layers(inputs)
+        return logits
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP}
+
+
+def build_model(
+    config: ModelConfig, *, input_shape: tuple[int, ...], num_classes: int, seed: int
+) -> nn.Module:
+    """Build the model with initial weights that depend on the seed alone, on every rank alike.
+
+    A factory named by import path is called with `input_shape` and `num_classes` if it accepts
+    them, and with `model.kwargs`. It must return a module whose output is `(B, num_classes)`
+    logits.
+
+    Raises:
+        InputError: If the factory does not exist, refuses its arguments or makes no module.
+    """
+    factory = resolve("model.name", config.name, MODELS)
+    torch.manual_seed(derive_seed(seed, "weights"))
+    facts = {"input_shape": input_shape, "num_classes": num_classes}
+    try:
+        model = call_with("model.kwargs", factory, dict(config.kwargs), facts)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError) or factory not in MODELS.values():
+            raise
+        raise InputError("model.kwargs", given=config.kwargs, expected=f"({error})") from None
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "model.name", given=config.name, expected="a callable that returns a torch.nn.Module"
+        )
+    return model

@@ -1,0 +1,67 @@
+"""Optimizers by name. To add one, write a function and list it in OPTIMIZERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.schema import OptimizerConfig
+from trainer.registry import resolve
+
+FUSED_DEVICES = ("cpu", "cuda")
+"""Where torch's fused kernels exist: one kernel for all parameters instead of dozens."""
+
+
+def sgd(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, fused: bool
+) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=fused,
+    )
+
+
+def _adam_arguments(config: OptimizerConfig, fused: bool) -> dict[str, Any]:
+    return {
+        "lr": config.lr,
+        "betas": tuple(config.betas),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "fused": fused,
+    }
+
+
+def adam(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, fused: bool
+) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, **_adam_arguments(config, fused))
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, fused: bool
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, **_adam_arguments(config, fused))
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+}
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer over all trainable parameters, fused where the device has the kernels."""
+    factory = resolve("optimizer.name", config.name, OPTIMIZERS)
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer = factory(trainable, config, device.type in FUSED_DEVICES)
+    return optimizer

@@ -1,0 +1,53 @@
+"""Autocast type and loss-scaling policy."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from configs.errors import InputError
+from configs.schema import PrecisionConfig
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What runs in which type. Weights, gradients and optimizer state stay float32."""
+
+    device_type: str
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler
+    """Disabled except with fp16, whose small gradients would otherwise round to zero."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+
+def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
+    """The policy on this device.
+
+    Raises:
+        InputError: If the device cannot compute in that type.
+    """
+    dtype = DTYPES[config.dtype]
+    if dtype is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError(
+            "precision.dtype",
+            given="bf16",
+            expected=f"fp32 or fp16 on {torch.cuda.get_device_name(device)}",
+            remedy="bfloat16 needs compute capability 8.0 or above.",
+        )
+    torch.set_float32_matmul_precision(config.matmul)
+    scaler = torch.amp.GradScaler(
+        device.type,
+        init_scale=config.init_scale,
+        growth_interval=config.growth_interval,
+        enabled=dtype is torch.float16,
+    )
+    return Precision(device.type, dtype, scaler)

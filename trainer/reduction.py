@@ -1,0 +1,127 @@
+"""How the gradients of all ranks become one: a fast all-reduce, or an exact pairwise tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.sampler import MicroBatch, Window
+from trainer.rng import seed_stream
+from trainer.runtime import Runtime
+
+
+class Reduction(Protocol):
+    gradient_scale: float
+    """Factor of the loss that undoes an average over ranks."""
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch."""
+        ...
+
+    def finish(self) -> None:
+        """After the last micro-batch: every rank's `.grad` holds the sum over all ranks."""
+        ...
+
+
+class SingleRank:
+    """Nobody to talk to: autograd accumulates in place."""
+
+    gradient_scale = 1.0
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def finish(self) -> None:
+        pass
+
+
+class AllReduce:
+    """DDP overlaps the all-reduce with the last backward pass; the earlier ones stay local."""
+
+    def __init__(self, ddp: DistributedDataParallel, world_size: int) -> None:
+        self.ddp = ddp
+        self.gradient_scale = float(world_size)  # DDP averages over ranks, we want the sum
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        return nullcontext() if micro.ends_window else self.ddp.no_sync()
+
+    def finish(self) -> None:
+        pass
+
+
+class PairwiseTree:
+    """Shard gradients summed along one fixed binary tree, whoever computes them.
+
+    Every shard draws its random numbers from a stream of its own, f(seed, window, shard). A rank
+    sums its contiguous shards as a subtree; then ranks exchange partial sums with partners at
+    distance 1, 2, 4, ... IEEE addition is commutative, so both partners get the same bits, and the
+    sequence of additions does not depend on the number of ranks. Floating-point buffers (batch-norm
+    statistics) start each shard from the same value and become the mean over shards.
+    """
+
+    gradient_scale = 1.0
+
+    def __init__(self, module: nn.Module, runtime: Runtime, *, shards: int, seed: int) -> None:
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
+        self.counters = [b for b in module.buffers() if not b.is_floating_point()]
+        self.runtime = runtime
+        self.shards = shards
+        self.seed = seed
+        self.subtrees: list[tuple[int, Tensor]] = []
+        self.start: list[Tensor] = []
+
+    @contextmanager
+    def micro_batch(self, window: Window, micro: MicroBatch) -> Iterator[None]:
+        if micro.begins_shard:
+            seed_stream(self.seed, "shard", window.index, micro.shard)
+            if not self.subtrees:
+                self.start = [buffer.clone() for buffer in (*self.buffers, *self.counters)]
+            for buffer, start in zip((*self.buffers, *self.counters), self.start, strict=True):
+                buffer.copy_(start)
+        yield
+        if micro.ends_shard:
+            self._push()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        (_, total), self.subtrees = self.subtrees[0], []
+        distance = 1
+        while distance < self.runtime.world_size:
+            total = total + self._exchange(total, self.runtime.rank ^ distance)
+            distance *= 2
+        sizes = [part.numel() for part in (*self.parameters, *self.buffers)]
+        pieces = iter(torch.split(total, sizes))
+        for parameter in self.parameters:
+            parameter.grad = next(pieces).view_as(parameter)
+        for buffer in self.buffers:
+            buffer.copy_((next(pieces) / self.shards).view_as(buffer))
+
+    @torch.no_grad()
+    def _push(self) -> None:
+        """Add a finished shard, then merge equally high subtrees like a carry in binary."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([part.reshape(-1) for part in (*gradients, *self.buffers)])
+        for parameter in self.parameters:
+            parameter.grad = None
+        height = 0
+        while self.subtrees and self.subtrees[-1][0] == height:
+            flat = self.subtrees.pop()[1] + flat
+            height += 1
+        self.subtrees.append((height, flat))
+
+    def _exchange(self, mine: Tensor, partner: int) -> Tensor:
+        theirs = torch.empty_like(mine)
+        operations = [
+            dist.P2POp(dist.isend, mine, partner),
+            dist.P2POp(dist.irecv, theirs, partner),
+        ]
+        for request in dist.batch_isend_irecv(operations):
+            request.wait()
+        return theirs

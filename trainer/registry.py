@@ -1,0 +1,34 @@
+"""Names in a config -> factories: a short name from a table, or `package.module:attribute`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from configs.errors import InputError
+from configs.imports import import_object, is_import_path
+
+
+def resolve(key: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The factory called `name`.
+
+    Raises:
+        InputError: If the table has no such name (the closest one is suggested) or the import path
+            leads nowhere.
+    """
+    if is_import_path(name):
+        found = import_object(key, name)
+        if not callable(found):
+            raise InputError(key, given=name, expected="the import path of a callable")
+        factory: Callable[..., Any] = found
+        return factory
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1)
+        raise InputError(
+            key,
+            given=name,
+            expected=f"one of {', '.join(table)}, or an import path `package.module:attribute`",
+            remedy=f"Did you mean {close[0]!r}?" if close else "",
+        )
+    return table[name]

@@ -1,0 +1,167 @@
+"""Which launcher started this process, which rank it is, and the process group it belongs to."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from configs.errors import InputError
+from configs.schema import ParallelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """This process among its peers."""
+
+    launcher: str
+    """torchrun, accelerate, srun or python."""
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    backend: str = ""
+    """gloo or nccl; empty with one rank, which needs no process group."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def detect(env: Mapping[str, str]) -> Runtime:
+    """Read rank and world size from what torchrun, accelerate or srun left in the environment.
+
+    Raises:
+        InputError: If the variables are incomplete or contradict each other.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:
+        launcher = "accelerate" if any(k.startswith("ACCELERATE_") for k in env) else "torchrun"
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    elif int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+        launcher = "srun"
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE")
+    else:
+        return Runtime(launcher="python")
+    try:
+        rank, local_rank, world_size = (int(env.get(name, "0")) for name in names[:3])
+        # SLURM_TASKS_PER_NODE reads like "2(x2),1": the first node's count serves as the bound.
+        local_world = int(re.split(r"\D", env.get(names[3], str(world_size)))[0])
+    except ValueError as error:
+        given = {name: env.get(name) for name in names}
+        raise InputError("launcher variables", given=given, expected=f"numbers ({error})") from None
+    if not 0 <= rank < world_size:
+        raise InputError(
+            "launcher variables",
+            given={name: env.get(name) for name in names},
+            expected=f"{names[0]} from 0 to {names[2]} - 1",
+            remedy="Start the ranks with torchrun or srun instead of setting them by hand.",
+        )
+    return Runtime(
+        launcher=launcher,
+        rank=rank,
+        local_rank=local_rank,
+        world_size=world_size,
+        local_world_size=local_world,
+    )
+
+
+def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
+    """Choose the device and the backend, or say why the ones asked for cannot be had.
+
+    Raises:
+        InputError: For a GPU that is not there, fewer GPUs than ranks, or NCCL without a GPU.
+    """
+    num_gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if config.device == "cuda" and num_gpus == 0:
+        raise InputError(
+            "parallel.device",
+            given="cuda",
+            expected="a CUDA device on this machine",
+            remedy="Use --parallel.device cpu, or a torch build with CUDA on a machine with a GPU.",
+        )
+    if num_gpus and runtime.local_rank >= num_gpus:
+        raise InputError(
+            "ranks on this node",
+            given=runtime.local_world_size,
+            expected=f"at most one for each of the {num_gpus} GPUs",
+            remedy=f"Start {num_gpus} ranks per node, or use --parallel.device cpu.",
+        )
+    if config.backend == "nccl" and num_gpus == 0:
+        raise InputError(
+            "parallel.backend",
+            given="nccl",
+            expected="gloo, because no GPU is used",
+            remedy="NCCL connects GPUs only: leave parallel.backend at auto.",
+        )
+    device = torch.device("cuda", runtime.local_rank) if num_gpus else torch.device("cpu")
+    backend = config.backend if config.backend != "auto" else ("nccl" if num_gpus else "gloo")
+    return replace(runtime, device=device, backend=backend if runtime.world_size > 1 else "")
+
+
+@contextmanager
+def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
+    """The default process group of all ranks, ended on the way out; nothing with one rank.
+
+    Raises:
+        InputError: If the ranks cannot find each other within parallel.init_timeout_seconds.
+    """
+    if config.threads is not None or config.reduction == "exact":
+        # The order of additions inside a matrix product depends on the number of threads.
+        torch.set_num_threads(config.threads or 1)
+    if runtime.device.type == "cuda":
+        torch.cuda.set_device(runtime.device)
+    if runtime.world_size == 1:
+        yield
+        return
+    try:
+        dist.init_process_group(
+            runtime.backend,
+            init_method=_rendezvous(runtime, os.environ),
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            timeout=timedelta(seconds=config.init_timeout_seconds),
+            device_id=runtime.device if runtime.device.type == "cuda" else None,
+        )
+    except (dist.DistError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {runtime.world_size} ranks could not connect ({_first_line(error)})",
+            expected="every rank started and reachable within "
+            f"{config.init_timeout_seconds:.0f} s (parallel.init_timeout_seconds)",
+            remedy="Check MASTER_ADDR and MASTER_PORT, and that all nodes were started.",
+        ) from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def use_training_timeout(runtime: Runtime, config: ParallelConfig) -> None:
+    """From now on a silent rank is given up on after parallel.timeout_seconds."""
+    if runtime.world_size > 1:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=config.timeout_seconds))
+
+
+def _rendezvous(runtime: Runtime, env: Mapping[str, str]) -> str:
+    """env:// when the launcher set MASTER_ADDR; srun alone leaves it to us."""
+    if runtime.launcher != "srun" or "MASTER_ADDR" in env:
+        return "env://"
+    address = env.get("SLURM_LAUNCH_NODE_IPADDR") or _first_host(env.get("SLURM_NODELIST", ""))
+    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)
+    return f"tcp://{address}:{port}"
+
+
+def _first_host(nodelist: str) -> str:
+    """`node[03-05,9],other` -> `node03`."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)
+    return (match[1] + (match[2] or "")) if match else "127.0.0.1"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

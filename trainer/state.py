@@ -1,0 +1,131 @@
+"""Everything that continues a run exactly, captured and restored as a whole."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.errors import InputError
+from trainer.collectives import gather_objects
+from trainer.ema import EMA
+from trainer.engine import Engine
+from trainer.meter import Meter
+from trainer.precision import Precision
+from trainer.rng import capture_rng, restore_rng, seed_stream
+from trainer.runtime import Runtime
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come: plain numbers, the same on every rank."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    window: int = 0
+    """Global batches delivered; more than `step` by the steps that fp16 skipped."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    elapsed_seconds: float = 0.0
+    """Wall time of the run over all its restarts."""
+    evaluation_due: bool = False
+    """An evaluation was interrupted and comes first when the run continues."""
+    accuracy: float | None = None
+    """Test accuracy of the latest evaluation, and its loss."""
+    loss: float | None = None
+    best_accuracy: float | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stateful:
+    """The objects of a run that change while it trains."""
+
+    engine: Engine
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    ema: EMA | None
+    meter: Meter
+    progress: Progress
+    seed: int
+    runtime: Runtime
+
+
+def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights under their own names, and everything else; copies in host memory.
+
+    Every rank must call it: random generators and unlogged metrics are gathered from all.
+    """
+    weights = {name: _host_copy(value) for name, value in run.engine.module.state_dict().items()}
+    mine = {"rng": capture_rng(run.runtime.device), "meter": run.meter.state_dict()}
+    trainer = {
+        "progress": asdict(run.progress),
+        "optimizer": _host_copy(run.optimizer.state_dict()),
+        "scaler": run.precision.scaler.state_dict(),
+        "ema": _host_copy(run.ema.module.state_dict()) if run.ema else None,
+        "device_type": run.runtime.device.type,
+        "ranks": gather_objects(run.runtime, mine),
+    }
+    return weights, trainer
+
+
+def restore(run: Stateful, weights: dict[str, Tensor], trainer: dict[str, Any]) -> list[str]:
+    """Put a captured state back, on any number of ranks.
+
+    Returns:
+        What could not be the same as before, for the log.
+
+    Raises:
+        InputError: If the state does not belong to this model, optimizer or precision.
+    """
+    try:
+        run.engine.module.load_state_dict(weights)
+        if run.ema is not None and trainer["ema"] is not None:
+            run.ema.module.load_state_dict(trainer["ema"])
+        run.optimizer.load_state_dict(trainer["optimizer"])
+        if run.precision.scaler.is_enabled() and trainer["scaler"]:
+            run.precision.scaler.load_state_dict(trainer["scaler"])
+        for name, value in trainer["progress"].items():
+            setattr(run.progress, name, value)
+        ranks = trainer["ranks"]
+        device_type = trainer["device_type"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            "the checkpoint does not fit this run",
+            given=" ".join(str(error).split())[:400],
+            expected="the same model and optimizer",
+            remedy="Use the config that lies beside it, or --checkpoint.resume never.",
+        ) from None
+    runtime = run.runtime
+    if len(ranks) == runtime.world_size and device_type == runtime.device.type:
+        run.meter.load_state_dict(ranks[runtime.rank]["meter"], runtime.device)
+        restore_rng(ranks[runtime.rank]["rng"], runtime.device)
+        return []
+    # Unlogged metrics are sums: rank 0 takes over those of ranks that are no more.
+    for saved in ranks if runtime.is_main else []:
+        part = Meter()
+        part.load_state_dict(saved["meter"], runtime.device)
+        for window, loss, correct in zip(part.windows, part.losses, part.correct, strict=True):
+            run.meter.add(window, loss, correct, 0)
+        run.meter.count += part.count
+    seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.window)
+    return [
+        f"saved on {len(ranks)} ranks ({device_type}), continued on {runtime.world_size} "
+        f"({runtime.device.type}): dropout draws new random numbers from here on "
+        "(parallel.reduction: exact would not)"
+    ]
+
+
+def _host_copy(value: Any) -> Any:
+    """A deep copy with every tensor in host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: _host_copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_host_copy(item) for item in value)
+    return copy.deepcopy(value)

@@ -1,0 +1,122 @@
+"""The order of one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.datasets import Normalize
+from data.loader import Batch
+from data.sampler import Window
+from trainer.ema import EMA
+from trainer.engine import Engine
+from trainer.meter import Meter
+from trainer.precision import Precision
+from trainer.schedule import Schedule
+from trainer.state import Progress
+
+HOPELESS_SKIPS = 100
+"""fp16 steps skipped in a row after which the loss is taken for diverged."""
+
+
+class Diverged(RuntimeError):
+    """The loss is not a finite number; the checkpoints written so far are good."""
+
+
+class TrainStep:
+    """Accumulate, unscale, clip, check finite, step, then move the EMA.
+
+    The gradient is that of the summed loss divided by the number of samples actually in the global
+    batch, on every world size, with every accumulation split, in a short last batch too.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        precision: Precision,
+        normalize: Normalize,
+        ema: EMA | None,
+        meter: Meter,
+        progress: Progress,
+        clip_norm: float | None,
+        label_smoothing: float,
+    ) -> None:
+        self.engine = engine
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.precision = precision
+        self.normalize = normalize
+        self.ema = ema
+        self.meter = meter
+        self.progress = progress
+        self.clip_norm = clip_norm
+        self.label_smoothing = label_smoothing
+        self.parameters = [p for p in engine.module.parameters() if p.requires_grad]
+        self.clipped_from: Tensor | None = None
+
+    def __call__(self, window: Window, batches: Iterator[Batch]) -> None:
+        """Train on one global batch; `batches` yields this rank's micro-batches of it."""
+        scaler = self.precision.scaler
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.progress.step)
+        self.optimizer.zero_grad(set_to_none=True)
+
+        for micro in window.micro_batches:
+            inputs, targets = next(batches)
+            with self.engine.micro_batch(window, micro):
+                with self.precision.autocast():
+                    logits = self.engine.forward(self.normalize(inputs))
+                    loss = self.loss(logits, targets)
+                share = self.engine.gradient_scale / window.size
+                scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            correct = (logits.detach().argmax(1) == targets).sum()
+            self.meter.add(window.index, loss.detach(), correct, micro.size)
+
+        self.engine.reduce()
+        scaler.unscale_(self.optimizer)
+        if self.clip_norm is not None:
+            self.clipped_from = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        scaler.step(self.optimizer)  # checks finite itself: with fp16 it may skip
+        self._finish(window)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy summed over the micro-batch, in float32."""
+        return F.cross_entropy(
+            logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing
+        )
+
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of the last step's gradient, before clipping."""
+        if self.clipped_from is not None:
+            return self.clipped_from
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+
+    def _finish(self, window: Window) -> None:
+        """Count the step, unless fp16 skipped it: then neither step, rate nor EMA moves."""
+        scaler, progress = self.precision.scaler, self.progress
+        progress.window += 1
+        if scaler.is_enabled():
+            before = scaler.get_scale()  # with fp16 only: waits for the device
+            scaler.update()
+            if scaler.get_scale() < before:
+                self.meter.forget(window.index)
+                progress.skipped_steps += 1
+                progress.skipped_in_a_row += 1
+                if progress.skipped_in_a_row >= HOPELESS_SKIPS:
+                    raise Diverged(
+                        f"{HOPELESS_SKIPS} fp16 steps in a row had gradients that are not finite, "
+                        f"after step {progress.step}: lower optimizer.lr, or use bf16"
+                    )
+                return
+            progress.skipped_in_a_row = 0
+        progress.step += 1
+        if self.ema is not None:
+            self.ema.update(self.engine.module, progress.step)
