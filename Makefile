@@ -1,0 +1,47 @@
+# Two commands are all a fresh machine needs: `make train` and `make test`.
+#   make train NPROC=4 ARGS="--train.epochs 3"   other ranks, other options
+
+PYTHON ?= python3
+NPROC ?= 2
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# Ranks share the cores of the machine.
+export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); threads=$$((cores / $(NPROC))); echo $$((threads > 0 ? threads : 1)))
+
+.PHONY: train test test-slow lint format clean
+
+train: $(VENV)/.train
+	$(BIN)/torchrun --nproc_per_node=$(NPROC) launch/train.py --config configs/mnist.yaml $(ARGS)
+
+test: $(VENV)/.develop
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.develop
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.develop
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.develop
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# A stamp is younger than the files that say what to install, or pip runs again.
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.develop: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	@touch $@ $(VENV)/.train
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is too old, expected Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
