@@ -1,4 +1,4 @@
-"""Shared fixtures: small data, commands as real processes, and a check that tests leave no traces."""
+"""Shared fixtures: small data, commands as real processes, a check that tests leave no traces."""
 
 from __future__ import annotations
 
