@@ -59,7 +59,10 @@ def call_with(
     Raises:
         InputError: If the arguments do not fit its signature, which the message shows.
     """
-    signature = inspect.signature(target)
+    try:
+        signature = inspect.signature(target, eval_str=True)
+    except NameError:  # an annotation that only type checkers can resolve
+        signature = inspect.signature(target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = {name: v for name, v in offered.items() if name in signature.parameters or takes_any}
     arguments = {**accepted, **kwargs}

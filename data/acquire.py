@@ -72,15 +72,20 @@ def acquire(
     """
     if found := find_files(facts, root):
         return found
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise InputError("data.root", given=root, expected="a folder that exists")
     folder = Path(root).expanduser() / facts.name if root else cache_folder(facts)
     if not download:
         raise _missing(facts, folder, ["data.download is false"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
-            if found := find_files(facts, root):
-                return found
-            _download_all(facts, folder, mirrors or facts.mirrors, progress)
+        try:
+            with _locked(folder / ".lock"):
+                if found := find_files(facts, root):
+                    return found
+                _download_all(facts, folder, mirrors or facts.mirrors, progress)
+        finally:
+            _remove_if_empty(folder)
     except OSError as error:
         raise InputError(
             f"cannot write to {folder} ({error.strerror})",
@@ -111,6 +116,14 @@ def _find_one(folder: Path, name: str) -> Path | None:
         if (folder / candidate).is_file():
             return folder / candidate
     return None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no trace of a download that failed."""
+    if [path.name for path in folder.iterdir()] == [".lock"]:
+        (folder / ".lock").unlink()
+        with contextlib.suppress(OSError):  # another process has just begun
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -121,6 +121,12 @@ class Plan:
         """Micro-batches of a full window on this rank."""
         return len(self._cut(self.global_batch_size))
 
+    @property
+    def smallest_micro_batch(self) -> int:
+        """Samples in the smallest micro-batch this rank ever sees, short windows included."""
+        sizes = {self.global_batch_size, self.window(self.steps_per_epoch - 1).size}
+        return min(micro.size for size in sizes for micro in self._cut(size))
+
     def samples_before(self, index: int) -> int:
         """Global samples delivered before window `index`."""
         epoch, step = divmod(index, self.steps_per_epoch)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from configs.errors import InputError
 
+REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: saved, and worth starting again."""
@@ -34,5 +35,15 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     except InputError as error:
         if is_main_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
+        status = EXIT_BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name not in REQUIRED:
+            raise
+        if is_main_process():
+            print(
+                f"error: the package {error.name!r} is not installed for {sys.executable}: "
+                "run `make train`, or `pip install -c constraints.txt -e .`",
+                file=sys.stderr,
+            )
         status = EXIT_BAD_INPUT
     sys.exit(status)

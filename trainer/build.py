@@ -123,6 +123,7 @@ def _build_local(config: RunConfig, runtime: Runtime) -> _Local:
     ).to(runtime.device)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("model.name", given=config.model.name, expected="trainable parameters")
+    _check_batch_norm(model, plan)
     total_windows = config.train.epochs * plan.steps_per_epoch
     return _Local(
         data=data,
@@ -139,6 +140,19 @@ def _build_local(config: RunConfig, runtime: Runtime) -> _Local:
         ),
         total_windows=total_windows,
     )
+
+
+def _check_batch_norm(model: nn.Module, plan: Plan) -> None:
+    """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normed and plan.smallest_micro_batch < 2:
+        raise InputError(
+            "batch normalisation",
+            given=f"a micro-batch of {plan.smallest_micro_batch} samples on rank {plan.rank}",
+            expected="2 or more in every micro-batch, also in the last one of an epoch",
+            remedy="Change train.global_batch_size, train.micro_batch_size or parallel.shards, or "
+            "use --data.drop_last true.",
+        )
 
 
 def _build_state(config: RunConfig, runtime: Runtime, local: _Local) -> Stateful:

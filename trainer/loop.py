@@ -190,9 +190,14 @@ def check_finite(parts: Parts) -> None:
     """Stop before a loss that is not finite is recorded, or what it did to the weights is saved."""
     window = parts.state.meter.first_bad_window(parts.runtime)
     if window is not None:
+        folder = parts.directory.checkpoints
+        kept = (
+            f"The checkpoints in {folder} are from before it"
+            if any(folder.iterdir())
+            else ("No checkpoint had been written yet")
+        )
         raise Diverged(
-            f"the loss of step {window + 1} is not finite. The checkpoints in "
-            f"{parts.directory.checkpoints} are from before it. Lower optimizer.lr, set "
+            f"the loss of step {window + 1} is not finite. {kept}. Lower optimizer.lr, set "
             "train.clip_norm, or look at the data of that step"
         )
 

@@ -28,19 +28,19 @@ class Meter:
     windows: list[int] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
-    count: int = 0
+    counts: list[int] = field(default_factory=list)
 
     def add(self, window: int, loss_sum: Tensor, correct: Tensor, count: int) -> None:
         """Remember the summed loss and the number of correct predictions of a micro-batch."""
         self.windows.append(window)
         self.losses.append(loss_sum)
         self.correct.append(correct)
-        self.count += count
+        self.counts.append(count)
 
     def forget(self, window: int) -> None:
         """Drop a global batch whose optimizer step was skipped."""
         while self.windows and self.windows[-1] == window:
-            self.windows.pop(), self.losses.pop(), self.correct.pop()
+            self.windows.pop(), self.losses.pop(), self.correct.pop(), self.counts.pop()
 
     def collect(self, runtime: Runtime) -> Totals:
         """Average over micro-batches and ranks, and start anew. Waits for the device."""
@@ -48,10 +48,10 @@ class Meter:
         if self.losses:
             rows[runtime.rank, 0] = torch.stack(self.losses).double().sum()
             rows[runtime.rank, 1] = torch.stack(self.correct).sum()
-            rows[runtime.rank, 2] = self.count
+            rows[runtime.rank, 2] = sum(self.counts)
         # Every rank fills its own row of zeros, so the sum is exact and has a fixed order.
         loss, correct, count = sum_(runtime, rows).sum(0).tolist()
-        self.windows, self.losses, self.correct, self.count = [], [], [], 0
+        self.windows, self.losses, self.correct, self.counts = [], [], [], []
         return Totals(loss / max(count, 1), correct / max(count, 1))
 
     def first_bad_window(self, runtime: Runtime) -> int | None:
@@ -68,20 +68,27 @@ class Meter:
         first = -int(negated)
         return None if first == latest else first
 
+    def merge(self, other: Meter) -> None:
+        """Take over the micro-batches of another rank."""
+        self.windows += other.windows
+        self.losses += other.losses
+        self.correct += other.correct
+        self.counts += other.counts
+
     def state_dict(self) -> dict[str, Any]:
         empty = torch.empty(0)
         return {
             "windows": list(self.windows),
             "losses": torch.stack(self.losses).cpu() if self.losses else empty,
             "correct": torch.stack(self.correct).cpu() if self.correct else empty,
-            "count": self.count,
+            "counts": list(self.counts),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.windows = list(state["windows"])
         self.losses = list(state["losses"].to(device).unbind())
         self.correct = list(state["correct"].to(device).unbind())
-        self.count = state["count"]
+        self.counts = list(state["counts"])
 
 
 class Stopwatch:

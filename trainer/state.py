@@ -109,9 +109,7 @@ def restore(run: Stateful, weights: dict[str, Tensor], trainer: dict[str, Any]) 
     for saved in ranks if runtime.is_main else []:
         part = Meter()
         part.load_state_dict(saved["meter"], runtime.device)
-        for window, loss, correct in zip(part.windows, part.losses, part.correct, strict=True):
-            run.meter.add(window, loss, correct, 0)
-        run.meter.count += part.count
+        run.meter.merge(part)
     seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.window)
     return [
         f"saved on {len(ranks)} ranks ({device_type}), continued on {runtime.world_size} "

@@ -1,0 +1,181 @@
+"""A run that is stopped or killed goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import (
+    assert_same_bits,
+    launch,
+    python_command,
+    records,
+    start,
+    torchrun_command,
+    train,
+    wait,
+)
+
+Arguments = Callable[..., list[str]]
+VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second")
+
+
+def comparable(run: Path, after: int = 0) -> list[dict[str, Any]]:
+    """Records after a step, without what the clock says."""
+    return [
+        {key: value for key, value in record.items() if key not in VOLATILE}
+        for record in records(run)
+        if record["step"] > after
+    ]
+
+
+def wait_for_step(run: Path, step: int, process: Any) -> None:
+    """Until metrics.jsonl shows that step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        path = run / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        if len(lines) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the run did not get going")
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of a process: the ranks of a torchrun."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_continued_run_is_bit_identical(
+    small: Arguments, tmp_path: Path, ranks: int, workers: int
+) -> None:
+    """Stopped in mid-epoch and in mid-interval of the log; dropout, EMA and clipping on."""
+    extra = [
+        f"--data.workers={workers}",
+        "--logging.every_steps=4",
+        "--train.ema_decay=0.9",
+        "--train.clip_norm=0.5",
+    ]
+    train(*small("whole", *extra, "--train.max_steps=40"), ranks=ranks)
+    train(*small("parts", *extra, "--train.max_steps=13"), ranks=ranks)
+    train(*small("parts", *extra, "--train.max_steps=40"), ranks=ranks)
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    assert comparable(tmp_path / "parts", 16) == comparable(tmp_path / "whole", 16)
+
+
+def test_sigterm_to_one_process_saves_exits_75_and_continues(
+    small: Arguments, tmp_path: Path
+) -> None:
+    extra = ["--train.epochs=60"]
+    process = start(python_command("launch/train.py", *small("stopped", *extra)))
+    wait_for_step(tmp_path / "stopped", 50, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = wait(process)
+    assert stopped.status == 75, stopped.output
+    summary = json.loads((tmp_path / "stopped/summary.json").read_text())
+    assert summary["status"] == "preempted"
+    assert 50 <= summary["step"] < 60 * 22
+    train(*small("stopped", *extra))
+    train(*small("whole", *extra))
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+    assert comparable(tmp_path / "stopped") == comparable(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_one_rank_stops_all_of_them_together(
+    small: Arguments, tmp_path: Path, number: signal.Signals
+) -> None:
+    extra = ["--train.epochs=120", "--data.workers=1"]
+    process = start(torchrun_command(2, "launch/train.py", *small("stopped", *extra)))
+    wait_for_step(tmp_path / "stopped", 50, process)
+    os.kill(children(process.pid)[1], number)
+    stopped = wait(process)
+    assert 'Traceback (most recent call last):\n  File "/' not in stopped.stdout
+    assert "Stopped on request" in stopped.stdout, stopped.output
+    summary = json.loads((tmp_path / "stopped/summary.json").read_text())
+    assert summary["status"] == "preempted"
+    manifest = json.loads((tmp_path / "stopped/checkpoints/latest/manifest.json").read_text())
+    assert manifest["step"] == summary["step"]
+
+
+def test_sigkill_in_mid_epoch_loses_nothing(small: Arguments, tmp_path: Path) -> None:
+    extra = ["--train.epochs=30", "--checkpoint.every_steps=5", "--checkpoint.every_epochs=null"]
+    process = start(python_command("launch/train.py", *small("killed", *extra)))
+    wait_for_step(tmp_path / "killed", 77, process)
+    process.kill()
+    assert wait(process).status == -signal.SIGKILL
+    train(*small("killed", *extra))
+    train(*small("whole", *extra))
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
+
+
+def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(
+    small: Arguments, tmp_path: Path
+) -> None:
+    extra = ["--checkpoint.every_steps=10"]
+    train(*small("broken", *extra, "--train.max_steps=30"))
+    weights = tmp_path / "broken/checkpoints/step_00000030/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    finished = train(*small("broken", *extra, "--train.max_steps=40"))
+    assert "step_00000030 rejected: model.safetensors has another SHA-256" in finished.stderr
+    assert "continuing from" in finished.stderr
+    assert "step_00000022 (step 22)" in finished.stderr  # the end of the first epoch
+    train(*small("whole", *extra, "--train.max_steps=40"))
+    assert_same_bits(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_continues_on_another_number_of_ranks(small: Arguments, tmp_path: Path) -> None:
+    """Without dropout the losses are those of the undisturbed run within 1e-5."""
+    extra = ["--model.kwargs.dropout=0"]
+    train(*small("whole", *extra, "--train.max_steps=40"))
+    for ranks, steps in ((2, 13), (1, 27), (3, 40)):
+        train(*small("moved", *extra, f"--train.max_steps={steps}"), ranks=ranks)
+    whole, moved = comparable(tmp_path / "whole"), comparable(tmp_path / "moved")
+    losses = [
+        [record["train/loss"] for record in run if "train/loss" in record] for run in (whole, moved)
+    ]
+    assert len(losses[0]) == 40
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(small: Arguments, tmp_path: Path) -> None:
+    train(*small())
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    again = train(*small())
+    assert "already finished at step 44" in again.stdout
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+
+
+def test_never_starts_afresh_and_keeps_the_old_run(small: Arguments, tmp_path: Path) -> None:
+    train(*small("run", "--train.max_steps=5"))
+    finished = train(*small("run", "--train.max_steps=6", "--checkpoint.resume=never"))
+    assert "moved to" in finished.stderr
+    assert records(tmp_path / "run.1")[-1]["step"] == 5
+    assert records(tmp_path / "run")[0]["step"] == 1
+
+
+def test_another_config_does_not_continue_an_unfinished_run(
+    small: Arguments, tmp_path: Path
+) -> None:
+    process = start(python_command("launch/train.py", *small("run", "--train.epochs=200")))
+    wait_for_step(tmp_path / "run", 20, process)
+    process.send_signal(signal.SIGUSR1)
+    assert wait(process).status == 75
+    refused = launch("launch/train.py", *small("run", "--train.epochs=200", "--optimizer.lr=0.5"))
+    assert refused.status == 2
+    assert "optimizer.lr 0.001, now 0.5" in refused.stderr
+    assert (tmp_path / "run/checkpoints/latest").exists()

@@ -1,0 +1,49 @@
+"""Run by torchrun in tests: how often torch.compile compiles in each epoch, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from torch._dynamo.utils import counters
+
+from configs.load import load_config
+from trainer.build import build
+from trainer.loop import Parts, fit
+from trainer.preempt import stop_on_signals
+from trainer.runtime import detect, place, process_group
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def main() -> None:
+    config = load_config(sys.argv[1:], prog="compiled", description="")
+    runtime = place(detect(os.environ), config.parallel)
+    with stop_on_signals() as stop, process_group(runtime, config.parallel):
+        parts = build(config, runtime, stop)
+        after: list[int] = []
+        step = parts.step
+
+        class Counting:
+            """Notes the number of graphs at the end of every epoch."""
+
+            def __call__(self, window, batches):  # type: ignore[no-untyped-def]
+                step(window, batches)
+                if (window.index + 1) % parts.plan.steps_per_epoch == 0:
+                    after.append(graphs())
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(step, name)
+
+        counted: Parts = parts
+        counted.step = Counting()  # type: ignore[assignment]
+        fit(counted)
+        parts.sinks.finish("completed")
+    os.write(1, f"GRAPHS {json.dumps(after)}\n".encode())  # in one piece: ranks share the pipe
+
+
+if __name__ == "__main__":
+    main()

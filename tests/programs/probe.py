@@ -1,0 +1,98 @@
+"""Run by torchrun in tests: what several ranks compute, compared with one process, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from configs.load import load_config
+from trainer.build import build
+from trainer.engine import NativeEngine
+from trainer.evaluate import evaluate
+from trainer.loop import Parts
+from trainer.preempt import stop_on_signals
+from trainer.runtime import detect, place, process_group
+
+
+def reference_gradient(parts: Parts, window_index: int) -> torch.Tensor:
+    """Gradient of the mean loss over one concatenated global batch, by plain autograd."""
+    plan = parts.plan
+    window = plan.window(window_index)
+    indices = plan.order(window.epoch)[window.start : window.start + window.size]
+    inputs, targets = parts.loader.train.gather(indices)  # type: ignore[attr-defined]
+    module = parts.state.engine.module
+    loss = F.cross_entropy(module(parts.step.normalize(inputs)), targets)
+    gradients = torch.autograd.grad(loss, list(module.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def gradient_errors(parts: Parts) -> dict[str, Any]:
+    """Largest relative difference to the reference in a full and in the short last window."""
+    engine = parts.state.engine
+    assert isinstance(engine, NativeEngine)
+    found: dict[str, Any] = {}
+    for name, index in (("full", 0), ("short", parts.plan.steps_per_epoch - 1)):
+        expected = reference_gradient(parts, index)
+        window = parts.plan.window(index)
+        syncs: list[bool] = []
+        forward = engine.forward
+
+        def watched(inputs: torch.Tensor, forward: Any = forward, syncs: Any = syncs) -> Any:
+            logits = forward(inputs)
+            if isinstance(engine.model, DistributedDataParallel):
+                ddp = engine.model
+                syncs.append(ddp.require_backward_grad_sync)
+                logits.register_hook(lambda _: syncs.append(ddp.require_backward_grad_sync))
+            return logits
+
+        engine.forward = watched  # type: ignore[method-assign]
+        parts.step(window, parts.loader.stream(index))
+        engine.forward = forward  # type: ignore[method-assign]
+        module = engine.module
+        actual = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        found[name] = {
+            "size": window.size,
+            "mine": [micro.size for micro in window.micro_batches],
+            "error": float((actual - expected).abs().max() / expected.abs().max()),
+            "syncs": syncs,
+        }
+    return found
+
+
+def main() -> None:
+    config = load_config(sys.argv[1:], prog="probe", description="")
+    runtime = place(detect(os.environ), config.parallel)
+    with stop_on_signals() as stop, process_group(runtime, config.parallel):
+        parts = build(config, runtime, stop)
+        counts = evaluate(
+            parts.state.engine.module,
+            parts.loader,
+            num_samples=parts.num_test,
+            batch_size=config.evaluate.batch_size,
+            normalize=parts.step.normalize,
+            precision=parts.state.precision,
+            runtime=runtime,
+            interrupted=lambda: False,
+        )
+        assert counts is not None
+        result = {
+            "rank": runtime.rank,
+            "correct": counts.correct,
+            "count": counts.count,
+            "loss": counts.loss.hex(),
+            "dropout": torch.rand(3).tolist(),
+            "gradients": gradient_errors(parts),
+            "gradient_norm": float(parts.step.gradient_norm()),
+        }
+        parts.sinks.finish("completed")
+    os.write(1, f"PROBE {json.dumps(result)}\n".encode())  # in one piece: ranks share the pipe
+
+
+if __name__ == "__main__":
+    main()
