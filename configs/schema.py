@@ -376,7 +376,7 @@ class RunConfig:
         if self.parallel.reduction == "exact":
             size, shards = self.train.global_batch_size, self.parallel.shards
             _expect(
-                self,
+                self.train,
                 "train.global_batch_size",
                 size % shards == 0,
                 f"a multiple of parallel.shards={shards} under exact reduction",

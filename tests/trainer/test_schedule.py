@@ -142,9 +142,7 @@ def test_warm_up_rises_linearly_to_the_peak_and_the_shape_begins_after_it(
 @pytest.mark.parametrize("warmup", [0, 5])
 @pytest.mark.parametrize("name", ["cosine", "one_cycle"])
 def test_the_last_step_is_taken_at_the_final_fraction(name: str, warmup: int) -> None:
-    schedule = make(
-        40, name=name, warmup_steps=warmup, final_fraction=0.125, initial_fraction=0.5
-    )
+    schedule = make(40, name=name, warmup_steps=warmup, final_fraction=0.125, initial_fraction=0.5)
     assert schedule(39) == pytest.approx(PEAK * 0.125, rel=1e-12)
     assert all(schedule(s) > PEAK * 0.125 for s in range(warmup, 39))
     assert schedule(1000) == schedule(39)  # a run is never asked, but must not rise again
