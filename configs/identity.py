@@ -28,6 +28,7 @@ EXECUTION_KEYS = (
     "parallel.backend",
     "parallel.threads",
     "parallel.bucket_mb",
+    "parallel.drift_every_steps",
     "parallel.init_timeout_seconds",
     "parallel.timeout_seconds",
     "checkpoint",

@@ -224,9 +224,11 @@ class ParallelConfig:
     """CPU threads per rank; default: the launcher's or torch's, and 1 under exact reduction."""
     bucket_mb: float = 25.0
     """Size of DDP's gradient buckets in MiB."""
+    drift_every_steps: int | None = None
+    """Compare a digest of the weights of all ranks every this many steps; null: never."""
     init_timeout_seconds: float = 600.0
     """How long ranks wait for each other to appear and to load their data."""
-    timeout_seconds: float = 300.0
+    timeout_seconds: float = 120.0
     """How long a rank waits for the others inside training before it gives up."""
 
     def __post_init__(self) -> None:
@@ -242,6 +244,10 @@ class ParallelConfig:
             "parallel.threads",
             self.threads is None or self.threads >= 1,
             "1 or more, or null",
+        )
+        every = self.drift_every_steps
+        _expect(
+            self, "parallel.drift_every_steps", every is None or every >= 1, "1 or more, or null"
         )
         _expect(self, "parallel.bucket_mb", self.bucket_mb > 0, "above 0")
         for key in ("init_timeout_seconds", "timeout_seconds"):

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from configs.errors import InputError
 
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: saved, and worth starting again."""
 
 
+def rank() -> int:
+    """Rank by the launcher's variables; known before anything heavy is imported."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 def is_main_process() -> bool:
-    """Rank 0 by the launcher's variables; usable before anything heavy is imported."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    return rank() == 0
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> None:
     """Call a command with its arguments and leave with its status.
 
-    A refused input is printed once, by rank 0, and ends every rank with status 2.
+    What all ranks refuse or fail at alike is printed once, by rank 0. An error of one rank is
+    shown once with its traceback, and a rank that only lost contact with it says so in one line.
     """
     logging.basicConfig(
         format="%(message)s",
@@ -33,17 +41,43 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     try:
         status = main(sys.argv[1:])
     except InputError as error:
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        status = EXIT_BAD_INPUT
+        status = _say(error, EXIT_BAD_INPUT)
     except ModuleNotFoundError as error:
-        if error.name not in REQUIRED:
-            raise
-        if is_main_process():
-            print(
-                f"error: the package {error.name!r} is not installed for {sys.executable}: "
-                "run `make train`, or `pip install -c constraints.txt -e .`",
-                file=sys.stderr,
-            )
-        status = EXIT_BAD_INPUT
+        if error.name in REQUIRED:
+            remedy = "run `make train`, or `pip install -c constraints.txt -e .`"
+            status = _say(f"{error.name} is not installed for {sys.executable}: {remedy}", 2)
+        else:
+            status = _report(error)
+    except Exception as error:
+        status = _report(error)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the status is decided: let it through
     sys.exit(status)
+
+
+def _say(message: object, status: int) -> int:
+    if is_main_process():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _report(error: Exception) -> int:
+    """Say why a run failed, in the words of the rank where it happened."""
+    from trainer.failures import RunFailed, is_lost_contact
+
+    if isinstance(error, RunFailed):
+        return _say(f"{error}.", EXIT_FAILED)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and is_lost_contact(error):
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = f"rank {rank()}: another rank is gone or silent ({reason})"
+        print(line, file=sys.stderr, flush=True)
+    elif os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        # torchrun prints the error file of the rank that failed first: printing here as well
+        # would show the traceback twice.
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+    else:
+        text = "".join(traceback.format_exception(error))
+        print(f"rank {rank()} failed:\n{text}", file=sys.stderr, flush=True)
+    return EXIT_FAILED

@@ -12,7 +12,9 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.load import load_config
+from configs.schema import RunConfig
 from launch.entry import EXIT_PREEMPTED, is_main_process, run_command
+from trainer.preempt import StopRequest, stop_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,28 +24,30 @@ def main(argv: Sequence[str]) -> int:
         prog="launch/train.py",
         description="Train a model on one CPU, one GPU, or many GPUs on many nodes.",
     )
-    # torch takes most of the start-up time: a wrong key is refused before it is loaded.
+    # torch takes most of the start-up time: a wrong key is refused before it is loaded, and a stop
+    # request that comes meanwhile is remembered.
+    with stop_on_signals() as stop:
+        return train(config, stop)
+
+
+def train(config: RunConfig, stop: StopRequest) -> int:
+    """Train a run on this rank, and return the exit status."""
     from trainer.build import build
     from trainer.loop import fit, write_summary
-    from trainer.preempt import stop_on_signals
     from trainer.runtime import detect, place, process_group
-    from trainer.step import Diverged
 
     runtime = place(detect(os.environ), config.parallel)
-    with stop_on_signals() as stop, process_group(runtime, config.parallel):
+    with process_group(runtime, config.parallel):
         parts = build(config, runtime, stop)
         first_step = parts.state.progress.step
         status = "failed"
         try:
             write_summary(parts, "running")
             status = fit(parts)
-        except Diverged as error:
-            if runtime.is_main:
-                print(f"error: {error}.", file=sys.stderr, flush=True)
-            return 1
         finally:
             write_summary(parts, status)
             parts.sinks.finish(status)
+            parts.saver.close()
 
     if is_main_process():
         progress, directory = parts.state.progress, parts.directory.path

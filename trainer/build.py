@@ -30,6 +30,7 @@ from trainer.preempt import StopRequest
 from trainer.rng import seed_stream
 from trainer.run_directory import Resume, RunDirectory, describe_environment
 from trainer.runtime import Runtime, use_training_timeout
+from trainer.saver import Saver
 from trainer.schedule import Schedule, build_schedule
 from trainer.sink_console import build_console
 from trainer.sink_jsonl import JsonlSink
@@ -75,7 +76,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
     )
     use_training_timeout(runtime, config.parallel)
     state = _build_state(config, runtime, local)
-    notes = together(runtime, lambda: _continue_from(resume.checkpoint, state))
+    notes = together(runtime, lambda: _continue_from(config, resume.checkpoint, state))
     sinks = together(
         runtime, lambda: _open_outputs(config, runtime, local, directory, resume, notes)
     )
@@ -90,6 +91,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
         total_windows=local.total_windows,
         sinks=sinks,
         directory=directory,
+        saver=Saver(directory.checkpoints, keep=config.checkpoint.keep),
         stop=stop,
     )
 
@@ -195,12 +197,12 @@ def _build_step(config: RunConfig, runtime: Runtime, local: _Local, state: State
     )
 
 
-def _continue_from(checkpoint: Path | None, state: Stateful) -> list[str]:
+def _continue_from(config: RunConfig, checkpoint: Path | None, state: Stateful) -> list[str]:
     """Load a checkpoint into the finished parts; returns lines for the log."""
     if checkpoint is None:
         return []
     weights, trainer = load_checkpoint(checkpoint)
-    notes = restore(state, weights, trainer)
+    notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
     return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, field
 
@@ -10,18 +9,19 @@ from configs.identity import digest, identity
 from configs.schema import RunConfig
 from data.loader import Loader
 from data.sampler import Plan
-from trainer.checkpoint import Position, save_checkpoint
-from trainer.collectives import broadcast_
+from trainer.checkpoint import Position
+from trainer.collectives import barrier, broadcast_
+from trainer.drift import check_drift
 from trainer.evaluate import evaluate
+from trainer.failures import Diverged
 from trainer.meter import Stopwatch
 from trainer.preempt import Poll, StopRequest
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime
+from trainer.saver import Saver
 from trainer.sinks import Record, Sinks
 from trainer.state import Stateful, capture
-from trainer.step import Diverged, TrainStep
-
-log = logging.getLogger("convoy")
+from trainer.step import TrainStep
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +38,7 @@ class Parts:
     total_windows: int
     sinks: Sinks
     directory: RunDirectory
+    saver: Saver
     stop: StopRequest
     watch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -56,7 +57,8 @@ def fit(parts: Parts) -> str:
     """Train until the end or until asked to stop; returns "completed" or "preempted".
 
     Raises:
-        Diverged: If the loss is not finite; nothing is saved from then on.
+        RunFailed: If the loss is not finite, ranks have drifted apart, or the last checkpoint could
+            not be written; nothing is saved from then on.
     """
     config, plan, progress = parts.config, parts.plan, parts.state.progress
     poll = Poll(parts.stop, parts.runtime)
@@ -77,6 +79,8 @@ def fit(parts: Parts) -> str:
         epochs, rest = divmod(progress.window, plan.steps_per_epoch)
         ended = epochs if rest == 0 else None  # number of epochs, at the end of one
         stopping = poll()
+        if stepped and due(progress.step, config.parallel.drift_every_steps):
+            check_drift(parts.state.engine.module, parts.runtime, progress.step)
         if (stepped and due(progress.step, config.logging.every_steps)) or parts.finished:
             log_training(parts)
         if due(ended, config.evaluate.every_epochs) or parts.finished:
@@ -91,6 +95,8 @@ def fit(parts: Parts) -> str:
             save(parts)
         parts.watch.mark()  # what is not training does not count as training time
 
+    parts.saver.wait()
+    barrier(parts.runtime)  # a launcher ends the ranks left when one leaves: not before it is saved
     return "completed" if parts.finished and not progress.evaluation_due else "preempted"
 
 
@@ -156,7 +162,7 @@ def run_evaluation(parts: Parts) -> bool:
 
 
 def save(parts: Parts) -> None:
-    """Checkpoint the state as it is now. A save that fails leaves the earlier ones intact."""
+    """Copy the state as it is now; it reaches the disk in the background."""
     progress, plan = parts.state.progress, parts.plan
     check_finite(parts)
     weights, trainer = capture(parts.state)
@@ -171,19 +177,8 @@ def save(parts: Parts) -> None:
         config_digest=digest(parts.config),
         identity=identity(parts.config),
     )
-    try:
-        save_checkpoint(
-            parts.directory.checkpoints,
-            weights,
-            trainer,
-            position,
-            keep=parts.config.checkpoint.keep,
-            is_best=progress.best_step == progress.step,
-        )
-    except OSError as error:
-        if parts.finished or parts.stop.pending:
-            raise  # there will be no later save
-        log.error("checkpoint of step %d not saved: %s", progress.step, error)
+    is_best = progress.best_accuracy is not None and progress.best_step == progress.step
+    parts.saver.submit(weights, trainer, position, is_best=is_best)
 
 
 def check_finite(parts: Parts) -> None:

@@ -8,16 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
-
-from trainer.collectives import max_
-from trainer.runtime import Runtime
+if TYPE_CHECKING:
+    from trainer.runtime import Runtime
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGREE_SECONDS = 0.5
 """About how often the ranks ask each other; measured in steps, so that all ask at the same one."""
-SAME_REQUEST_SECONDS = 2.0
+SAME_REQUEST_SECONDS = 1.0
 """A launcher repeats the Ctrl-C that its ranks have already had: that is still one request."""
 
 
@@ -72,9 +71,15 @@ class Poll:
         self.calls += 1
         if self.calls < self.interval:
             return False
+        import torch  # here, so that signals are handled before the seconds this takes
+
+        from trainer.collectives import max_
+
         pace = (time.monotonic() - self.since) / self.calls
         mine = torch.tensor([float(self.request.pending), pace], device=self.runtime.device)
         pending, slowest = max_(self.runtime, mine).tolist()
-        self.interval = max(1, min(1000, int(AGREE_SECONDS / max(slowest, 1e-6))))
+        # At most twice as long as before: one quick call says little about the next ones.
+        wanted = int(AGREE_SECONDS / max(slowest, 1e-6))
+        self.interval = max(1, min(wanted, 2 * self.interval, 1000))
         self.calls, self.since = 0, time.monotonic()
         return bool(pending)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from configs.errors import InputError
 from configs.schema import ParallelConfig
+from trainer.rendezvous import agent_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,16 +121,19 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
     if runtime.world_size == 1:
         yield
         return
+    timeout = timedelta(seconds=config.init_timeout_seconds)
     try:
+        store = agent_store(os.environ, runtime.rank, runtime.world_size, timeout)
         dist.init_process_group(
             runtime.backend,
-            init_method=_rendezvous(runtime, os.environ),
+            store=store,
+            init_method=_rendezvous(runtime, os.environ) if store is None else None,
             rank=runtime.rank,
             world_size=runtime.world_size,
-            timeout=timedelta(seconds=config.init_timeout_seconds),
+            timeout=timeout,
             device_id=runtime.device if runtime.device.type == "cuda" else None,
         )
-    except (dist.DistError, ValueError, RuntimeError) as error:
+    except (dist.DistError, ValueError, RuntimeError, TimeoutError) as error:
         raise InputError(
             f"the {runtime.world_size} ranks could not connect ({_first_line(error)})",
             expected="every rank started and reachable within "

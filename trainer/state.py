@@ -73,7 +73,9 @@ def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, trainer
 
 
-def restore(run: Stateful, weights: dict[str, Tensor], trainer: dict[str, Any]) -> list[str]:
+def restore(
+    run: Stateful, weights: dict[str, Tensor], trainer: dict[str, Any], *, exact: bool
+) -> list[str]:
     """Put a captured state back, on any number of ranks.
 
     Returns:
@@ -111,6 +113,8 @@ def restore(run: Stateful, weights: dict[str, Tensor], trainer: dict[str, Any]) 
         part.load_state_dict(saved["meter"], runtime.device)
         run.meter.merge(part)
     seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.window)
+    if exact:
+        return []  # every shard has a stream of its own, whoever computes it
     return [
         f"saved on {len(ranks)} ranks ({device_type}), continued on {runtime.world_size} "
         f"({runtime.device.type}): dropout draws new random numbers from here on "

@@ -13,6 +13,7 @@ from data.loader import Batch
 from data.sampler import Window
 from trainer.ema import EMA
 from trainer.engine import Engine
+from trainer.failures import Diverged
 from trainer.meter import Meter
 from trainer.precision import Precision
 from trainer.schedule import Schedule
@@ -20,10 +21,6 @@ from trainer.state import Progress
 
 HOPELESS_SKIPS = 100
 """fp16 steps skipped in a row after which the loss is taken for diverged."""
-
-
-class Diverged(RuntimeError):
-    """The loss is not a finite number; the checkpoints written so far are good."""
 
 
 class TrainStep:

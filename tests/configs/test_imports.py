@@ -1,0 +1,203 @@
+"""Objects named by import path: what is found, what is refused, and whose errors stay errors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os.path
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import InputError
+from configs.imports import call_with, import_object, is_import_path
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Write a module of the user's, importable for the length of a test; returns its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    names: list[str] = []
+
+    def write(source: str) -> str:
+        name = f"imports_of_user_{next(NUMBERS)}"
+        names.append(name)
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(InputError) as caught:
+        import_object("model.name", path)
+    message = str(caught.value)
+    assert message.startswith("model.name: given ")
+    assert repr(path) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a.b:C", True), ("a:b", True), ("mnist", False), ("a.b.C", False)]
+)
+def test_a_colon_makes_an_import_path(name: str, expected: bool) -> None:
+    assert is_import_path(name) is expected
+
+
+def test_the_object_itself_is_returned() -> None:
+    assert import_object("k", "math:sqrt") is math.sqrt
+    assert import_object("k", "os:path.join") is os.path.join
+    assert import_object("k", "collections.abc:Callable") is Callable
+
+
+def test_a_module_in_the_working_directory_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: the folder a command is started in need not be on PYTHONPATH."""
+    name = f"imports_of_user_{next(NUMBERS)}"
+    (tmp_path / f"{name}.py").write_text("ANSWER = 42\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    assert import_object("k", f"{name}:ANSWER") == 42
+    del sys.modules[name]
+
+
+def test_the_working_directory_shadows_no_installed_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('shadowed')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert callable(import_object("k", "colorsys:rgb_to_hsv"))
+
+
+@pytest.mark.parametrize("path", [":attribute", "module:", ":"])
+def test_half_a_path_is_refused(path: str) -> None:
+    assert "`package.module:attribute`" in refusal(path)
+
+
+@pytest.mark.parametrize("path", [".relative:thing", "..relative:thing"])
+def test_a_relative_path_is_refused(path: str) -> None:
+    refusal(path)
+
+
+@pytest.mark.parametrize("path", ["no_such_module:x", "os.no_such_module:x", "math.sub:x"])
+def test_a_module_that_is_not_there_is_refused_by_name(path: str) -> None:
+    missing = path.partition(":")[0]
+    assert f"No module {missing!r}" in refusal(path)
+
+
+def test_an_attribute_that_is_not_there_is_refused_by_name(
+    module: Callable[[str], str],
+) -> None:
+    name = module("class Net: pass\nthing = Net()\ntable = {}\n")
+    assert "an attribute 'Nett'" in refusal(f"{name}:Nett")
+    assert "an attribute 'Inner'" in refusal(f"{name}:Net.Inner")
+
+
+@pytest.mark.parametrize("attribute", ["thing.missing", "table.missing"])
+def test_an_attribute_missing_on_an_instance_is_refused_by_name(
+    attribute: str, module: Callable[[str], str]
+) -> None:
+    name = module("class Net: pass\nthing = Net()\ntable = {}\n")
+    assert "an attribute 'missing'" in refusal(f"{name}:{attribute}")
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import no_such_dependency\n", ModuleNotFoundError),
+        ("raise RuntimeError('mine')\n", RuntimeError),
+        ("def broken(:\n", SyntaxError),
+    ],
+)
+def test_an_error_inside_the_users_module_keeps_its_own_traceback(
+    source: str, error: type[Exception], module: Callable[[str], str]
+) -> None:
+    """Law: only a wrong path is an input error; a bug in the user's file is shown as one."""
+    with pytest.raises(error) as caught:
+        import_object("k", f"{module(source)}:x")
+    assert not isinstance(caught.value, InputError)
+
+
+# -- calls ---------------------------------------------------------------------------------------
+
+
+def wants_nothing() -> dict[str, Any]:
+    return {}
+
+
+def wants_seed(seed: int) -> dict[str, Any]:
+    return {"seed": seed}
+
+
+def wants_any(**kwargs: Any) -> dict[str, Any]:
+    return kwargs
+
+
+def wants_names(hiddenSize: int, *, root: str = "here") -> dict[str, Any]:  # noqa: N803
+    return {"hiddenSize": hiddenSize, "root": root}
+
+
+@pytest.mark.parametrize(
+    ("target", "kwargs", "expected"),
+    [
+        (wants_nothing, {}, {}),
+        (wants_seed, {}, {"seed": 5}),
+        (wants_seed, {"seed": 6}, {"seed": 6}),
+        (wants_any, {"x": 1}, {"seed": 5, "root": "r", "x": 1}),
+        (wants_names, {"hiddenSize": 3}, {"hiddenSize": 3, "root": "r"}),
+        (wants_names, {"hiddenSize": 3, "root": "mine"}, {"hiddenSize": 3, "root": "mine"}),
+    ],
+)
+def test_offered_arguments_go_only_where_they_are_wanted_and_give_way(
+    target: Callable[..., Any], kwargs: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Law: the user's arguments win, offered ones fill parameters of their name."""
+    assert call_with("k", target, kwargs, {"seed": 5, "root": "r"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "kwargs", "said"),
+    [
+        (wants_nothing, {"depth": 3}, "'depth'"),
+        (wants_names, {}, "'hiddenSize'"),
+        (wants_names, {"hiddenSize": 1, "hiddenSizes": 2}, "'hiddenSizes'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_with_the_signature(
+    target: Callable[..., Any], kwargs: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        call_with("model.kwargs", target, kwargs, {"seed": 5})
+    message = str(caught.value)
+    assert message.startswith(f"model.kwargs: given {kwargs!r}, expected arguments of ")
+    assert f"{target.__name__}(" in message
+    remedy = message.rpartition(". ")[2]
+    assert said in remedy, "the name in the remedy is spelled as the user spells it"
+
+
+@pytest.mark.parametrize("annotation", ["int", "NoSuchName", "math.no_such", "'two words'"])
+def test_an_annotation_that_only_a_type_checker_understands_does_no_harm(
+    annotation: str, module: Callable[[str], str]
+) -> None:
+    name = module(
+        f"from __future__ import annotations\nimport math\ndef build(x: {annotation}): return x\n"
+    )
+    assert call_with("k", import_object("k", f"{name}:build"), {"x": 3}, {"seed": 5}) == 3
+
+
+def test_a_type_error_of_the_target_itself_is_not_an_input_error() -> None:
+    def broken(seed: int) -> None:
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine"):
+        call_with("k", broken, {}, {"seed": 5})

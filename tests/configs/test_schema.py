@@ -1,0 +1,376 @@
+"""Configs refuse values no run could use, document every key, and know what a run is."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+
+from configs import schema
+from configs.errors import InputError
+from configs.identity import EXECUTION_KEYS, digest, flatten, identity
+from configs.load import build_parser, known_keys
+from configs.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluateConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+INF, NAN = math.inf, math.nan
+
+REFUSED: list[tuple[type, dict[str, Any], str, str]] = [
+    # class, arguments, the key at fault, what the message expects
+    (DataConfig, {"workers": -1}, "data.workers", "0 or more"),
+    (DataConfig, {"placement": "device", "workers": 2}, "data.workers", "data.placement=device"),
+    (DataConfig, {"prefetch_factor": 0}, "data.prefetch_factor", "1 or more"),
+    (OptimizerConfig, {"lr": 0.0}, "optimizer.lr", "above 0"),
+    (OptimizerConfig, {"lr": -1e-3}, "optimizer.lr", "above 0"),
+    (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay", "0 or more"),
+    (OptimizerConfig, {"momentum": 1.0}, "optimizer.momentum", "momentum < 1"),
+    (OptimizerConfig, {"momentum": -0.1}, "optimizer.momentum", "0 <= momentum"),
+    (OptimizerConfig, {"momentum": 0.0, "nesterov": True}, "optimizer.nesterov", "momentum"),
+    (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas", "beta < 1"),
+    (OptimizerConfig, {"betas": (-0.1, 0.9)}, "optimizer.betas", "0 <= beta"),
+    (OptimizerConfig, {"betas": (NAN, 0.9)}, "optimizer.betas", "0 <= beta"),
+    (OptimizerConfig, {"eps": 0.0}, "optimizer.eps", "above 0"),
+    (ScheduleConfig, {"warmup_steps": -1}, "schedule.warmup_steps", "0 steps or more"),
+    (ScheduleConfig, {"final_fraction": -0.1}, "schedule.final_fraction", "from 0 to 1"),
+    (ScheduleConfig, {"final_fraction": 1.1}, "schedule.final_fraction", "from 0 to 1"),
+    (ScheduleConfig, {"initial_fraction": 1.1}, "schedule.initial_fraction", "from 0 to 1"),
+    (ScheduleConfig, {"initial_fraction": -0.1}, "schedule.initial_fraction", "from 0 to 1"),
+    (ScheduleConfig, {"peak_fraction": 0.0}, "schedule.peak_fraction", "between 0 and 1"),
+    (ScheduleConfig, {"peak_fraction": 1.0}, "schedule.peak_fraction", "between 0 and 1"),
+    (ScheduleConfig, {"every_epochs": 0.0}, "schedule.every_epochs", "above 0"),
+    (ScheduleConfig, {"gamma": 0.0}, "schedule.gamma", "gamma <= 1"),
+    (ScheduleConfig, {"gamma": 1.5}, "schedule.gamma", "gamma <= 1"),
+    (TrainConfig, {"epochs": 0}, "train.epochs", "1 or more"),
+    (TrainConfig, {"max_steps": 0}, "train.max_steps", "1 or more, or null"),
+    (TrainConfig, {"global_batch_size": 0}, "train.global_batch_size", "1 or more"),
+    (TrainConfig, {"micro_batch_size": 0}, "train.micro_batch_size", "1 or more"),
+    (TrainConfig, {"micro_batch_size": 7}, "train.micro_batch_size", "divisor"),
+    (TrainConfig, {"micro_batch_size": 128}, "train.micro_batch_size", "divisor"),
+    (TrainConfig, {"clip_norm": 0.0}, "train.clip_norm", "above 0, or null"),
+    (TrainConfig, {"clip_norm": INF}, "train.clip_norm", "above 0, or null"),
+    (TrainConfig, {"label_smoothing": 1.0}, "train.label_smoothing", "label_smoothing < 1"),
+    (TrainConfig, {"label_smoothing": -0.1}, "train.label_smoothing", "0 <= label_smoothing"),
+    (TrainConfig, {"ema_decay": 0.0}, "train.ema_decay", "ema_decay < 1, or null"),
+    (TrainConfig, {"ema_decay": 1.0}, "train.ema_decay", "ema_decay < 1, or null"),
+    (PrecisionConfig, {"init_scale": 0.0}, "precision.init_scale", "above 0"),
+    (PrecisionConfig, {"growth_interval": 0}, "precision.growth_interval", "1 or more"),
+    (ParallelConfig, {"shards": 0}, "parallel.shards", "power of two"),
+    (ParallelConfig, {"shards": 6}, "parallel.shards", "power of two"),
+    (ParallelConfig, {"shards": -2}, "parallel.shards", "power of two"),
+    (ParallelConfig, {"threads": 0}, "parallel.threads", "1 or more, or null"),
+    (ParallelConfig, {"drift_every_steps": 0}, "parallel.drift_every_steps", "1 or more, or null"),
+    (ParallelConfig, {"bucket_mb": 0.0}, "parallel.bucket_mb", "above 0"),
+    (ParallelConfig, {"init_timeout_seconds": 0.0}, "parallel.init_timeout_seconds", "above 0"),
+    (ParallelConfig, {"timeout_seconds": 0.0}, "parallel.timeout_seconds", "above 0"),
+    (CheckpointConfig, {"every_steps": 0}, "checkpoint.every_steps", "1 or more, or null"),
+    (CheckpointConfig, {"every_epochs": 0}, "checkpoint.every_epochs", "1 or more, or null"),
+    (CheckpointConfig, {"keep": 1}, "checkpoint.keep", "2 or more"),
+    (CheckpointConfig, {"resume": ""}, "checkpoint.resume", "auto, never or a path"),
+    (EvaluateConfig, {"every_epochs": 0}, "evaluate.every_epochs", "1 or more, or null"),
+    (EvaluateConfig, {"batch_size": 0}, "evaluate.batch_size", "1 or more"),
+    (LoggingConfig, {"every_steps": 0}, "logging.every_steps", "1 or more"),
+    (RunConfig, {"name": ""}, "name", "plain folder name"),
+    (RunConfig, {"name": "a/b"}, "name", "plain folder name"),
+    (RunConfig, {"name": ".."}, "name", "plain folder name"),
+    (RunConfig, {"name": "."}, "name", "plain folder name"),
+    (RunConfig, {"output_dir": ""}, "output_dir", "a folder"),
+    (RunConfig, {"seed": -1}, "seed", "whole number from 0"),
+    (RunConfig, {"seed": 2**63}, "seed", "whole number from 0"),
+    (
+        RunConfig,
+        {
+            "train": TrainConfig(global_batch_size=12),
+            "parallel": ParallelConfig(reduction="exact", shards=8),
+        },
+        "train.global_batch_size",
+        "a multiple of parallel.shards=8",
+    ),
+]
+
+GROUPS = {
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "train": TrainConfig,
+    "precision": PrecisionConfig,
+    "parallel": ParallelConfig,
+    "evaluate": EvaluateConfig,
+    "logging": LoggingConfig,
+}
+FLOATS = [
+    (group, field.name)
+    for group, kind in GROUPS.items()
+    for field in dataclasses.fields(kind)
+    if str(field.type).startswith("float")
+]
+
+
+def value_of(config: object, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "key", "expected"),
+    REFUSED,
+    ids=[f"{case[2]}={list(case[1].values())[-1]!r:.20}" for case in REFUSED],
+)
+def test_a_refusal_names_the_key_what_was_given_and_what_was_expected(
+    kind: type, arguments: dict[str, Any], key: str, expected: str
+) -> None:
+    """Law: every range check raises InputError(key, given, expected)."""
+    with pytest.raises(InputError) as caught:
+        kind(**arguments)
+    message = str(caught.value)
+    given = arguments.get(key.rpartition(".")[2], 12)
+    assert message.startswith(f"{key}: given {given!r}, expected ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(("group", "name"), FLOATS)
+@pytest.mark.parametrize("value", [NAN, -INF])
+def test_no_number_may_be_nan_or_minus_infinity(group: str, name: str, value: float) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{group}.{name}")):
+        GROUPS[group](**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [case for case in FLOATS if case != ("schedule", "every_epochs")],
+)
+def test_no_number_may_be_infinite(group: str, name: str) -> None:
+    """Law: only schedule.every_epochs has a use for infinity, which is `never`."""
+    with pytest.raises(InputError, match=re.escape(f"{group}.{name}")):
+        GROUPS[group](**{name: INF})
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (DataConfig, {"workers": 0, "prefetch_factor": 1, "placement": "device"}),
+        (OptimizerConfig, {"momentum": 0.0, "betas": (0.0, 0.0), "weight_decay": 0.0}),
+        (OptimizerConfig, {"momentum": 0.9, "nesterov": True}),
+        (ScheduleConfig, {"final_fraction": 0.0, "initial_fraction": 1.0, "gamma": 1.0}),
+        (TrainConfig, {"epochs": 1, "max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1}),
+        (TrainConfig, {"global_batch_size": 60, "micro_batch_size": 60, "label_smoothing": 0.0}),
+        (ParallelConfig, {"shards": 1, "threads": 1}),
+        (CheckpointConfig, {"every_steps": None, "every_epochs": None, "keep": 2}),
+        (EvaluateConfig, {"every_epochs": None, "batch_size": 1}),
+        (RunConfig, {"seed": 2**63 - 1}),
+        (RunConfig, {"seed": 0, "name": "a.b c"}),
+        (
+            RunConfig,
+            {
+                "train": TrainConfig(global_batch_size=12),
+                "parallel": ParallelConfig(reduction="exact", shards=4),
+            },
+        ),
+        (
+            RunConfig,
+            {
+                "train": TrainConfig(global_batch_size=12),
+                "parallel": ParallelConfig(reduction="fast", shards=8),
+            },
+        ),
+    ],
+)
+def test_the_ends_of_every_range_belong_to_it(kind: type, arguments: dict[str, Any]) -> None:
+    config = kind(**arguments)
+    assert {name: getattr(config, name) for name in arguments} == arguments
+
+
+def test_a_wrong_micro_batch_is_answered_with_the_sizes_that_fit() -> None:
+    with pytest.raises(InputError, match=r"choose one of 1, 2, 3, 4, 6, 12\."):
+        TrainConfig(global_batch_size=12, micro_batch_size=5)
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
+    config = RunConfig()
+    for group in [config, *(getattr(config, name) for name in GROUPS)]:
+        name = dataclasses.fields(group)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(group, name, getattr(group, name))
+
+
+# -- documentation -------------------------------------------------------------------------------
+
+
+def documented_fields() -> dict[str, str | None]:
+    """Docstring under each field of schema.py, by `Class.field`."""
+    found: dict[str, str | None] = {}
+    for node in ast.parse(inspect.getsource(schema)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                text = after.value if isinstance(after, ast.Expr) else None
+                is_text = isinstance(text, ast.Constant) and isinstance(text.value, str)
+                sentence = text.value if is_text else None  # type: ignore[union-attr]
+                found[f"{node.name}.{item.target.id}"] = sentence
+    return found
+
+
+def test_every_key_is_one_documented_field() -> None:
+    """Law: what --help can say is exactly what the schema has."""
+    documented = documented_fields()
+    assert len(documented) == len(known_keys())
+    bad = [name for name, text in documented.items() if not text or not text.strip().endswith(".")]
+    assert bad == []
+
+
+def test_help_shows_every_key_with_its_sentence() -> None:
+    def squeeze(text: str) -> str:
+        return re.sub(r"\s+", "", text)
+
+    shown = squeeze(build_parser("train", "Train.").format_help())
+    missing = [key for key in known_keys() if f"--{key}" not in shown]
+    assert missing == []
+    unsaid = [
+        name
+        for name, text in documented_fields().items()
+        if squeeze(str(text)).rstrip(".") not in shown
+    ]
+    assert unsaid == []
+
+
+# -- identity ------------------------------------------------------------------------------------
+
+MATHS: dict[str, Any] = {
+    "seed": 1,
+    "data.dataset": "idx",
+    "data.drop_last": True,
+    "model.name": "package.module:Net",
+    "model.kwargs": {"width": 48},
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.5,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.momentum": 0.5,
+    "optimizer.nesterov": True,
+    "optimizer.betas": (0.5, 0.5),
+    "optimizer.eps": 1e-6,
+    "schedule.name": "cosine",
+    "schedule.warmup_steps": 3,
+    "schedule.final_fraction": 0.5,
+    "schedule.peak_fraction": 0.5,
+    "schedule.initial_fraction": 0.5,
+    "schedule.every_epochs": 1.5,
+    "schedule.gamma": 0.5,
+    "train.global_batch_size": 128,
+    "train.clip_norm": 1.0,
+    "train.label_smoothing": 0.1,
+    "train.ema_decay": 0.9,
+    "precision.dtype": "bf16",
+    "precision.matmul": "high",
+    "precision.init_scale": 2.0,
+    "precision.growth_interval": 5,
+    "parallel.reduction": "exact",
+    "parallel.shards": 4,
+}
+EXECUTION: dict[str, Any] = {
+    "name": "other",
+    "output_dir": "elsewhere",
+    "data.root": "/data",
+    "data.download": False,
+    "data.verify": False,
+    "data.placement": "host",
+    "data.workers": 2,
+    "data.prefetch_factor": 4,
+    "train.epochs": 20,
+    "train.max_steps": 7,
+    "train.micro_batch_size": 16,
+    "compile.enabled": True,
+    "compile.mode": "max-autotune",
+    "parallel.engine": "accelerate",
+    "parallel.strategy": "fsdp",
+    "parallel.device": "cpu",
+    "parallel.backend": "gloo",
+    "parallel.threads": 2,
+    "parallel.bucket_mb": 5.0,
+    "parallel.drift_every_steps": 5,
+    "parallel.init_timeout_seconds": 5.0,
+    "parallel.timeout_seconds": 5.0,
+    "checkpoint.every_steps": 5,
+    "checkpoint.every_epochs": 2,
+    "checkpoint.keep": 5,
+    "checkpoint.resume": "never",
+    "evaluate.every_epochs": 2,
+    "evaluate.batch_size": 10,
+    "logging.every_steps": 5,
+    "logging.progress": "off",
+    "logging.wandb.mode": "offline",
+    "logging.wandb.project": "other",
+    "logging.wandb.entity": "team",
+    "logging.wandb.group": "group",
+    "logging.wandb.job_type": "job",
+    "logging.wandb.tags": ["a"],
+}
+
+
+def changed(config: Any, key: str, value: Any) -> Any:
+    """The config with one dotted key set."""
+    name, _, rest = key.partition(".")
+    child = changed(getattr(config, name), rest, value) if rest else value
+    return dataclasses.replace(config, **{name: child})
+
+
+def test_every_key_is_classified_as_maths_or_execution() -> None:
+    """A new key fails here until this file says whether it changes the run or only how it runs."""
+    assert sorted([*MATHS, *EXECUTION]) == sorted(flatten(RunConfig()))
+
+
+@pytest.mark.parametrize("key", MATHS)
+def test_a_key_of_the_maths_changes_the_digest(key: str) -> None:
+    other = changed(RunConfig(), key, MATHS[key])
+    assert digest(other) != digest(RunConfig())
+    assert key in identity(other)
+
+
+@pytest.mark.parametrize("key", EXECUTION)
+def test_a_key_of_the_execution_does_not_change_the_digest(key: str) -> None:
+    other = changed(RunConfig(), key, EXECUTION[key])
+    assert flatten(other) != flatten(RunConfig())
+    assert digest(other) == digest(RunConfig())
+    assert key not in identity(other)
+
+
+def test_every_execution_key_is_a_key() -> None:
+    assert set(EXECUTION_KEYS) - set(known_keys()) == set()
+
+
+def test_flatten_gives_every_leaf_once_and_survives_json() -> None:
+    """Law: flatten is total over known_keys, and its values are what a manifest can hold."""
+    config = RunConfig(model=ModelConfig(kwargs={"hidden": [8], "inner": {"a": 1}}))
+    flat = flatten(config)
+    groups = {key for key in known_keys() if any(k.startswith(f"{key}.") for k in known_keys())}
+    assert set(flat) == set(known_keys()) - groups
+    assert flat["model.kwargs"] == {"hidden": [8], "inner": {"a": 1}}
+    assert flat["optimizer.betas"] == [0.9, 0.999]
+    assert all(flat[key] == value_of(config, key) for key in set(flat) - {"optimizer.betas"})
+    assert json.loads(json.dumps(flat)) == flat
+
+
+def test_the_digest_is_sha256_and_ignores_the_order_of_model_arguments() -> None:
+    first, second = (
+        RunConfig(model=ModelConfig(kwargs=kwargs))
+        for kwargs in ({"a": 1, "b": [2, 3]}, {"b": [2, 3], "a": 1})
+    )
+    assert digest(first) == digest(second)
+    assert re.fullmatch("[0-9a-f]{64}", digest(first))

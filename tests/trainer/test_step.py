@@ -1,0 +1,442 @@
+"""One optimizer step: the right gradient, in the right order, or nothing at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch._dynamo  # the first optimizer imports it, and it sets an environment variable
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import trainer.step
+from configs.schema import (
+    CompileConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+)
+from data.datasets import ArrayDataset, Datasets, Normalize
+from data.loader import ResidentLoader
+from data.sampler import Plan
+from trainer.ema import EMA
+from trainer.engine import NativeEngine
+from trainer.failures import Diverged
+from trainer.meter import Meter
+from trainer.models import MLP
+from trainer.optim import build_optimizer
+from trainer.precision import build_precision
+from trainer.runtime import Runtime
+from trainer.schedule import Schedule, build_schedule
+from trainer.state import Progress
+from trainer.step import TrainStep
+
+CPU = torch.device("cpu")
+BATCH = 16
+TOO_LARGE, MODERATE = 1e30, 1024.0
+"""Loss scales with which fp16 gradients do and do not overflow."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits are compared, and two threads would only slow each other down."""
+    before = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_rng_state(before[0])
+    torch.set_num_threads(before[1])
+
+
+@dataclass
+class Rig:
+    """Everything around a TrainStep, without a run directory."""
+
+    data: ArrayDataset
+    plan: Plan
+    loader: ResidentLoader
+    module: nn.Module
+    normalize: Normalize
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    ema: EMA | None
+    meter: Meter
+    progress: Progress
+    step: TrainStep
+
+    def drive(self, count: int = 1) -> None:
+        """Train on the next `count` global batches."""
+        batches = self.loader.stream(self.progress.window)
+        for _ in range(count):
+            self.step(self.plan.window(self.progress.window), batches)
+
+    def set_scale(self, scale: float) -> None:
+        self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale})
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    def gradient(self) -> list[Tensor]:
+        return [p.grad for p in self.module.parameters() if p.grad is not None]
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """All samples of a global batch, picked from the order of its epoch here and now."""
+        epoch, step = divmod(index, self.plan.steps_per_epoch)
+        picked = self.plan.order(epoch)[step * BATCH : (step + 1) * BATCH].to(
+            self.data.inputs.device
+        )
+        return self.data.inputs[picked], self.data.targets[picked]
+
+
+def make(
+    *,
+    num_samples: int = 37,
+    micro: int | None = None,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    init_scale: float = MODERATE,
+    growth_interval: int = 2000,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    hidden: int = 8,
+    reduction: Literal["fast", "exact"] = "fast",
+    clip: float | None = None,
+    smoothing: float = 0.0,
+    decay: float | None = None,
+    warmup: int = 0,
+    device: torch.device = CPU,
+) -> Rig:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (num_samples, 1, 3, 2), generator=generator, dtype=torch.uint8)
+    targets = torch.randint(0, 5, (num_samples,), generator=generator)
+    data = ArrayDataset(inputs, targets).to(device)
+    facts = Datasets(
+        train=data,
+        test=data,
+        input_shape=(1, 3, 2),
+        num_classes=5,
+        mean=(0.3,),
+        std=(0.4,),
+        scale=255.0,
+    )
+    runtime = Runtime(launcher="python", device=device)
+    parallel = ParallelConfig(reduction=reduction, shards=4)
+    plan = Plan(
+        num_samples=num_samples,
+        global_batch_size=BATCH,
+        micro_batch_size=micro,
+        seed=3,
+        shards=parallel.shards if reduction == "exact" else None,
+    )
+    torch.manual_seed(0)
+    module = MLP((1, 3, 2), 5, hidden=(hidden,), dropout=dropout, batch_norm=batch_norm).to(device)
+    ema = EMA(module, decay) if decay is not None else None
+    engine = NativeEngine(
+        module,
+        runtime=runtime,
+        parallel=parallel,
+        compile_=CompileConfig(enabled=False),
+        plan=plan,
+    )
+    config = OptimizerConfig(name=optimizer, lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    built = build_optimizer(config, module.parameters(), device)
+    schedule = build_schedule(
+        ScheduleConfig(name="cosine", warmup_steps=warmup),
+        peak=config.lr,
+        total_steps=20,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
+    precision = build_precision(
+        PrecisionConfig(dtype=dtype, init_scale=init_scale, growth_interval=growth_interval), device
+    )
+    meter, progress, normalize = Meter(), Progress(), Normalize(facts, device)
+    step = TrainStep(
+        engine=engine,
+        optimizer=built,
+        schedule=schedule,
+        precision=precision,
+        normalize=normalize,
+        ema=ema,
+        meter=meter,
+        progress=progress,
+        clip_norm=clip,
+        label_smoothing=smoothing,
+    )
+    loader = ResidentLoader(data, data, plan=plan, device=device)
+    return Rig(
+        data,
+        plan,
+        loader,
+        module,
+        normalize,
+        built,
+        schedule,
+        precision.scaler,
+        ema,
+        meter,
+        progress,
+        step,
+    )
+
+
+def plain_gradient(rig: Rig, index: int, smoothing: float = 0.0) -> tuple[Tensor, list[Tensor]]:
+    """Mean loss of the concatenated global batch and its gradient, by autograd alone."""
+    module = copy.deepcopy(rig.module)
+    module.zero_grad()
+    inputs, targets = rig.batch(index)
+    loss = F.cross_entropy(module(rig.normalize(inputs)), targets, label_smoothing=smoothing)
+    loss.backward()
+    return loss.detach(), [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], **tolerance: float) -> None:
+    assert len(found) == len(expected) > 0
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    """Equal structure, equal values, equal tensors to the last bit."""
+    if isinstance(expected, Tensor):
+        assert found.dtype is expected.dtype
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same_bits(found[key], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert_same_bits(mine, theirs)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["fast", "exact"])
+@pytest.mark.parametrize("micro", [None, 1, 2, 3, 4, 8, 15, 16])
+@pytest.mark.parametrize("num_samples", [37, 35, 33])
+def test_the_gradient_is_that_of_one_concatenated_batch_in_full_and_short_windows(
+    num_samples: int, micro: int | None, reduction: Literal["fast", "exact"], smoothing: float
+) -> None:
+    """The third window of an epoch has 5, 3 or 1 samples, the fourth window is the next epoch."""
+    rig = make(num_samples=num_samples, micro=micro, reduction=reduction, smoothing=smoothing)
+    for index in range(4):
+        _, expected = plain_gradient(rig, index, smoothing)
+        rig.drive()
+        assert_close(rig.gradient(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reduction", ["fast", "exact"])
+@pytest.mark.parametrize("micro", [None, 3])
+def test_the_gradient_on_the_gpu_is_that_of_one_concatenated_batch(
+    gpu: torch.device, micro: int | None, reduction: Literal["fast", "exact"]
+) -> None:
+    rig = make(micro=micro, reduction=reduction, device=gpu)
+    for index in range(3):
+        _, expected = plain_gradient(rig, index)
+        rig.drive()
+        assert_close(rig.gradient(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("micro", [None, 4])
+def test_lower_precision_gives_the_same_gradient_up_to_rounding(
+    dtype: Literal["bf16", "fp16"], micro: int | None
+) -> None:
+    rig = make(dtype=dtype, micro=micro)
+    _, expected = plain_gradient(rig, 0)
+    rig.drive()
+    assert_close(rig.gradient(), expected, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_metrics_are_those_of_the_whole_batch_before_the_step(
+    micro: int | None, smoothing: float
+) -> None:
+    rig = make(micro=micro, smoothing=smoothing)
+    losses, hits, count = [], 0, 0
+    for index in range(3):
+        inputs, targets = rig.batch(index)
+        with torch.no_grad():
+            hits += int((rig.module(rig.normalize(inputs)).argmax(1) == targets).sum())
+        losses.append(plain_gradient(rig, index, smoothing)[0] * len(targets))
+        count += len(targets)
+        rig.drive()
+    totals = rig.meter.collect(Runtime(launcher="python"))
+    assert count == 37
+    assert totals.accuracy == hits / count
+    assert totals.loss == pytest.approx(float(sum(losses)) / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("clip", [None, 1e-3, 0.5, 1e6])
+@pytest.mark.parametrize("micro", [None, 4])
+def test_three_steps_are_those_of_a_plain_loop_that_clips_before_it_steps(
+    optimizer: str, clip: float | None, micro: int | None
+) -> None:
+    rig = make(optimizer=optimizer, clip=clip, micro=micro)
+    module = copy.deepcopy(rig.module)
+    plain = build_optimizer(
+        OptimizerConfig(name=optimizer, lr=0.1, momentum=0.9), module.parameters(), CPU
+    )
+    for index in range(3):
+        inputs, targets = rig.batch(index)
+        plain.zero_grad()
+        F.cross_entropy(module(rig.normalize(inputs)), targets).backward()
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), clip or float("inf"))
+        plain.param_groups[0]["lr"] = rig.schedule(index)
+        plain.step()
+        rig.drive()
+        assert float(rig.step.gradient_norm()) == pytest.approx(float(norm), rel=1e-4)
+    assert_close(
+        list(rig.weights().values()), list(module.state_dict().values()), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_clipped_step_is_as_long_as_the_limit_whatever_the_loss_scale(
+    dtype: Literal["fp32", "bf16", "fp16"],
+) -> None:
+    """With fp16 the gradient must be unscaled before it is clipped."""
+    rig = make(dtype=dtype, clip=1e-3, momentum=0.0)
+    before = rig.weights()
+    rig.drive()
+    moved = [value - before[name] for name, value in rig.weights().items()]
+    length = float(torch.nn.utils.get_total_norm(moved))
+    assert length == pytest.approx(0.1 * 1e-3, rel=1e-2)
+    assert float(rig.step.gradient_norm()) > 0.01
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_each_step_is_taken_at_the_rate_of_the_steps_before_it(warmup: int) -> None:
+    rig = make(warmup=warmup)
+    for index in range(4):
+        rig.drive()
+        assert rig.optimizer.param_groups[0]["lr"] == rig.schedule(index)
+    assert (rig.progress.step, rig.progress.window) == (4, 4)
+
+
+def test_the_average_moves_once_after_every_step() -> None:
+    rig = make(decay=0.9)
+    reference = EMA(rig.module, 0.9)
+    assert rig.ema is not None
+    for number in range(1, 5):
+        rig.drive()
+        reference.update(rig.module, number)
+        assert_same_bits(rig.ema.module.state_dict(), reference.module.state_dict())
+
+
+@pytest.mark.parametrize("num_before", [1, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("micro", [None, 4])
+def test_a_step_whose_gradient_overflows_moves_nothing_but_the_window(
+    optimizer: str, micro: int | None, num_before: int
+) -> None:
+    rig = make(dtype="fp16", optimizer=optimizer, micro=micro, decay=0.9, clip=1.0, warmup=9)
+    rig.drive(num_before)
+    rig.meter.collect(Runtime(launcher="python"))
+    assert rig.ema is not None
+    before = copy.deepcopy(
+        (rig.weights(), rig.optimizer.state_dict()["state"], rig.ema.module.state_dict())
+    )
+    rig.set_scale(TOO_LARGE)
+    rig.drive()
+    after = (rig.weights(), rig.optimizer.state_dict()["state"], rig.ema.module.state_dict())
+    for mine, theirs in zip(after, before, strict=True):
+        assert_same_bits(dict(mine), dict(theirs))
+    assert (rig.progress.step, rig.progress.window) == (num_before, num_before + 1)
+    assert rig.progress.skipped_steps == 1
+    assert rig.scaler.get_scale() == pytest.approx(TOO_LARGE / 2)
+    assert rig.meter.collect(Runtime(launcher="python")).loss == 0.0
+
+    rig.set_scale(MODERATE)
+    rig.drive()
+    assert rig.optimizer.param_groups[0]["lr"] == rig.schedule(num_before)
+    assert (rig.progress.step, rig.progress.window) == (num_before + 1, num_before + 2)
+    assert rig.meter.collect(Runtime(launcher="python")).loss > 0.0
+
+
+@pytest.fixture
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """Memory that nobody has written to is filled with NaN, so that using it shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("uninitialised_memory_is_nan")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("num_skipped", [1, 2])
+def test_a_run_whose_first_steps_overflow_goes_on_as_if_it_had_begun_after_them(
+    optimizer: str, num_skipped: int
+) -> None:
+    rig = make(dtype="fp16", optimizer=optimizer, init_scale=TOO_LARGE)
+    rig.drive(num_skipped)
+    assert rig.progress.skipped_steps == num_skipped
+    rig.set_scale(MODERATE)
+    rig.drive(3)
+    late = make(dtype="fp16", optimizer=optimizer, init_scale=MODERATE)
+    late.progress.window = num_skipped
+    late.drive(3)
+    assert_same_bits(rig.weights(), late.weights())
+    assert_same_bits(rig.optimizer.state_dict()["state"], late.optimizer.state_dict()["state"])
+
+
+def test_endless_overflow_is_taken_for_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.step, "HOPELESS_SKIPS", 3)
+    rig = make(dtype="fp16", init_scale=TOO_LARGE)
+    rig.drive(2)
+    with pytest.raises(Diverged, match=r"3 fp16 steps in a row.*optimizer\.lr"):
+        rig.drive()
+    assert (rig.progress.step, rig.progress.skipped_steps) == (0, 3)
+
+
+def test_overflows_with_good_steps_between_them_are_not_divergence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer.step, "HOPELESS_SKIPS", 3)
+    rig = make(dtype="fp16", optimizer="adam")
+    for _ in range(3):
+        rig.set_scale(TOO_LARGE)
+        rig.drive(2)
+        rig.set_scale(MODERATE)
+        rig.drive()
+    assert (rig.progress.step, rig.progress.skipped_steps) == (3, 6)
+    assert rig.progress.skipped_in_a_row == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_an_overflow_on_the_gpu_moves_nothing_but_the_window(
+    gpu: torch.device, optimizer: str
+) -> None:
+    rig = make(dtype="fp16", optimizer=optimizer, device=gpu, decay=0.9)
+    rig.drive(2)
+    assert rig.ema is not None
+    before = copy.deepcopy((rig.weights(), dict(rig.ema.module.state_dict())))
+    rig.set_scale(TOO_LARGE)
+    rig.drive()
+    assert_same_bits(rig.weights(), before[0])
+    assert_same_bits(dict(rig.ema.module.state_dict()), before[1])
+    assert (rig.progress.step, rig.progress.window) == (2, 3)
+
+
+def test_without_fp16_nothing_is_ever_skipped() -> None:
+    """A loss that is not finite is found at the next logging step, by the loop."""
+    rig = make()
+    with torch.no_grad():
+        next(rig.module.parameters()).fill_(float("nan"))
+    rig.drive()
+    assert (rig.progress.step, rig.progress.skipped_steps) == (1, 0)
+    assert rig.meter.first_bad_window(Runtime(launcher="python")) == 0

@@ -1,0 +1,36 @@
+"""Ways a run can fail that need no traceback: one message says what happened."""
+
+from __future__ import annotations
+
+import re
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; what was saved before is good. A command exits with status 1."""
+
+
+class Diverged(RunFailed):
+    """The loss is not a finite number."""
+
+
+class Drifted(RunFailed):
+    """Ranks that should hold the same weights do not."""
+
+
+class SaveFailed(RunFailed):
+    """A checkpoint could not be written; earlier ones are as they were."""
+
+
+LOST_CONTACT = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|NCCL|remote process",
+    re.IGNORECASE,
+)
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether an error only says that another rank is gone or silent: that one has the cause."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and bool(LOST_CONTACT.search(str(error)))

@@ -1,0 +1,66 @@
+"""A key-value store for this start of the ranks, with nothing in it from an earlier one."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+POLL_SECONDS = 0.01
+
+
+def agent_store(
+    env: Mapping[str, str], rank: int, world_size: int, timeout: timedelta
+) -> Store | None:
+    """The store that torchrun's agent hosts, under a prefix that only these processes share.
+
+    torchrun keeps its store when it restarts ranks, with the addresses of the dead ones in it; a
+    restarted gloo rank that reads one before it is overwritten cannot connect, and the restart
+    count does not tell the starts apart when nodes come and go. So the ranks agree on a session:
+    every rank says hello with an identity of its own, rank 0 announces a session made of the
+    identities it sees until every rank has confirmed that its own is among them.
+
+    Returns:
+        The store, or None where no agent hosts one.
+
+    Raises:
+        TimeoutError: If not all ranks have said hello in time.
+    """
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = dist.TCPStore(
+        env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timeout
+    )
+    space = dist.PrefixStore(f"convoy/{world_size}", store)
+    return dist.PrefixStore(_agree(space, rank, world_size, timeout), store)
+
+
+def _agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """The session that all ranks of this start have confirmed."""
+    mine = uuid.uuid4().hex
+    store.set(f"hello/{rank}", mine)
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        if rank == 0:
+            present = [_read(store, f"hello/{peer}") for peer in range(world_size)]
+            session = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(present)).hex
+            if None not in present:
+                store.set("session", json.dumps([session, present]))
+        session, identities = json.loads(_read(store, "session") or '["", []]')
+        if mine in identities:
+            store.set(f"confirmed/{session}/{rank}", mine)
+            confirmed = [f"confirmed/{session}/{peer}" for peer in range(world_size)]
+            if store.check(confirmed):
+                return str(session)
+        time.sleep(POLL_SECONDS)
+    raise TimeoutError("not all ranks were started")
+
+
+def _read(store: Store, key: str) -> str | None:
+    """A value that is there already; `get` alone would wait for it."""
+    return store.get(key).decode() if store.check([key]) else None
