@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from configs.errors import InputError
 
@@ -21,6 +23,13 @@ EXIT_PREEMPTED = 75
 def rank() -> int:
     """Rank by the launcher's variables; known before anything heavy is imported."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def num_ranks() -> int:
+    """World size by the launcher's variables."""
+    if "RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE") or 1)
+    return int(os.environ.get("SLURM_NTASKS") or 1)
 
 
 def is_main_process() -> bool:
@@ -52,7 +61,21 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
         status = _report(error)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the status is decided: let it through
+    if num_ranks() > 1:
+        _leave(status)
     sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit without tearing the interpreter down.
+
+    Threads of gloo that still run while it is torn down now and then abort the process ("terminate
+    called without an active exception"), and a rank that had finished would count as failed.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _say(message: object, status: int) -> int:
@@ -67,7 +90,7 @@ def _report(error: Exception) -> int:
 
     if isinstance(error, RunFailed):
         return _say(f"{error}.", EXIT_FAILED)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and is_lost_contact(error):
+    if num_ranks() > 1 and is_lost_contact(error):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         line = f"rank {rank()}: another rank is gone or silent ({reason})"
         print(line, file=sys.stderr, flush=True)

@@ -8,8 +8,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 POLL_SECONDS = 0.01
 
@@ -33,11 +32,9 @@ def agent_store(
     """
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    store = dist.TCPStore(
-        env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timeout
-    )
-    space = dist.PrefixStore(f"convoy/{world_size}", store)
-    return dist.PrefixStore(_agree(space, rank, world_size, timeout), store)
+    store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timeout)
+    space = PrefixStore(f"convoy/{world_size}", store)
+    return PrefixStore(_agree(space, rank, world_size, timeout), store)
 
 
 def _agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
