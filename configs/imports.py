@@ -28,7 +28,7 @@ def import_object(key: str, path: str) -> Any:
             keeps its traceback.
     """
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise InputError(key, given=path, expected="an import path `package.module:attribute`")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -46,7 +46,7 @@ def import_object(key: str, path: str) -> Any:
         ) from None
     for name in attribute.split("."):
         if not hasattr(found, name):
-            raise InputError(key, given=path, expected=f"an attribute {name!r} in {found.__name__}")
+            raise InputError(key, given=path, expected=f"an attribute {name!r} in {_name(found)}")
         found = getattr(found, name)
     return found
 
@@ -61,7 +61,7 @@ def call_with(
     """
     try:
         signature = inspect.signature(target, eval_str=True)
-    except NameError:  # an annotation that only type checkers can resolve
+    except Exception:  # an annotation may be anything, and only type checkers need resolve it
         signature = inspect.signature(target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = {name: v for name, v in offered.items() if name in signature.parameters or takes_any}
@@ -69,11 +69,15 @@ def call_with(
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        name = getattr(target, "__name__", str(target))
+        reason = str(error)
         raise InputError(
             key,
             given=kwargs,
-            expected=f"arguments of {name}{signature}",
-            remedy=f"{str(error).capitalize()}.",
+            expected=f"arguments of {_name(target)}{signature}",
+            remedy=f"{reason[:1].upper()}{reason[1:]}.",
         ) from None
     return target(**arguments)
+
+
+def _name(thing: Any) -> str:
+    return str(getattr(thing, "__name__", None) or type(thing).__name__)

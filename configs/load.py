@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from configs.errors import InputError
 from configs.schema import RunConfig
@@ -38,16 +39,13 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     return parser
 
 
-def load_config(
-    argv: Sequence[str], *, prog: str, description: str, parser: ArgumentParser | None = None
-) -> RunConfig:
+def load_config(argv: Sequence[str], *, prog: str, description: str) -> RunConfig:
     """Parse a command line. Overrides win over `--config` wherever they stand on the line.
 
     Args:
         argv: Arguments after the program's name.
         prog: Program name shown by `--help`.
         description: First line of `--help`.
-        parser: A parser from `build_parser` with arguments of the command's own added, or None.
 
     Raises:
         InputError: For an unknown key, a wrong type or range, or an unreadable file.
@@ -57,10 +55,9 @@ def load_config(
 
     paths, rest = _split_config(argv)
     files = [_find_recipe(path) for path in paths] or [DEFAULT_RECIPE]
-    for file in files:
-        _check_file(file)
+    files = [file for file in files if _check_file(file)]
     _check_flags(rest)
-    parser = parser or build_parser(prog, description)
+    parser = build_parser(prog, description)
     config_args = [arg for file in files for arg in ("--config", str(file))]
     try:
         namespace = parser.parse_args(config_args + rest)
@@ -107,8 +104,11 @@ def _split_config(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _find_recipe(given: str) -> Path:
     """A path as given, else a recipe of that name, so that any working directory will do."""
-    name = Path(given).name
-    for path in (Path(given), RECIPES / name, RECIPES / f"{name}.yaml"):
+    name, folder = Path(given).name, str(Path(given).parent)
+    candidates = [Path(given)]
+    if folder in (".", "configs"):
+        candidates += [RECIPES / name, RECIPES / f"{name}.yaml"]
+    for path in candidates:
         if path.is_file():
             return path
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -120,8 +120,8 @@ def _find_recipe(given: str) -> Path:
     )
 
 
-def _check_file(path: Path) -> None:
-    """Refuse unreadable YAML and unknown keys, naming the closest known one."""
+def _check_file(path: Path) -> bool:
+    """Refuse unreadable YAML and unknown keys, naming the closest known one; False if empty."""
     import yaml
 
     try:
@@ -130,26 +130,31 @@ def _check_file(path: Path) -> None:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not a readable YAML file: {reason}") from None
     if content is None:
-        return
+        return False
     if not isinstance(content, dict):
         raise InputError(
             str(path), given=content, expected="a mapping of config keys, such as `seed: 0`"
         )
     known = known_keys()
-    for key in _file_keys(content, "", known):
+    for key, value in _file_items(content, "", known):
         if key not in known:
             raise _unknown(key, known, f" in {path}")
+        if value is None and not _takes_null(key):  # jsonargparse would let it pass as "not given"
+            raise InputError(f"{key} in {path}: given null", expected=_describe(_hint(key)))
+    return True
 
 
-def _file_keys(content: dict[Any, Any], prefix: str, known: list[str]) -> Iterator[str]:
+def _file_items(
+    content: dict[Any, Any], prefix: str, known: list[str]
+) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         key = f"{prefix}{name}"
-        yield key
+        yield key, value
         is_group = any(other.startswith(f"{key}.") for other in known)
         if is_group and not isinstance(value, dict):
             raise InputError(key, given=value, expected="a mapping of keys under it")
         if is_group:
-            yield from _file_keys(value, f"{key}.", known)
+            yield from _file_items(value, f"{key}.", known)
 
 
 def _check_flags(argv: Sequence[str]) -> None:
@@ -191,20 +196,25 @@ def _translate(message: str) -> InputError:
     """jsonargparse's words -> given, expected, remedy."""
     key = re.search(r'Parser key "([^"]+)"', message)
     given = re.search(r"(?:Got value|Given value): (.*)", message)
-    if key and given:
-        hint: Any = RunConfig
-        for name in key[1].split("."):
-            hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
-        if hint is not None and not is_dataclass(hint):
-            return InputError(key[1], given=given[1], expected=_describe(hint))
+    if key and given and (hint := _hint(key[1])) is not None and not is_dataclass(hint):
+        return InputError(key[1], given=given[1], expected=_describe(hint))
     return InputError(" ".join(message.split()), remedy=SEE_HELP)
+
+
+def _hint(key: str) -> Any:
+    """The type of a dotted key, None for an unknown one."""
+    hint: Any = RunConfig
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    return hint
+
+
+def _takes_null(key: str) -> bool:
+    return NoneType in get_args(_hint(key))
 
 
 def _describe(hint: Any) -> str:
     """A type as a person would say it: `int | None` -> 'a whole number or null'."""
-    from types import NoneType, UnionType
-    from typing import Literal, Union, get_args, get_origin
-
     words: dict[Any, str] = {
         int: "a whole number",
         float: "a number",

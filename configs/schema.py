@@ -191,7 +191,7 @@ class PrecisionConfig:
 
     def __post_init__(self) -> None:
         _expect(
-            self, "precision.init_scale", 0 < self.init_scale < float("inf"), "a number above 0"
+            self, "precision.init_scale", 0 < self.init_scale < 2.0**127, "above 0, below 2**127"
         )
         _expect(self, "precision.growth_interval", self.growth_interval >= 1, "1 or more")
 
@@ -249,7 +249,7 @@ class ParallelConfig:
         _expect(
             self, "parallel.drift_every_steps", every is None or every >= 1, "1 or more, or null"
         )
-        _expect(self, "parallel.bucket_mb", self.bucket_mb > 0, "above 0")
+        _expect(self, "parallel.bucket_mb", 0 < self.bucket_mb < float("inf"), "above 0")
         for key in ("init_timeout_seconds", "timeout_seconds"):
             value = getattr(self, key)
             _expect(self, f"parallel.{key}", 0 < value < float("inf"), "a number above 0")

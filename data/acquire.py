@@ -8,9 +8,9 @@ import hashlib
 import os
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 from configs.errors import InputError
@@ -78,14 +78,11 @@ def acquire(
     if not download:
         raise _missing(facts, folder, ["data.download is false"])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with _locked(folder / ".lock"):
-                if found := find_files(facts, root):
-                    return found
-                _download_all(facts, folder, mirrors or facts.mirrors, progress)
-        finally:
-            _remove_if_empty(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.parent / f".{facts.name}.lock"):
+            if found := find_files(facts, root):
+                return found
+            _download_all(facts, folder, mirrors or facts.mirrors, progress)
     except OSError as error:
         raise InputError(
             f"cannot write to {folder} ({error.strerror})",
@@ -118,14 +115,6 @@ def _find_one(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Leave no trace of a download that failed."""
-    if [path.name for path in folder.iterdir()] == [".lock"]:
-        (folder / ".lock").unlink()
-        with contextlib.suppress(OSError):  # another process has just begun
-            folder.rmdir()
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
@@ -137,11 +126,12 @@ def _download_all(
     facts: DatasetFacts, folder: Path, mirrors: tuple[str, ...], progress: Progress | None
 ) -> None:
     """Fetch into a temporary folder; a file appears in `folder` whole and verified or never."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
         fetched = [
             _download_one(facts, file, Path(temporary), mirrors, folder, progress)
             for file in facts.files.values()
         ]
+        folder.mkdir(exist_ok=True)
         for path in fetched:
             os.replace(path, folder / path.name)
 
@@ -161,7 +151,7 @@ def _download_one(
             url = f"{mirror.rstrip('/')}/{file.name}.gz"
             try:
                 found = _fetch(url, target, file, progress)
-            except (OSError, urllib.error.URLError, ValueError) as error:
+            except (OSError, HTTPException, ValueError) as error:
                 failures.append(f"{url}: {getattr(error, 'reason', error)}")
                 continue
             if found == file.gz_sha256:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +212,7 @@ def _rank_of(path: Path) -> int | None:
             if head[:2] == GZIP_MAGIC:
                 raw.seek(0)
                 head = gzip.GzipFile(fileobj=raw).read(4)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return None
     return head[3] if len(head) == 4 and head[:2] == b"\0\0" else None
 
@@ -274,7 +275,8 @@ def _moments(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...], floa
         else:
             mean, var = float(values.double().mean()), float(values.double().var(correction=0))
         means.append(mean / scale)
-        stds.append(var**0.5 / scale or 1.0)  # constant inputs: nothing to divide by
+        constant = bool((values == values.reshape(-1)[0]).all())  # nothing to divide by
+        stds.append(1.0 if constant else var**0.5 / scale)
     return tuple(means), tuple(stds), scale
 
 

@@ -128,7 +128,7 @@ class HostLoader:
         self.device = device
         self.workers = workers
         self.prefetch_factor = prefetch_factor
-        self.evaluator: DataLoader[Any] | None = None  # kept, and its workers with it
+        self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
 
     def stream(self, window: int) -> Iterator[Batch]:
         requests = _TrainRequests(self.plan, window)
@@ -139,10 +139,10 @@ class HostLoader:
     ) -> Iterator[tuple[int, Batch]]:
         bounds = evaluation_batches(len(self.test), batch_size)
         mine = range(rank, len(bounds), world_size)
-        if self.evaluator is None:
+        if batch_size not in self.evaluators:
             requests = [Request(torch.arange(*bounds[index]), 0) for index in mine]
-            self.evaluator = self._loader(self.test, requests)
-        return zip(mine, prefetch(iter(self.evaluator), self.device), strict=True)
+            self.evaluators[batch_size] = self._loader(self.test, requests)
+        return zip(mine, prefetch(iter(self.evaluators[batch_size]), self.device), strict=True)
 
     def _loader(self, dataset: MapDataset, requests: Any) -> DataLoader[Any]:
         return DataLoader(

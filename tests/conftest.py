@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # its first import sets an environment variable
 
 from data.idx import write_idx
 

@@ -71,7 +71,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
         runtime,
         together(
             runtime,
-            lambda: directory.decide_resume(config) if runtime.is_main else Resume(None, 0, []),
+            lambda: _decide(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
     use_training_timeout(runtime, config.parallel)
@@ -132,7 +132,12 @@ def _build_local(config: RunConfig, runtime: Runtime) -> _Local:
         plan=plan,
         loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
         model=model,
-        optimizer=build_optimizer(config.optimizer, model.parameters(), runtime.device),
+        optimizer=build_optimizer(
+            config.optimizer,
+            model.parameters(),
+            runtime.device,
+            scaled=precision.scaler.is_enabled(),
+        ),
         precision=precision,
         schedule=build_schedule(
             config.schedule,
@@ -195,6 +200,12 @@ def _build_step(config: RunConfig, runtime: Runtime, local: _Local, state: State
         clip_norm=config.train.clip_norm,
         label_smoothing=config.train.label_smoothing,
     )
+
+
+def _decide(config: RunConfig, directory: RunDirectory) -> Resume:
+    """What to continue from, decided under the lock: nobody may save in between."""
+    directory.claim()
+    return directory.decide_resume(config)
 
 
 def _continue_from(config: RunConfig, checkpoint: Path | None, state: Stateful) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 import time
@@ -36,6 +35,8 @@ class Position:
     config_digest: str
     identity: dict[str, Any]
     """The config keys that define the run, flat."""
+    best_step: int = 0
+    """Step of the best evaluation so far, 0 without one."""
 
 
 class Refused(ValueError):
@@ -91,6 +92,7 @@ def save_checkpoint(
             "torch": torch.__version__,
             "saved_at": time.time(),
         }
+        manifest["manifest_sha256"] = _manifest_digest(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
@@ -116,13 +118,18 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text())
         expected = {name: dict(facts) for name, facts in manifest["files"].items()}
         Position(**{name: manifest[name] for name in Position.__dataclass_fields__})
-        known = manifest["format"] == FORMAT and {WEIGHTS, TRAINER} <= expected.keys()
+        untouched = manifest["manifest_sha256"] == _manifest_digest(manifest)
+        complete = {WEIGHTS, TRAINER} <= expected.keys()
     except FileNotFoundError:
         raise Refused(f"{MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{MANIFEST} is unreadable ({error})") from None
-    if not known:
-        raise Refused(f"{MANIFEST} has format {manifest['format']!r}, not {FORMAT}")
+    if manifest.get("format") != FORMAT:
+        raise Refused(f"{MANIFEST} has format {manifest.get('format')!r}, not {FORMAT}")
+    if not untouched or not complete:
+        raise Refused(f"{MANIFEST} is not as it was written")
+    if NAME.fullmatch(path.name) and step_of(path) != manifest["step"]:
+        raise Refused(f"{MANIFEST} is of step {manifest['step']}")
     for name, facts in expected.items():
         try:
             found = _facts(path / Path(name).name)
@@ -142,13 +149,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: If a file cannot be parsed.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         weights = load_file(path / WEIGHTS)
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # damaged bytes can make an unpickler raise almost anything
         raise InputError(
             f"checkpoint {path} cannot be read ({' '.join(str(error).split())[:200]})",
             expected="a checkpoint directory written by this trainer",
@@ -176,13 +182,24 @@ def set_aside_newer(folder: Path, chosen: Path) -> None:
 
     The run writes those steps again; left in place they would count as the newest ones.
     """
+    chosen, folder = chosen.resolve(), folder.resolve()
     newer = [path for path in list_checkpoints(folder) if step_of(path) > step_of(chosen)]
     for path in newer:
         (folder / "rejected").mkdir(exist_ok=True)
         target = folder / "rejected" / f"{path.name}-{time.time_ns()}"
         path.rename(target)
-    if chosen.parent == folder:
-        _point(folder / "latest", chosen)
+    _point(folder / "latest", chosen)
+    best = folder / folder_name(verify_checkpoint(chosen)["best_step"])
+    if best.exists():
+        _point(folder / "best", best)
+    else:
+        (folder / "best").unlink(missing_ok=True)
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 over everything in a manifest but this digest itself."""
+    rest = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -206,7 +223,12 @@ def _replace_directory(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
-    temporary.rename(final)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        if old.exists():
+            old.rename(final)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

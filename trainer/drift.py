@@ -11,6 +11,8 @@ from trainer.collectives import sum_
 from trainer.failures import Drifted
 from trainer.runtime import Runtime
 
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
 
 def weight_digest(module: nn.Module) -> torch.Tensor:
     """Two 64-bit sums over the bits of all parameters, int64 `(2,)`, computed on their device.
@@ -20,7 +22,7 @@ def weight_digest(module: nn.Module) -> torch.Tensor:
     """
     total = None
     for parameter in module.parameters():
-        bits = parameter.detach().float().reshape(-1).view(torch.int32).to(torch.int64)
+        bits = parameter.detach().reshape(-1).view(INTEGERS[parameter.itemsize]).to(torch.int64)
         place = torch.arange(1, bits.numel() + 1, device=bits.device) * 0x9E3779B1
         part = torch.stack([bits.sum(), (bits * place).sum()])
         # Times an odd number first: the sum depends on the order of the parameters.

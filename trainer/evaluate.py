@@ -54,7 +54,7 @@ def evaluate(
     num_batches = len(evaluation_batches(num_samples, batch_size))
     sums = torch.zeros(num_batches, 3, dtype=torch.float64, device=runtime.device)
     batches = loader.evaluation(batch_size, runtime.rank, runtime.world_size)
-    was_training = module.training
+    modes = [(part, part.training) for part in module.modules()]  # a user may have frozen some
     module.eval()
     try:
         for _ in range(-(-num_batches // runtime.world_size)):
@@ -70,7 +70,8 @@ def evaluate(
             sums[index, 1] = (logits.argmax(1) == targets).sum()
             sums[index, 2] = len(targets)
     finally:
-        module.train(was_training)
+        for part, mode in modes:
+            part.training = mode
     # Float64 holds these integers exactly, and only one rank adds to each row.
     loss, correct, count = sum_(runtime, sums).sum(0).tolist()
     assert count == num_samples

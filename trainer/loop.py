@@ -174,6 +174,7 @@ def save(parts: Parts) -> None:
         epoch=progress.window // plan.steps_per_epoch,
         position=plan.samples_before(progress.window),
         world_size=parts.runtime.world_size,
+        best_step=progress.best_step,
         config_digest=digest(parts.config),
         identity=identity(parts.config),
     )

@@ -63,7 +63,7 @@ class Meter:
         mine = latest
         if self.losses:
             bad = (~torch.isfinite(torch.stack(self.losses))).nonzero()
-            mine = self.windows[int(bad[0])] if len(bad) else latest
+            mine = min((self.windows[int(index)] for index in bad), default=latest)
         negated = max_(runtime, torch.tensor(-mine, device=runtime.device))
         first = -int(negated)
         return None if first == latest else first

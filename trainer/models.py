@@ -6,14 +6,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.imports import call_with
 from configs.schema import ModelConfig
-from data.sampler import derive_seed
 from trainer.registry import resolve
+from trainer.rng import seed_stream
 
 
 class MLP(nn.Module):
@@ -78,7 +77,7 @@ def build_model(
         InputError: If the factory does not exist, refuses its arguments or makes no module.
     """
     factory = resolve("model.name", config.name, MODELS)
-    torch.manual_seed(derive_seed(seed, "weights"))
+    seed_stream(seed, "weights")
     facts = {"input_shape": input_shape, "num_classes": num_classes}
     try:
         model = call_with("model.kwargs", factory, dict(config.kwargs), facts)

@@ -58,10 +58,23 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build_optimizer(
-    config: OptimizerConfig, parameters: Iterable[nn.Parameter], device: torch.device
+    config: OptimizerConfig,
+    parameters: Iterable[nn.Parameter],
+    device: torch.device,
+    *,
+    scaled: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters, fused where the device has the kernels."""
+    """The optimizer over all trainable parameters, fused where the device has the kernels.
+
+    Args:
+        config: Name and hyperparameters.
+        parameters: All parameters of the model; frozen ones are left out.
+        device: Where they live.
+        scaled: Whether a GradScaler may skip steps. torch's fused SGD leaves the momentum buffer
+            uninitialised when the very first step is skipped, so it is not used then.
+    """
     factory = resolve("optimizer.name", config.name, OPTIMIZERS)
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer: torch.optim.Optimizer = factory(trainable, config, device.type in FUSED_DEVICES)
+    fused = device.type in FUSED_DEVICES and not (scaled and factory is sgd)
+    optimizer: torch.optim.Optimizer = factory(trainable, config, fused)
     return optimizer

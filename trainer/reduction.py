@@ -62,7 +62,8 @@ class PairwiseTree:
     sums its contiguous shards as a subtree; then ranks exchange partial sums with partners at
     distance 1, 2, 4, ... IEEE addition is commutative, so both partners get the same bits, and the
     sequence of additions does not depend on the number of ranks. Floating-point buffers (batch-norm
-    statistics) start each shard from the same value and become the mean over shards.
+    statistics) start each shard from the same value and become the mean over shards; integer ones
+    (their counters) count one micro-batch per global batch.
     """
 
     gradient_scale = 1.0
@@ -76,6 +77,7 @@ class PairwiseTree:
         self.seed = seed
         self.subtrees: list[tuple[int, Tensor]] = []
         self.start: list[Tensor] = []
+        self.counted: list[Tensor] = []
 
     @contextmanager
     def micro_batch(self, window: Window, micro: MicroBatch) -> Iterator[None]:
@@ -86,6 +88,8 @@ class PairwiseTree:
             for buffer, start in zip((*self.buffers, *self.counters), self.start, strict=True):
                 buffer.copy_(start)
         yield
+        if not self.counted:
+            self.counted = [buffer.clone() for buffer in self.counters]
         if micro.ends_shard:
             self._push()
 
@@ -102,6 +106,9 @@ class PairwiseTree:
             parameter.grad = next(pieces).view_as(parameter)
         for buffer in self.buffers:
             buffer.copy_((next(pieces) / self.shards).view_as(buffer))
+        for buffer, value in zip(self.counters, self.counted, strict=True):
+            buffer.copy_(value)
+        self.counted = []
 
     @torch.no_grad()
     def _push(self) -> None:

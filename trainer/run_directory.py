@@ -85,15 +85,27 @@ class RunDirectory:
             f"run is moved aside); or --checkpoint.resume {self.path} to continue it as changed.",
         )
 
+    def claim(self) -> None:
+        """Make sure that no other process decides about this directory or writes to it.
+
+        Raises:
+            InputError: If one does, or the folder above cannot be written.
+        """
+        if self.lock is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+            except OSError as error:
+                raise self._unwritable(error) from None
+
     def open(self, config: RunConfig, resume: Resume) -> list[str]:
-        """Lock the directory and make it ready for the run; returns lines for the log.
+        """Make the directory ready for the run; returns lines for the log.
 
         Raises:
             InputError: If the directory cannot be written, or another process is writing to it.
         """
+        self.claim()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
             notes = list(resume.notes)
             inside = resume.checkpoint is not None and resume.checkpoint.parent.resolve() == (
                 self.checkpoints.resolve()
@@ -105,11 +117,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "config.yaml", _yaml(config))
         except OSError as error:
-            raise InputError(
-                f"cannot write to {self.path} ({error.strerror})",
-                expected="a folder this user may write to",
-                remedy="Choose another with --output_dir.",
-            ) from None
+            raise self._unwritable(error) from None
         return notes
 
     def status(self) -> str | None:
@@ -145,13 +153,21 @@ class RunDirectory:
                 remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
             ) from None
 
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"cannot write to {self.path} ({error.strerror})",
+            expected="a folder this user may write to",
+            remedy="Choose another with --output_dir.",
+        )
+
     def _take_lock(self) -> None:
         """Hold OUTPUT_DIR/.NAME.lock while this process lives; a kill releases it."""
-        self.lock = (self.path.parent / f".{self.path.name}.lock").open("w")
+        lock = (self.path.parent / f".{self.path.name}.lock").open("w")
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.lock = lock
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,34 +43,40 @@ def detect(env: Mapping[str, str]) -> Runtime:
     Raises:
         InputError: If the variables are incomplete or contradict each other.
     """
-    if "RANK" in env and "WORLD_SIZE" in env:
+    if "RANK" in env or "WORLD_SIZE" in env:
         launcher = "accelerate" if any(k.startswith("ACCELERATE_") for k in env) else "torchrun"
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    elif int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+    elif {"SLURM_PROCID", "SLURM_STEP_ID"} <= env.keys() and env.get("SLURM_NTASKS", "1") != "1":
         launcher = "srun"
         names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE")
     else:
         return Runtime(launcher="python")
     try:
-        rank, local_rank, world_size = (int(env.get(name, "0")) for name in names[:3])
-        # SLURM_TASKS_PER_NODE reads like "2(x2),1": the first node's count serves as the bound.
+        rank, local_rank, world_size = (int(env[name]) for name in names[:3])
+        # SLURM_TASKS_PER_NODE reads like "2(x2),1" and begins with the first node.
         local_world = int(re.split(r"\D", env.get(names[3], str(world_size)))[0])
-    except ValueError as error:
-        given = {name: env.get(name) for name in names}
-        raise InputError("launcher variables", given=given, expected=f"numbers ({error})") from None
+    except (KeyError, ValueError) as error:
+        raise _contradiction(env, names, f"a number for each ({error})") from None
     if not 0 <= rank < world_size:
-        raise InputError(
-            "launcher variables",
-            given={name: env.get(name) for name in names},
-            expected=f"{names[0]} from 0 to {names[2]} - 1",
-            remedy="Start the ranks with torchrun or srun instead of setting them by hand.",
-        )
+        raise _contradiction(env, names, f"{names[0]} from 0 to {names[2]} - 1")
+    most = world_size if launcher == "srun" else min(local_world, world_size)
+    if not 0 <= local_rank < most:
+        raise _contradiction(env, names, f"{names[1]} from 0 to {most - 1}")
     return Runtime(
         launcher=launcher,
         rank=rank,
         local_rank=local_rank,
         world_size=world_size,
         local_world_size=local_world,
+    )
+
+
+def _contradiction(env: Mapping[str, str], names: tuple[str, ...], expected: str) -> InputError:
+    return InputError(
+        "launcher variables",
+        given={name: env.get(name) for name in names},
+        expected=expected,
+        remedy="Start the ranks with torchrun or srun instead of setting them by hand.",
     )
 
 
@@ -156,7 +163,10 @@ def _rendezvous(runtime: Runtime, env: Mapping[str, str]) -> str:
     """env:// when the launcher set MASTER_ADDR; srun alone leaves it to us."""
     if runtime.launcher != "srun" or "MASTER_ADDR" in env:
         return "env://"
-    address = env.get("SLURM_LAUNCH_NODE_IPADDR") or _first_host(env.get("SLURM_NODELIST", ""))
+    address = _first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
+    if "SLURM_LAUNCH_NODE_IPADDR" in env and not _resolves(address):
+        # Where srun was called: in a batch job that is the first node, too.
+        address = env["SLURM_LAUNCH_NODE_IPADDR"]
     port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)
     return f"tcp://{address}:{port}"
 
@@ -165,6 +175,14 @@ def _first_host(nodelist: str) -> str:
     """`node[03-05,9],other` -> `node03`."""
     match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)
     return (match[1] + (match[2] or "")) if match else "127.0.0.1"
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

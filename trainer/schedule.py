@@ -63,7 +63,7 @@ class Schedule:
     def __call__(self, step: int) -> float:
         warmup = self.config.warmup_steps
         if step < warmup:
-            return self.peak * (step + 1) / warmup
+            return self.peak * ((step + 1) / warmup)
         after = step - warmup
         # The last step of the run is at progress 1.
         progress = min(after / max(self.total_steps - warmup - 1, 1), 1.0)

@@ -41,6 +41,8 @@ def _lines(path: Path) -> list[str]:
 
 def _step(line: str) -> float:
     """The step of a record; infinite for a line that a kill cut short."""
+    if not line.endswith("\n"):
+        return float("inf")
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -25,7 +25,7 @@ class WandbSink:
         self.run: Any = None
 
     def start(self, facts: RunFacts) -> None:
-        mode = os.environ.get("WANDB_MODE", self.config.mode)
+        mode = os.environ.get("WANDB_MODE") or self.config.mode
         if mode == "disabled":
             return
         run_id = _saved_id(facts.directory)

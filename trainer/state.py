@@ -65,6 +65,7 @@ def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
     trainer = {
         "progress": asdict(run.progress),
         "optimizer": _host_copy(run.optimizer.state_dict()),
+        "optimizer_class": type(run.optimizer).__name__,
         "scaler": run.precision.scaler.state_dict(),
         "ema": _host_copy(run.ema.module.state_dict()) if run.ema else None,
         "device_type": run.runtime.device.type,
@@ -86,9 +87,9 @@ def restore(
     """
     try:
         run.engine.module.load_state_dict(weights)
-        if run.ema is not None and trainer["ema"] is not None:
-            run.ema.module.load_state_dict(trainer["ema"])
-        run.optimizer.load_state_dict(trainer["optimizer"])
+        if run.ema is not None:  # an average begun later starts from the weights
+            run.ema.module.load_state_dict(trainer["ema"] or weights)
+        _restore_optimizer(run.optimizer, trainer)
         if run.precision.scaler.is_enabled() and trainer["scaler"]:
             run.precision.scaler.load_state_dict(trainer["scaler"])
         for name, value in trainer["progress"].items():
@@ -120,6 +121,20 @@ def restore(
         f"({runtime.device.type}): dropout draws new random numbers from here on "
         "(parallel.reduction: exact would not)"
     ]
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, trainer: dict[str, Any]) -> None:
+    """Its running averages come from the checkpoint, its hyperparameters from the config."""
+    saved = trainer["optimizer_class"]
+    if saved not in [kind.__name__ for kind in type(optimizer).__mro__]:
+        raise ValueError(f"state of {saved} for an optimizer {type(optimizer).__name__}")
+    options = [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(copy.deepcopy(trainer["optimizer"]))
+    for group, chosen in zip(optimizer.param_groups, options, strict=True):
+        group.update(chosen)
 
 
 def _host_copy(value: Any) -> Any:

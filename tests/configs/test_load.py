@@ -10,7 +10,7 @@ import yaml
 
 from configs.errors import InputError
 from configs.identity import digest
-from configs.load import RECIPES, build_parser, known_keys, load_config
+from configs.load import RECIPES, known_keys, load_config
 from configs.schema import RunConfig
 
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -387,16 +387,6 @@ def test_known_keys_hold_every_group_and_every_leaf() -> None:
     keys = known_keys()
     assert len(keys) == len(set(keys))
     assert {"logging", "logging.wandb", "logging.wandb.mode", "seed", "model.kwargs"} <= set(keys)
-
-
-def test_a_command_may_add_an_option_of_its_own() -> None:
-    """Law of `parser`: arguments added to build_parser's parser are accepted."""
-    parser = build_parser("evaluate", "Evaluate.")
-    parser.add_argument("--weights")
-    config = load_config(
-        ["--weights", "best", "--seed", "3"], prog="evaluate", description="", parser=parser
-    )
-    assert config.seed == 3
 
 
 def test_loading_a_config_does_not_load_torch() -> None:

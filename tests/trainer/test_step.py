@@ -146,7 +146,7 @@ def make(
         plan=plan,
     )
     config = OptimizerConfig(name=optimizer, lr=0.1, momentum=momentum, weight_decay=weight_decay)
-    built = build_optimizer(config, module.parameters(), device)
+    built = build_optimizer(config, module.parameters(), device, scaled=dtype == "fp16")
     schedule = build_schedule(
         ScheduleConfig(name="cosine", warmup_steps=warmup),
         peak=config.lr,

@@ -1,0 +1,105 @@
+"""The virtual cluster, and runs on it that are as slow as a test needs them to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, make_idx, records
+from tests.slurm.cluster import Cluster, Job, missing_programs, start
+
+RANKS = ("--nodes=2", "--ntasks-per-node=2", "--time=30")
+STEPS = 132
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    missing = missing_programs()
+    if missing:
+        pytest.skip(
+            f"NOT TESTED ON SLURM: {', '.join(missing)} not on the PATH "
+            "(Debian: apt-get install slurm-wlm munge)"
+        )
+    with start() as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs of one config in one folder. 132 steps in 6 epochs; the last step of each is short."""
+
+    cluster: Cluster
+    folder: Path
+
+    def arguments(self, name: str) -> list[str]:
+        pace = {"pace": str(self.folder / f"{name}.pace")}
+        return [
+            "--config=idx",
+            f"--data.root={self.folder / 'idx'}",
+            f"--output_dir={self.folder / 'runs'}",
+            f"--name={name}",
+            "--model.name=tests.slurm.paced:Paced",
+            f"--model.kwargs={json.dumps(pace)}",
+            "--train.global_batch_size=24",
+            "--train.epochs=6",
+            "--logging.every_steps=1",
+            "--parallel.init_timeout_seconds=120",
+            "--parallel.timeout_seconds=60",
+        ]
+
+    def run(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def pace(self, name: str, seconds: float) -> None:
+        """How long every forward pass of a run takes from now on."""
+        file = self.folder / f"{name}.pace"
+        file.with_suffix(".new").write_text(str(seconds))
+        file.with_suffix(".new").replace(file)
+
+    def submit(
+        self,
+        name: str,
+        *arguments: str,
+        options: tuple[str, ...] = RANKS,
+        seconds: float = 0.0,
+        env: dict[str, str] | None = None,
+        cwd: Path = ROOT,
+    ) -> Job:
+        """`sbatch slurm/train.sbatch` for a run of 2 nodes with 2 ranks each."""
+        self.pace(name, seconds)
+        return self.cluster.submit(
+            "slurm/train.sbatch",
+            *self.arguments(name),
+            *arguments,
+            options=options,
+            env=env,
+            cwd=cwd,
+        )
+
+    def wait_for_step(self, job: Job, name: str, step: int) -> None:
+        job.wait_until(lambda: self.last_step(name) >= step, f"at step {step}")
+
+    def last_step(self, name: str) -> int:
+        try:
+            return int(records(self.run(name))[-1]["step"])
+        except (OSError, ValueError, IndexError):  # not there yet, or a line half written
+            return 0
+
+
+@pytest.fixture(scope="session")
+def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("study")
+    make_idx(folder / "idx")
+    return Study(cluster, folder)
+
+
+@pytest.fixture(scope="session")
+def whole(study: Study) -> Job:
+    """The undisturbed run that the others are compared with."""
+    job = study.submit("whole")
+    job.wait_for("COMPLETED")
+    return job
