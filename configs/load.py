@@ -139,8 +139,11 @@ def _check_file(path: Path) -> bool:
     for key, value in _file_items(content, "", known):
         if key not in known:
             raise _unknown(key, known, f" in {path}")
-        if value is None and not _takes_null(key):  # jsonargparse would let it pass as "not given"
-            raise InputError(f"{key} in {path}: given null", expected=_describe(_hint(key)))
+        is_group = any(other.startswith(f"{key}.") for other in known)
+        if (
+            value is None and not is_group and not _takes_null(key)
+        ):  # jsonargparse would let it pass as "not given"
+            raise InputError(key, given="null", expected=_describe(_hint(key)))
     return True
 
 

@@ -292,26 +292,34 @@ def _from_user(config: DataConfig, seed: int) -> Datasets:
     if not callable(build):
         raise InputError("data.dataset", given=config.dataset, expected=PROTOCOL)
     made = call_with("data.dataset", build, {}, {"root": config.root, "seed": seed})
-    if isinstance(made, Datasets):
-        return made
+    return made if isinstance(made, Datasets) else _from_pair(config.dataset, made)
+
+
+def _from_pair(name: str, made: Any) -> Datasets:
+    """What the pair (train, test) says of itself, or a message that shows the protocol."""
+    refusal = InputError(f"data.dataset {name}", given=type(made).__name__, expected=PROTOCOL)
     if not (isinstance(made, Sequence) and len(made) == 2):
-        raise InputError(
-            f"data.dataset {config.dataset} returned", given=type(made).__name__, expected=PROTOCOL
-        )
+        raise refusal
     train, test = made
-    num_classes = getattr(train, "num_classes", None) or len(getattr(train, "classes", ()))
-    if not num_classes or not len(train) or not len(test):
-        raise InputError(
-            f"data.dataset {config.dataset} returned",
-            given=f"{num_classes} classes, {len(train)} and {len(test)} samples",
-            expected=PROTOCOL,
-        )
-    first = torch.as_tensor(train[0][0])
+    classes = getattr(train, "classes", None) or ()
+    num_classes = getattr(train, "num_classes", None) or len(classes)
+    for part in made:
+        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__") or not len(part):
+            raise refusal
+    first = train[0]
+    if not num_classes or not isinstance(first, Sequence) or len(first) != 2:
+        raise refusal
+    try:
+        inputs, target = torch.as_tensor(first[0]), torch.as_tensor(first[1])
+    except (TypeError, ValueError, RuntimeError):
+        raise refusal from None
+    if target.ndim or target.is_floating_point():
+        raise refusal
     return Datasets(
         train=train,
         test=test,
-        input_shape=tuple(first.shape),
+        input_shape=tuple(inputs.shape),
         num_classes=int(num_classes),
-        scale=255.0 if first.dtype == torch.uint8 else 1.0,
-        classes=tuple(getattr(train, "classes", ())),
+        scale=255.0 if inputs.dtype == torch.uint8 else 1.0,
+        classes=tuple(classes),
     )

@@ -64,7 +64,14 @@ def read_idx(path: Path, *, sha256: str | None = None) -> NDArray[Any]:
         found.update(body)
         if found.hexdigest() != sha256:
             raise digest_error(path, found.hexdigest(), sha256)
-    array = np.frombuffer(body, dtype=dtype).reshape(shape)
+    try:
+        array = np.frombuffer(body, dtype=dtype).reshape(shape)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: shape",
+            given=f"{len(shape)} dimensions",
+            expected=f"one that an array can have ({error})",
+        ) from None
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 

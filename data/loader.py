@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import random
 import signal
 from collections.abc import Iterator
@@ -98,15 +100,17 @@ class Fetcher:
         if isinstance(self.dataset, ArrayDataset):
             return self.dataset.gather(request.indices)
         samples = []
+        indices = request.indices.tolist()
         with _borrowed_rng():
-            for index in request.indices.tolist():
+            for index in indices or [0]:
                 sample_seed = derive_seed(self.seed, "sample", request.epoch, index)
                 torch.default_generator.manual_seed(sample_seed)
                 random.seed(sample_seed)
                 np.random.seed(sample_seed % 2**32)
                 samples.append(self.dataset[index])
         inputs, targets = default_collate(samples)
-        return inputs, targets
+        # A rank without samples in a short batch gets none of one, which has the right shape.
+        return inputs[: len(indices)], targets[: len(indices)]
 
 
 class HostLoader:
@@ -128,6 +132,8 @@ class HostLoader:
         self.device = device
         self.workers = workers
         self.prefetch_factor = prefetch_factor
+        if workers:
+            atexit.register(_end_workers)
         self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
 
     def stream(self, window: int) -> Iterator[Batch]:
@@ -211,6 +217,13 @@ def _start_worker(worker: int) -> None:
     """A stop request is for the trainer, which ends its workers itself."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """On the way out: multiprocessing would wait for workers that ignore its SIGTERM."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 @contextmanager
