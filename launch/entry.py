@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -14,6 +15,7 @@ from typing import NoReturn
 from configs.errors import InputError
 
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
+RANK_0_SECONDS = 10.0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
@@ -79,8 +81,15 @@ def _leave(status: int) -> NoReturn:
 
 
 def _say(message: object, status: int) -> int:
-    if is_main_process():
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    """Print a message once: another rank speaks only if rank 0 had nothing to say.
+
+    A launcher ends all ranks when the first one leaves, so the others let rank 0 go first; usually
+    they are ended while they wait.
+    """
+    if not is_main_process():
+        time.sleep(RANK_0_SECONDS)
+    where = "" if is_main_process() else f"rank {rank()}: "
+    print(f"error: {where}{message}", file=sys.stderr, flush=True)
     return status
 
 

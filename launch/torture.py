@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -248,12 +248,8 @@ def show(rounds: list[Round]) -> None:
 
 
 def write_result(path: Path, rounds: list[Round], seed: int) -> None:
-    from trainer.run_directory import describe_environment
-    from trainer.runtime import Runtime
+    from trainer.run_directory import describe_machine
 
-    facts: dict[str, Any] = describe_environment(Runtime(launcher="python"))
-    for private in ("host", "world_size", "launcher", "backend", "threads"):
-        facts.pop(private)
     kinds: dict[str, int] = {}
     for item in rounds:
         for kind, count in item.kills.items():
@@ -263,7 +259,7 @@ def write_result(path: Path, rounds: list[Round], seed: int) -> None:
         "kinds": dict(sorted(kinds.items())),
         "different": sum(not (item.same_bits and item.same_samples) for item in rounds),
         "seed": seed,
-        "environment": facts,
+        "environment": describe_machine(),
         "rounds": [asdict(item) for item in rounds],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -196,23 +196,29 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def describe_environment(runtime: Runtime) -> dict[str, Any]:
-    """What a later reader needs to know about how this run was executed."""
+def describe_machine() -> dict[str, Any]:
+    """Code, versions and hardware: what a figure measured here must be read with."""
     root = Path(__file__).resolve().parents[1]
-    gpus = torch.cuda.device_count() if runtime.device.type == "cuda" else 0
+    gpus = torch.cuda.device_count()
     return {
         "git_commit": _git(root, "rev-parse", "HEAD"),
         "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started_at": time.time(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [torch.cuda.get_device_name(index) for index in range(gpus)],
+    }
+
+
+def describe_environment(runtime: Runtime) -> dict[str, Any]:
+    """What a later reader needs to know about how this run was executed."""
+    return describe_machine() | {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started_at": time.time(),
+        "host": socket.gethostname(),
         "launcher": runtime.launcher,
         "world_size": runtime.world_size,
         "backend": runtime.backend or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import yaml
 
 from configs.errors import InputError
 from configs.identity import digest
-from configs.load import RECIPES, known_keys, load_config
+from configs.load import RECIPES, build_parser, known_keys, load_config
 from configs.schema import RunConfig
 
+build_once = functools.cache(build_parser)
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -27,6 +29,12 @@ def refusal(*argv: object) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One parser for all tests: building it takes longer than all it does."""
+    monkeypatch.setattr("configs.load.build_parser", build_once)
 
 
 @pytest.fixture

@@ -125,13 +125,10 @@ def expected_batches(plan: Plan, window: int, count: int) -> list[list[int]]:
 
 
 def take(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """The first batches; the iterator, and its workers with it, is gone afterwards."""
-    taken = [
+    """The first batches, in memory of their own."""
+    return [
         (inputs.clone(), targets.clone()) for inputs, targets in itertools.islice(batches, count)
     ]
-    del batches
-    gc.collect()
-    return taken
 
 
 def assert_samples(batch: Batch, indices: list[int]) -> None:
@@ -272,9 +269,8 @@ def augmented(workers: int, window: int, count: int, **arguments: Any) -> list[T
 @pytest.mark.parametrize("window", [0, 3, 6])
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(workers: int, window: int) -> None:
     """Law: not on workers, nor on where the run was interrupted, nor on what was drawn before."""
-    seed_everything(1)
     reference = augmented(0, 0, 10)
-    seed_everything(2)
+    seed_everything(window + 1)
     found = augmented(workers, window, 10 - window)
     for batch, expected in zip(found, reference[window:], strict=True):
         assert torch.equal(batch, expected)

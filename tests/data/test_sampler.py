@@ -161,6 +161,24 @@ def test_a_micro_batch_keeps_to_its_limit_and_to_its_shape(
             assert len(sizes) == plan.micro_batches_per_step
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_samples": 12, "global_batch_size": 4, "micro_batch_size": 2}, 2),
+        ({"num_samples": 13, "global_batch_size": 4, "micro_batch_size": 2}, 1),
+        ({"num_samples": 13, "global_batch_size": 4, "drop_last": True}, 4),
+        ({"num_samples": 2, "global_batch_size": 3, "micro_batch_size": 2}, 2),
+        ({"num_samples": 9, "global_batch_size": 4, "rank": 0, "world_size": 2}, 0),
+        ({"num_samples": 9, "global_batch_size": 4, "rank": 1, "world_size": 2}, 1),
+    ],
+)
+def test_the_smallest_micro_batch_is_one_that_occurs(
+    arguments: dict[str, Any], expected: int
+) -> None:
+    """Law: the short window counts, and a full one that never comes does not."""
+    assert Plan(**arguments).smallest_micro_batch == expected
+
+
 def check_flags(micro_batches: tuple[MicroBatch, ...]) -> None:
     """Law: shards are contiguous runs that begin and end once, and the window ends with them."""
     assert micro_batches
@@ -287,6 +305,7 @@ def test_under_exact_reduction_a_rank_holds_a_contiguous_run_of_full_shards(
     [
         ({"global_batch_size": 3, "world_size": 4}, "train.global_batch_size: given 3"),
         ({"world_size": 3, "shards": 8}, "number of ranks: given 3"),
+        ({"world_size": 3, "shards": 12}, "number of ranks: given 3"),
         ({"world_size": 6, "shards": 8}, "number of ranks: given 6"),
         ({"world_size": 16, "shards": 8}, "number of ranks: given 16"),
         ({"num_samples": 19, "global_batch_size": 20, "drop_last": True}, "given 20"),

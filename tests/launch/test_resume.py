@@ -85,7 +85,7 @@ def test_sigterm_to_one_process_saves_exits_75_and_continues(
     assert stopped.status == 75, stopped.output
     summary = json.loads((tmp_path / "stopped/summary.json").read_text())
     assert summary["status"] == "preempted"
-    assert 50 <= summary["step"] < 60 * 22
+    assert 45 <= summary["step"] < 60 * 22  # two of the 50 records were evaluations
     train(*small("stopped", *extra))
     train(*small("whole", *extra))
     assert_same_bits(tmp_path / "whole", tmp_path / "stopped")

@@ -61,7 +61,10 @@ SlurmctldTimeout=60
 SlurmdTimeout=12
 NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 State=UNKNOWN
 NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1
+PartitionName=urgent Nodes=ALL PriorityTier=2
 """
 
 
@@ -225,11 +228,11 @@ def start() -> Iterator[Cluster]:
     finally:
         assert reaper.stdin is not None
         reaper.stdin.close()
-        reaper.wait(timeout=30)
+        reaper.wait(timeout=60)
         for daemon in cluster.daemons.values():
             daemon.wait(timeout=10)
         assert not members(str(cluster.conf)), "processes of the cluster are left"
-        shutil.rmtree(folder)
+        assert not folder.exists()
 
 
 def _configure(cluster: Cluster) -> None:

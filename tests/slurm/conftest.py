@@ -14,6 +14,8 @@ from tests.slurm.cluster import Cluster, Job, missing_programs, start
 
 RANKS = ("--nodes=2", "--ntasks-per-node=2", "--time=30")
 STEPS = 132
+WALK, CRAWL = 0.08, 0.6
+"""Seconds of a step: slow enough to be stopped in mid-epoch, and almost standing still."""
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +57,7 @@ class Study:
         return self.folder / "runs" / name
 
     def pace(self, name: str, seconds: float) -> None:
-        """How long every forward pass of a run takes from now on."""
+        """How long every forward pass of a run takes from now on, until it is requeued."""
         file = self.folder / f"{name}.pace"
         file.with_suffix(".new").write_text(str(seconds))
         file.with_suffix(".new").replace(file)
@@ -80,8 +82,10 @@ class Study:
             cwd=cwd,
         )
 
-    def wait_for_step(self, job: Job, name: str, step: int) -> None:
+    def hold(self, job: Job, name: str, step: int) -> None:
+        """Wait until a run has come this far, and let it crawl from there on."""
         job.wait_until(lambda: self.last_step(name) >= step, f"at step {step}")
+        self.pace(name, CRAWL)
 
     def last_step(self, name: str) -> int:
         try:

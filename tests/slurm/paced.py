@@ -1,8 +1,9 @@
-"""A network whose speed a test sets while it trains: it sleeps as long as a file says."""
+"""A network whose speed a test sets while it trains."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Paced(nn.Module):
-    """A small MLP with dropout that sleeps in every training forward pass.
+    """A small MLP with dropout. Until its job is requeued it sleeps in every training forward pass.
 
     Args:
         input_shape: Shape of one sample.
@@ -22,6 +23,7 @@ class Paced(nn.Module):
     def __init__(self, input_shape: Sequence[int], num_classes: int, pace: str) -> None:
         super().__init__()
         self.pace = Path(pace)
+        self.requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(math.prod(input_shape), 24),
@@ -31,7 +33,7 @@ class Paced(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.training:
+        if self.training and not self.requeued:
             time.sleep(float(self.pace.read_text()))
         logits: Tensor = self.layers(images)
         return logits

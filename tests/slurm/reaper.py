@@ -3,12 +3,14 @@
     python reaper.py SLURM_CONF
 
 Waits for the end of its standard input, which comes when its parent is gone for whatever reason,
-then kills every process that has this SLURM_CONF in its environment: daemons, job steps, ranks.
+then kills every process that has this SLURM_CONF in its environment (daemons, job steps, ranks) and
+removes the folder of that file.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -46,3 +48,4 @@ def kill_all(conf: str) -> None:
 if __name__ == "__main__":
     sys.stdin.read()
     kill_all(sys.argv[1])
+    shutil.rmtree(Path(sys.argv[1]).parent)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.slurm.cluster import Cluster, Job
-from tests.slurm.conftest import STEPS, Study
+from tests.slurm.conftest import STEPS, WALK, Study
 
 pytestmark = pytest.mark.slurm
 
@@ -25,15 +25,15 @@ def test_three_seeds_one_of_them_stopped(study: Study) -> None:
     The task that is stopped is the one whose job id is also the id of the whole array.
     """
     cluster = study.cluster
-    study.pace("seeds", 0.25)
+    study.pace("seeds", WALK)
     arguments = [a for a in study.arguments("seeds") if not a.startswith("--name")]
     array = cluster.submit(
         "slurm/array.sbatch", *arguments, "--name=seeds", options=("--array=1-3", "--time=30")
     )
     tasks = {number: Job(cluster, f"{array.id}_{number}") for number in (1, 2, 3)}
-    for number, job in tasks.items():
-        study.wait_for_step(job, f"seeds_seed{number}", 30)
     shared = next(job for job in tasks.values() if job.fields()["JobId"] == array.id)
+    for number, job in tasks.items():
+        study.hold(job, f"seeds_seed{number}", 20)
     shared.signal("USR1")
     shared.wait_until(lambda: shared.restarts == 1, "requeued")
     study.pace("seeds", 0.0)
@@ -68,13 +68,15 @@ def test_a_sweep_takes_its_overrides_from_the_lines_of_a_file(
         f"--data.root={study.folder / 'idx'}",
         f"--output_dir={tmp_path}",
         "--train.epochs=1",
-        options=("--array=1-3", "--time=30", "--job-name=sweep"),
+        options=("--array=1-3", "--time=30", "--job-name=sweep", "--cpus-per-task=2"),
     )
     for number, (rate, hidden) in {1: (1e-3, [8]), 2: (3e-3, [4, 4])}.items():
         Job(cluster, f"{array.id}_{number}").wait_for("COMPLETED")
         found = config(tmp_path / f"sweep_{array.id}_{number}")
         assert found["optimizer"]["lr"] == rate  # type: ignore[index]
         assert found["model"]["kwargs"]["hidden"] == hidden  # type: ignore[index]
+        environment = tmp_path / f"sweep_{array.id}_{number}" / "environment.json"
+        assert json.loads(environment.read_text())["threads"] == 2
     none = Job(cluster, f"{array.id}_3")
     none.wait_for("FAILED")
     assert none.fields()["ExitCode"] == "2:0"

@@ -14,12 +14,9 @@ import pytest
 
 from tests.conftest import ROOT, assert_same_bits, make_idx
 from tests.slurm.cluster import Cluster, Job
-from tests.slurm.conftest import RANKS, STEPS, Study
+from tests.slurm.conftest import RANKS, STEPS, WALK, Study
 
 pytestmark = pytest.mark.slurm
-
-SLOW = 0.25
-"""Seconds of a step while a run waits for what a test does to it: 33 seconds for a whole run."""
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -39,6 +36,23 @@ def assert_continued(job: Job, study: Study, name: str, whole: Job) -> None:
     assert_same_bits(study.run("whole"), study.run(name))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def limited(study: Study) -> dict[str, Job]:
+    """Submitted first, to run beside the others: Slurm looks at time limits every 30 seconds.
+
+    `notice` is signalled up to a minute early, 40 to 70 s after its start. `limit` is not signalled.
+    """
+    notice = study.submit(
+        "notice",
+        "--logging.wandb.mode=online",
+        options=(*RANKS, "--time=2", "--signal=USR1@20"),
+        seconds=1.0,
+        env={"WANDB_MODE": "offline"},
+    )
+    limit = study.submit("limit", options=(*RANKS, "--time=1", "--signal=CONT@0"), seconds=1.0)
+    return {"notice": notice, "limit": limit}
+
+
 def test_two_nodes_with_two_ranks_each_train_to_the_end(whole: Job, study: Study) -> None:
     fields = whole.fields()
     assert (fields["ExitCode"], fields["Restarts"]) == ("0:0", "0")
@@ -49,45 +63,15 @@ def test_two_nodes_with_two_ranks_each_train_to_the_end(whole: Job, study: Study
     assert summary(study.run("whole"))["step"] == STEPS
 
 
-def test_the_time_limit_saves_and_requeues_once(study: Study, whole: Job) -> None:
-    """--signal comes up to a minute early: with 2 minutes, 15 to 45 s after the start."""
-    job = study.submit(
-        "limit",
-        "--logging.wandb.mode=online",
-        options=(*RANKS, "--time=2", "--signal=USR1@45"),
-        seconds=1.0,
-        env={"WANDB_MODE": "offline"},
-    )
-    job.wait_until(lambda: job.restarts == 1, "requeued")
-    stopped = summary(study.run("limit"))
-    assert stopped["status"] == "preempted"
-    assert saved_step(study.run("limit")) == stopped["step"] < STEPS
-    identity = (study.run("limit") / "wandb.json").read_text()
-    study.pace("limit", 0.0)
-    study.cluster.call("scontrol", "update", f"JobId={job.id}", "TimeLimit=30")
-    job.wait_for("COMPLETED")
-    assert job.restarts == 1
-    assert job.output.count("convoy: requeued") == 1
-    assert job.output.count("Stopped on request") == 1
-    assert_continued(job, study, "limit", whole)
-    # One W&B run, recorded in two parts without the network.
-    assert (study.run("limit") / "wandb.json").read_text() == identity
-    run_id = json.loads(identity)["id"]
-    parts = list((study.run("limit") / "wandb").glob("offline-run-*"))
-    assert len(parts) == 2
-    assert all(part.name.endswith(run_id) for part in parts)
-
-
 def test_scontrol_requeue_in_mid_epoch(study: Study, whole: Job) -> None:
     """Slurm requeues; the script must not do it again."""
-    job = study.submit("requeue", seconds=SLOW)
-    study.wait_for_step(job, "requeue", 30)
+    job = study.submit("requeue", seconds=WALK)
+    study.hold(job, "requeue", 30)
     study.cluster.call("scontrol", "requeue", job.id)
     job.wait_until(lambda: job.state == "PENDING", "pending")
     assert summary(study.run("requeue"))["status"] == "preempted"
     assert 30 <= saved_step(study.run("requeue")) < STEPS
     assert saved_step(study.run("requeue")) % 22 != 0
-    study.pace("requeue", 0.0)
     job.wait_for("COMPLETED")
     assert job.restarts == 1
     assert "convoy: requeued" not in job.output
@@ -95,8 +79,8 @@ def test_scontrol_requeue_in_mid_epoch(study: Study, whole: Job) -> None:
 
 
 def test_scancel_saves_and_ends_for_good(study: Study) -> None:
-    job = study.submit("cancel", seconds=SLOW)
-    study.wait_for_step(job, "cancel", 30)
+    job = study.submit("cancel", seconds=WALK)
+    study.hold(job, "cancel", 30)
     study.cluster.call("scancel", job.id)
     job.wait_for("CANCELLED", timeout=40)
     assert summary(study.run("cancel"))["status"] == "preempted"
@@ -107,26 +91,22 @@ def test_scancel_saves_and_ends_for_good(study: Study) -> None:
 
 
 def test_a_signal_to_the_batch_shell_alone_reaches_the_ranks(study: Study, whole: Job) -> None:
-    """As --signal=B:USR1@120 sends it; and there is a limit to how often a job starts again."""
-    job = study.submit("shell", seconds=SLOW, env={"CONVOY_MOST_RESTARTS": "1"})
-    for start in (0, 1):
-        before = study.last_step("shell")
-        study.wait_for_step(job, "shell", before + 20)
-        job.signal("USR1", "--batch")
-        if start == 0:
-            job.wait_until(lambda: job.restarts == 1, "requeued")
+    """As --signal=B:USR1@120 sends it; and a job is started again only so often."""
+    job = study.submit("shell", seconds=WALK, env={"CONVOY_MOST_RESTARTS": "0"})
+    study.hold(job, "shell", 30)
+    job.signal("USR1", "--batch")
     job.wait_for("FAILED")
-    assert job.fields()["ExitCode"] == "75:0"
-    assert "started again 1 times: not requeued" in job.output
-    study.pace("shell", 0.0)
+    assert (job.fields()["ExitCode"], job.restarts) == ("75:0", 0)
+    assert "started again 0 times: not requeued" in job.output
+    assert summary(study.run("shell"))["status"] == "preempted"
     again = study.submit("shell")
     again.wait_for("COMPLETED")
     assert_continued(again, study, "shell", whole)
 
 
 def test_a_killed_rank_ends_the_job_and_the_run_can_be_continued(study: Study, whole: Job) -> None:
-    job = study.submit("rank", seconds=SLOW)
-    study.wait_for_step(job, "rank", 30)
+    job = study.submit("rank", seconds=WALK)
+    study.hold(job, "rank", 30)
     os.kill(job.rank(3), signal.SIGKILL)
     killed = time.monotonic()
     job.wait_for("FAILED", timeout=60)
@@ -139,20 +119,47 @@ def test_a_killed_rank_ends_the_job_and_the_run_can_be_continued(study: Study, w
     assert_continued(again, study, "rank", whole)
 
 
-def test_a_killed_slurmd_does_not_hang_the_job(study: Study, whole: Job) -> None:
-    """Its node goes down, Slurm requeues the job, and the node's return lets it finish."""
-    cluster = study.cluster
-    job = study.submit("slurmd", seconds=SLOW)
-    study.wait_for_step(job, "slurmd", 30)
-    cluster.kill_node("node2")
-    try:
-        job.wait_until(lambda: job.restarts == 1, "requeued")
-        study.pace("slurmd", 0.0)
-    finally:
-        cluster.start_node("node2")
+def finish_after_the_limit(job: Job, study: Study, name: str, whole: Job) -> None:
+    """Once the time limit has stopped a job: nothing is lost, and it starts again exactly once."""
     job.wait_for("COMPLETED")
     assert job.restarts == 1
-    assert_continued(job, study, "slurmd", whole)
+    assert job.output.count("convoy: requeued") == 1
+    assert job.output.count("Stopped on request") == 1
+    assert_continued(job, study, name, whole)
+
+
+def test_the_signal_before_the_time_limit(
+    limited: dict[str, Job], study: Study, whole: Job
+) -> None:
+    finish_after_the_limit(limited["notice"], study, "notice", whole)
+    assert "DUE TO TIME LIMIT" not in limited["notice"].output
+    # One W&B run in two parts, recorded without the network.
+    run_id = json.loads((study.run("notice") / "wandb.json").read_text())["id"]
+    parts = list((study.run("notice") / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    assert all(part.name.endswith(run_id) for part in parts)
+
+
+def test_the_time_limit_without_a_signal(limited: dict[str, Job], study: Study, whole: Job) -> None:
+    """What is saved within KillWait is continued too."""
+    finish_after_the_limit(limited["limit"], study, "limit", whole)
+    assert "DUE TO TIME LIMIT" in limited["limit"].output
+
+
+def test_a_preempted_job_is_requeued_by_slurm_alone(study: Study, whole: Job) -> None:
+    job = study.submit("preempted", seconds=WALK)
+    study.hold(job, "preempted", 30)
+    urgent = study.cluster.submit(
+        "--wrap=sleep 1", options=("--partition=urgent", "--nodes=2", "--exclusive", "--time=5")
+    )
+    job.wait_until(lambda: job.state == "PENDING", "pending")
+    assert summary(study.run("preempted"))["status"] == "preempted"
+    urgent.wait_for("COMPLETED")
+    job.wait_for("COMPLETED")
+    assert job.restarts == 1
+    assert "DUE TO PREEMPTION" in job.output
+    assert "convoy: requeued" not in job.output
+    assert_continued(job, study, "preempted", whole)
 
 
 def test_a_refused_config_is_not_requeued(study: Study) -> None:
@@ -163,8 +170,15 @@ def test_a_refused_config_is_not_requeued(study: Study) -> None:
     assert "did you mean 'optimizer.lr'?" in job.output
 
 
+def test_a_job_submitted_elsewhere_says_where_to_submit(study: Study, tmp_path: Path) -> None:
+    job = study.cluster.submit(str(ROOT / "slurm/train.sbatch"), cwd=tmp_path)
+    job.wait_for("FAILED")
+    assert job.fields()["ExitCode"] == "2:0"
+    assert "submit from inside the checkout, or set CONVOY_ROOT" in job.output
+
+
 def test_a_checkout_with_a_space_in_its_path(cluster: Cluster, tmp_path: Path) -> None:
-    """Submitted from a folder inside it, with options of its own and a path that is relative."""
+    """Submitted from a folder inside it, by a shell with the traces of another launcher."""
     checkout = tmp_path / "a b" / "convoy"
     left_out = shutil.ignore_patterns(".*", "runs", "wandb", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, checkout, ignore=left_out)
@@ -182,6 +196,22 @@ def test_a_checkout_with_a_space_in_its_path(cluster: Cluster, tmp_path: Path) -
         "3",
         options=RANKS,
         cwd=checkout / "slurm",
+        env={"RANK": "7", "WORLD_SIZE": "9", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1"},
     )
     job.wait_for("COMPLETED")
     assert summary(checkout / "runs" / "spaced out")["epoch"] == 3
+
+
+def test_a_killed_slurmd_does_not_hang_the_job(study: Study, whole: Job) -> None:
+    """Its node goes down, Slurm requeues the job, and the node's return lets it finish."""
+    cluster = study.cluster
+    job = study.submit("slurmd", seconds=WALK)
+    study.hold(job, "slurmd", 30)
+    cluster.kill_node("node2")
+    try:
+        job.wait_until(lambda: job.restarts == 1, "requeued")
+        finally:
+        cluster.start_node("node2")
+    job.wait_for("COMPLETED")
+    assert job.restarts == 1
+    assert_continued(job, study, "slurmd", whole)
