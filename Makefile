@@ -9,16 +9,20 @@ BIN := $(VENV)/bin
 # Ranks share the cores of the machine.
 export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); threads=$$((cores / $(NPROC))); echo $$((threads > 0 ? threads : 1)))
 
-.PHONY: train test test-slow lint format clean
+.PHONY: train test test-slow test-slurm lint format clean
 
 train: $(VENV)/.train
 	$(BIN)/torchrun --nproc_per_node=$(NPROC) launch/train.py --config configs/mnist.yaml $(ARGS)
 
 test: $(VENV)/.develop
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
 
 test-slow: $(VENV)/.develop
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not slurm" $(ARGS)
+
+# Skips itself, and says so, where slurmctld is not on the PATH.
+test-slurm: $(VENV)/.develop
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff format --check .

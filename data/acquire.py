@@ -159,7 +159,8 @@ def _download_one(
                     read_idx(target, sha256=file.sha256)
                 return target
             failures.append(f"{url}: SHA-256 {found}, expected {file.gz_sha256}")
-        time.sleep(0.5 * 2**attempt)
+        if attempt + 1 < ROUNDS:
+            time.sleep(0.5 * 2**attempt)
     raise _missing(facts, folder, failures[-len(mirrors) :])
 
 

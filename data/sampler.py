@@ -124,7 +124,7 @@ class Plan:
     @property
     def smallest_micro_batch(self) -> int:
         """Samples in the smallest micro-batch this rank ever sees, short windows included."""
-        sizes = {self.global_batch_size, self.window(self.steps_per_epoch - 1).size}
+        sizes = {self.window(0).size, self.window(self.steps_per_epoch - 1).size}
         return min(micro.size for size in sizes for micro in self._cut(size))
 
     def samples_before(self, index: int) -> int:

@@ -67,6 +67,7 @@ def fit(parts: Parts) -> str:
         stopping = not run_evaluation(parts)
         save(parts)
     parts.state.engine.module.train()
+    parts.watch.mark()
     batches = parts.loader.stream(progress.window)
 
     while not (stopping or parts.finished):
@@ -93,7 +94,6 @@ def fit(parts: Parts) -> str:
             or stopping
         ):
             save(parts)
-        parts.watch.mark()  # what is not training does not count as training time
 
     parts.saver.wait()
     barrier(parts.runtime)  # a launcher ends the ranks left when one leaves: not before it is saved
@@ -141,6 +141,7 @@ def run_evaluation(parts: Parts) -> bool:
         runtime=parts.runtime,
         interrupted=Poll(parts.stop, parts.runtime),
     )
+    parts.watch.mark()  # evaluation does not count as training time
     if result is None:
         return False
     progress.evaluation_due = False

@@ -92,7 +92,7 @@ class Meter:
 
 
 class Stopwatch:
-    """Training time and throughput; time between `lap` and `mark` is not counted."""
+    """Training time and throughput; time between a `lap` and the next `mark` is not counted."""
 
     def __init__(self) -> None:
         self.total_seconds = 0.0

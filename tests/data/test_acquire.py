@@ -151,9 +151,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def left_in(folder: Path) -> list[str]:
-    """Whatever lies in a folder of downloads, locks aside."""
-    paths = folder.rglob("*") if folder.exists() else []
-    return sorted(path.name for path in paths if path.name != ".lock")
+    """Whatever a download left in its folder or beside it, locks aside."""
+    paths = folder.parent.rglob("*") if folder.parent.exists() else []
+    return sorted(p.name for p in paths if p != folder and not p.name.endswith(".lock"))
 
 
 def contents(paths: dict[str, Path]) -> dict[str, bytes]:
@@ -366,6 +366,16 @@ def test_a_data_set_out_of_reach_is_answered_with_what_to_place_where(
     assert "launch/prepare_data.py toy" in message
     assert ("data.download is false" in message) != download
     assert left_in(folder) == []
+
+
+def test_a_mistyped_root_is_refused_and_not_made(
+    server: Server, toy: DatasetFacts, tmp_path: Path
+) -> None:
+    missing = tmp_path / "mistyped"
+    message = refusal(toy, str(missing), mirrors=(server.mirror(),))
+    assert message.startswith(f"data.root: given {str(missing)!r}")
+    assert not missing.exists()
+    assert not server.requests
 
 
 def test_download_false_asks_nobody(server: Server, toy: DatasetFacts) -> None:

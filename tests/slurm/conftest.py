@@ -13,8 +13,8 @@ from tests.conftest import ROOT, make_idx, records
 from tests.slurm.cluster import Cluster, Job, missing_programs, start
 
 RANKS = ("--nodes=2", "--ntasks-per-node=2", "--time=30")
-STEPS = 132
-WALK, CRAWL = 0.08, 0.6
+STEPS = 88
+WALK, CRAWL = 0.08, 0.8
 """Seconds of a step: slow enough to be stopped in mid-epoch, and almost standing still."""
 
 
@@ -32,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of one config in one folder. 132 steps in 6 epochs; the last step of each is short."""
+    """Runs of one config in one folder. 88 steps in 4 epochs; the last step of each is short."""
 
     cluster: Cluster
     folder: Path
@@ -47,7 +47,7 @@ class Study:
             "--model.name=tests.slurm.paced:Paced",
             f"--model.kwargs={json.dumps(pace)}",
             "--train.global_batch_size=24",
-            "--train.epochs=6",
+            "--train.epochs=4",
             "--logging.every_steps=1",
             "--parallel.init_timeout_seconds=120",
             "--parallel.timeout_seconds=60",
@@ -84,8 +84,11 @@ class Study:
 
     def hold(self, job: Job, name: str, step: int) -> None:
         """Wait until a run has come this far, and let it crawl from there on."""
-        job.wait_until(lambda: self.last_step(name) >= step, f"at step {step}")
+        self.reach(job, name, step)
         self.pace(name, CRAWL)
+
+    def reach(self, job: Job, name: str, step: int) -> None:
+        job.wait_until(lambda: self.last_step(name) >= step, f"at step {step}")
 
     def last_step(self, name: str) -> int:
         try:
@@ -107,3 +110,20 @@ def whole(study: Study) -> Job:
     job = study.submit("whole")
     job.wait_for("COMPLETED")
     return job
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limited(study: Study) -> dict[str, Job]:
+    """Submitted first, to run beside the others: Slurm looks at time limits every 30 seconds.
+
+    `notice` is signalled up to a minute early, 40 to 70 s after its start; `limit` is not.
+    """
+    notice = study.submit(
+        "notice",
+        "--logging.wandb.mode=online",
+        options=(*RANKS, "--time=2", "--signal=USR1@20"),
+        seconds=1.5,
+        env={"WANDB_MODE": "offline"},
+    )
+    limit = study.submit("limit", options=(*RANKS, "--time=1", "--signal=CONT@0"), seconds=1.5)
+    return {"notice": notice, "limit": limit}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.slurm.cluster import Cluster, Job
-from tests.slurm.conftest import STEPS, WALK, Study
+from tests.slurm.conftest import CRAWL, STEPS, Study
 
 pytestmark = pytest.mark.slurm
 
@@ -25,7 +25,7 @@ def test_three_seeds_one_of_them_stopped(study: Study) -> None:
     The task that is stopped is the one whose job id is also the id of the whole array.
     """
     cluster = study.cluster
-    study.pace("seeds", WALK)
+    study.pace("seeds", CRAWL)
     arguments = [a for a in study.arguments("seeds") if not a.startswith("--name")]
     array = cluster.submit(
         "slurm/array.sbatch", *arguments, "--name=seeds", options=("--array=1-3", "--time=30")
@@ -33,7 +33,7 @@ def test_three_seeds_one_of_them_stopped(study: Study) -> None:
     tasks = {number: Job(cluster, f"{array.id}_{number}") for number in (1, 2, 3)}
     shared = next(job for job in tasks.values() if job.fields()["JobId"] == array.id)
     for number, job in tasks.items():
-        study.hold(job, f"seeds_seed{number}", 20)
+        study.reach(job, f"seeds_seed{number}", 5)
     shared.signal("USR1")
     shared.wait_until(lambda: shared.restarts == 1, "requeued")
     study.pace("seeds", 0.0)
