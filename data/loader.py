@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import ArrayDataset, MapDataset
 from data.prefetch import prefetch
@@ -168,8 +169,19 @@ class HostLoader:
 def build_loader(
     config: DataConfig, train: MapDataset, test: MapDataset, *, plan: Plan, device: torch.device
 ) -> Loader:
-    """Choose where the data lives (`data.placement`) and how it reaches the device."""
+    """Choose where the data lives (`data.placement`) and how it reaches the device.
+
+    Raises:
+        InputError: If data that is read sample by sample is to live on the device.
+    """
     arrays = isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset)
+    if config.placement == "device" and not arrays:
+        raise InputError(
+            "data.placement",
+            given="device",
+            expected="auto or host for a data set that is read sample by sample",
+            remedy="Only data.datasets.ArrayDataset can live on the device.",
+        )
     if arrays and config.workers == 0 and config.placement != "host":
         assert isinstance(train, ArrayDataset)
         assert isinstance(test, ArrayDataset)

@@ -13,8 +13,8 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from configs.load import load_config
 from configs.schema import RunConfig
-from launch.entry import EXIT_PREEMPTED, is_main_process, run_command
-from trainer.preempt import StopRequest, stop_on_signals
+from launch.entry import EXIT_PREEMPTED, is_main_process, num_ranks, run_command
+from trainer.preempt import StopRequest, stop_on_signals, stop_with_parent
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
     # torch takes most of the start-up time: a wrong key is refused before it is loaded, and a stop
     # request that comes meanwhile is remembered.
     with stop_on_signals() as stop:
+        if num_ranks() > 1:
+            stop_with_parent()
         return train(config, stop)
 
 

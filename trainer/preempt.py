@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,16 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def stop_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its launcher dies (Linux; elsewhere nothing).
+
+    torchrun dies of SIGUSR1 or SIGKILL without a word to its ranks, which would train on unseen.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
 
 
 class Poll:

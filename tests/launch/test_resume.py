@@ -109,6 +109,21 @@ def test_a_signal_to_one_rank_stops_all_of_them_together(
     assert manifest["step"] == summary["step"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
+def test_a_signal_to_the_launcher_stops_the_ranks(
+    small: Arguments, tmp_path: Path, number: signal.Signals
+) -> None:
+    """SIGUSR1 and SIGKILL end torchrun itself: its ranks notice, save and leave."""
+    process = start(torchrun_command(2, "launch/train.py", *small("run", "--train.epochs=300")))
+    wait_for_step(tmp_path / "run", 50, process)
+    process.send_signal(number)
+    assert "Stopped on request" in wait(process).stdout  # the pipe closes when the ranks have left
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "preempted"
+    manifest = json.loads((tmp_path / "run/checkpoints/latest/manifest.json").read_text())
+    assert manifest["step"] == summary["step"] < 300 * 22
+
+
 def test_sigkill_in_mid_epoch_loses_nothing(small: Arguments, tmp_path: Path) -> None:
     extra = ["--train.epochs=30", "--checkpoint.every_steps=5", "--checkpoint.every_epochs=null"]
     process = start(python_command("launch/train.py", *small("killed", *extra)))
