@@ -49,13 +49,13 @@ class Scenario:
 
 
 SCENARIOS = (
-    Scenario("1 rank", (1,)),
+    Scenario("1 rank, cosine", (1,), ("--schedule.name=cosine",)),
     Scenario("2 ranks", (2,), ("--train.ema_decay=0.9", "--train.clip_norm=1")),
     Scenario(
         "exact, 1 to 4 ranks", (1, 2, 4), ("--parallel.reduction=exact", "--parallel.shards=4")
     ),
-    Scenario("3 ranks, workers", (3,), ("--data.workers=1",)),
-    Scenario("2 ranks, fp16", (2,), ("--precision.dtype=fp16", "--schedule.name=cosine")),
+    Scenario("3 ranks", (3,), ("--optimizer.name=sgd",)),
+    Scenario("2 ranks, workers, fp16", (2,), ("--data.workers=1", "--precision.dtype=fp16")),
 )
 
 
@@ -121,9 +121,12 @@ def disturb(run: Path, scenario: Scenario, kills: int, chance: random.Random) ->
     """Start, kill, start again ... and let the last start finish."""
     done = Round(scenario.name)
     while True:
-        process = start(run, done.starts, chance.choice(scenario.ranks), scenario)
+        ranks = chance.choice(scenario.ranks)
+        process = start(run, done.starts, ranks, scenario)
         done.starts += 1
-        kind = strike(process, run, chance) if sum(done.kills.values()) < kills else None
+        kind = None
+        if sum(done.kills.values()) < kills:
+            kind = strike(process, run, chance, launcher=ranks > 1)
         status = process.wait(TIMEOUT_SECONDS)
         if kind is not None:
             done.kills[kind] = done.kills.get(kind, 0) + 1
@@ -168,8 +171,13 @@ def start(run: Path, number: int, ranks: int, scenario: Scenario) -> subprocess.
         )
 
 
-def strike(process: subprocess.Popen[bytes], run: Path, chance: random.Random) -> str | None:
-    """Wait for a random moment and kill; None if the run had ended by then."""
+def strike(
+    process: subprocess.Popen[bytes], run: Path, chance: random.Random, *, launcher: bool
+) -> str | None:
+    """Wait for a random moment and kill; None if the run had ended by then.
+
+    With a launcher its children are the ranks; without one the process is the only rank.
+    """
     moment = chance.choices(("starting", "writing", "training"), (2, 3, 5))[0]
     deadline = time.monotonic() + TIMEOUT_SECONDS
     before, steps = count_lines(run), chance.randint(1, 25)
@@ -183,7 +191,7 @@ def strike(process: subprocess.Popen[bytes], run: Path, chance: random.Random) -
     time.sleep(0.0 if moment == "writing" else pause)
     if process.poll() is not None:
         return None
-    ranks = children(process.pid)
+    ranks = children(process.pid) if launcher else []
     how = chance.choices(("SIGKILL rank", "SIGKILL all", "SIGTERM rank"), (6, 3, 1))[0]
     targets = (
         [process.pid, *ranks] if how == "SIGKILL all" else [chance.choice(ranks or [process.pid])]
@@ -195,19 +203,11 @@ def strike(process: subprocess.Popen[bytes], run: Path, chance: random.Random) -
 
 
 def children(pid: int) -> list[int]:
-    """The ranks of a torchrun; data workers are children of those."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return []
-    return [int(child) for child in text.split() if is_rank(int(child))]
-
-
-def is_rank(pid: int) -> bool:
-    try:
-        return str(TRAIN) in Path(f"/proc/{pid}/cmdline").read_text() and not children(pid)
-    except OSError:
-        return False
+    return [int(child) for child in text.split()]
 
 
 def count_lines(run: Path) -> int:

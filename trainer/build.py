@@ -172,6 +172,7 @@ def _build_state(config: RunConfig, runtime: Runtime, local: _Local) -> Stateful
         parallel=config.parallel,
         compile_=config.compile,
         plan=local.plan,
+        input_shape=local.data.input_shape,
     )
     # The weights came from one stream on every rank; dropout must not.
     seed_stream(config.seed, "rank", runtime.rank)

@@ -51,6 +51,7 @@ class NativeEngine:
         parallel: ParallelConfig,
         compile_: CompileConfig,
         plan: Plan,
+        input_shape: tuple[int, ...],
     ) -> None:
         self.module = module
         self.runtime = runtime
@@ -73,10 +74,28 @@ class NativeEngine:
                 static_graph=plan.micro_batches_per_step == 1,
                 bucket_cap_mb=parallel.bucket_mb,
             )
+            size = plan.window(0).micro_batches[0].size
+            self._settle_buckets(ddp, torch.zeros(size, *input_shape, device=runtime.device))
             model, reduction = ddp, AllReduce(ddp, runtime.world_size)
         self.model = model
         self.reduction = reduction
         self.gradient_scale = reduction.gradient_scale
+
+    def _settle_buckets(self, ddp: DistributedDataParallel, inputs: Tensor) -> None:
+        """Two passes over zeros that leave no trace but DDP's final bucket layout.
+
+        DDP lays its buckets out anew after the first backward pass (with a static graph the second
+        one), and with three ranks or more the order of additions depends on the layout: without
+        this the first steps after a restart would not have the bits of the same steps in an
+        undisturbed run.
+        """
+        before = [buffer.clone() for buffer in self.module.buffers()]
+        ddp.train()  # type: ignore[no-untyped-call]
+        for _ in range(2):
+            ddp(inputs).sum().backward()
+        self.module.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.module.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)

@@ -37,9 +37,10 @@ class Net(MLP):
         self.calls = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
+        training = self.training and bool(inputs.any())  # DDP's warm-up pass is over zeros
         time.sleep(self.sleep if self.training else self.evaluation_sleep)
-        self.calls += self.training
-        if self.training and self.calls == self.at and os.environ.get("RANK") == "1":
+        self.calls += training
+        if training and self.calls == self.at and os.environ.get("RANK") == "1":
             self.commit(self.fault)
         return super().forward(inputs)
 

@@ -20,7 +20,17 @@ from pathlib import Path
 from tests.conftest import ROOT, environment
 from tests.slurm.reaper import members
 
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "scancel", "sinfo")
+PROGRAMS = (
+    "slurmctld",
+    "slurmd",
+    "munged",
+    "sbatch",
+    "srun",
+    "scontrol",
+    "scancel",
+    "sinfo",
+    "squeue",
+)
 NODES = ("node1", "node2")
 START_SECONDS = 60.0
 JOB_SECONDS = 180.0
@@ -167,6 +177,11 @@ class Job:
     def output(self) -> str:
         path = Path(self.fields()["StdOut"])
         return path.read_text() if path.exists() else ""
+
+    def has_step(self) -> bool:
+        """Whether its ranks have been started; what they have got to is another matter."""
+        steps = self.cluster.call("squeue", "--steps", "--noheader", "--format=%i")
+        return f"{self.id}.0" in steps.split()
 
     def wait_for(self, *states: str, timeout: float = JOB_SECONDS) -> str:
         """Until the job is in one of these states; any other final state is a failure."""

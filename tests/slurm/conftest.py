@@ -113,11 +113,15 @@ def whole(study: Study) -> Job:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def limited(study: Study) -> dict[str, Job]:
+def beside(study: Study) -> dict[str, Job]:
     """Submitted first, to run beside the others: Slurm looks at time limits every 30 seconds.
 
-    `notice` is signalled up to a minute early, 40 to 70 s after its start; `limit` is not.
+    `notice` is signalled up to a minute early, 40 to 70 s after its start; `limit` is not. `early`
+    is signalled as soon as its ranks are there.
     """
+    early = study.submit("early")
+    early.wait_until(early.has_step, "with a step")
+    early.signal("USR1")
     notice = study.submit(
         "notice",
         "--logging.wandb.mode=online",
@@ -126,4 +130,4 @@ def limited(study: Study) -> dict[str, Job]:
         env={"WANDB_MODE": "offline"},
     )
     limit = study.submit("limit", options=(*RANKS, "--time=1", "--signal=CONT@0"), seconds=1.5)
-    return {"notice": notice, "limit": limit}
+    return {"early": early, "notice": notice, "limit": limit}

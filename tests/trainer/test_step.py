@@ -144,6 +144,7 @@ def make(
         parallel=parallel,
         compile_=CompileConfig(enabled=False),
         plan=plan,
+        input_shape=facts.input_shape,
     )
     config = OptimizerConfig(name=optimizer, lr=0.1, momentum=momentum, weight_decay=weight_decay)
     built = build_optimizer(config, module.parameters(), device, scaled=dtype == "fp16")
