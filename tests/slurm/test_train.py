@@ -165,6 +165,7 @@ def test_a_job_submitted_elsewhere_says_where_to_submit(study: Study, tmp_path: 
     job.wait_for("FAILED")
     assert job.fields()["ExitCode"] == "2:0"
     assert "submit from inside the checkout, or set CONVOY_ROOT" in job.output
+    assert len(job.output.splitlines()) == 1
 
 
 def test_a_checkout_with_a_space_in_its_path(cluster: Cluster, tmp_path: Path) -> None:
