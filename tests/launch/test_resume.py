@@ -55,7 +55,10 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 0)])
+@pytest.mark.parametrize(
+    ("ranks", "workers"),
+    [(1, 0), (1, 2), (2, 0), pytest.param(2, 2, marks=pytest.mark.slow), (3, 0)],
+)
 def test_a_continued_run_is_bit_identical(
     small: Arguments, tmp_path: Path, ranks: int, workers: int
 ) -> None:
