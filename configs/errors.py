@@ -13,6 +13,9 @@ class InputError(ValueError):
         remedy: What to do next, as a full sentence.
     """
 
+    shared = False
+    """Every rank raises this same error, so that one of them is enough to say it."""
+
     def __init__(
         self, what: str, *, given: object = None, expected: str = "", remedy: str = ""
     ) -> None:

@@ -52,7 +52,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     try:
         status = main(sys.argv[1:])
     except InputError as error:
-        status = _say(error, EXIT_BAD_INPUT)
+        status = _say(error, EXIT_BAD_INPUT, shared=error.shared)
     except ModuleNotFoundError as error:
         if error.name in REQUIRED:
             remedy = "run `make train`, or `pip install -c constraints.txt -e .`"
@@ -80,14 +80,16 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _say(message: object, status: int) -> int:
+def _say(message: object, status: int, *, shared: bool = False) -> int:
     """Print a message once: another rank speaks only if rank 0 had nothing to say.
 
     A launcher ends all ranks when the first one leaves, so the others let rank 0 go first; usually
-    they are ended while they wait.
+    they are ended while they wait. What is `shared` is known to be said by rank 0.
     """
     if not is_main_process():
         time.sleep(RANK_0_SECONDS)
+        if shared:
+            return status
     where = "" if is_main_process() else f"rank {rank()}: "
     print(f"error: {where}{message}", file=sys.stderr, flush=True)
     return status
@@ -98,7 +100,7 @@ def _report(error: Exception) -> int:
     from trainer.failures import RunFailed, is_lost_contact
 
     if isinstance(error, RunFailed):
-        return _say(f"{error}.", EXIT_FAILED)
+        return _say(f"{error}.", EXIT_FAILED, shared=True)
     if num_ranks() > 1 and is_lost_contact(error):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         line = f"rank {rank()}: another rank is gone or silent ({reason})"

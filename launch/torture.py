@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,29 +83,33 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="write the result to this JSON file")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        rounds = torture(Path(folder), arguments.kills, random.Random(arguments.seed))
+        rounds: list[Round] = []
+        for done in torture(Path(folder), arguments.kills, random.Random(arguments.seed)):
+            rounds.append(done)
+            print(f"round {len(rounds)}: {asdict(done)}", flush=True)
+            if arguments.output is not None:  # after every round: a long torture may be cut short
+                write_result(arguments.output, rounds, arguments.seed)
     show(rounds)
-    if arguments.output is not None:
-        write_result(arguments.output, rounds, arguments.seed)
     return 0 if all(item.same_bits and item.same_samples for item in rounds) else 1
 
 
-def torture(folder: Path, kills: int, chance: random.Random) -> list[Round]:
+def torture(folder: Path, kills: int, chance: random.Random) -> Iterator[Round]:
     """Rounds over all scenarios in turn until `kills` kills were dealt."""
     from launch.witness import read_deliveries
 
     references: dict[str, Path] = {}
-    rounds: list[Round] = []
-    while (left := kills - sum(sum(item.kills.values()) for item in rounds)) > 0:
-        scenario = SCENARIOS[len(rounds) % len(SCENARIOS)]
+    for number in itertools.count():
+        if kills <= 0:
+            return
+        scenario = SCENARIOS[number % len(SCENARIOS)]
         if scenario.name not in references:
             references[scenario.name] = folder / f"reference-{len(references)}"
             undisturbed = start(references[scenario.name], 0, scenario.ranks[0], scenario)
             if undisturbed.wait(TIMEOUT_SECONDS) != 0:
                 raise RuntimeError(f"the undisturbed run failed: {tail(references[scenario.name])}")
-        run = folder / f"round-{len(rounds)}"
+        run = folder / f"round-{number}"
         began = time.monotonic()
-        done = disturb(run, scenario, min(left, 12), chance)
+        done = disturb(run, scenario, min(kills, 12), chance)
         done.seconds = round(time.monotonic() - began, 1)
         reference = references[scenario.name]
         weights = "run/checkpoints/latest/model.safetensors"
@@ -112,9 +117,8 @@ def torture(folder: Path, kills: int, chance: random.Random) -> list[Round]:
         expected, found = read_deliveries(reference), read_deliveries(run)
         done.same_samples = same_samples(expected, found)
         done.repeated_steps = found.num_calls - expected.num_calls
-        rounds.append(done)
-        print(f"round {len(rounds)}: {asdict(done)}", flush=True)
-    return rounds
+        kills -= sum(done.kills.values())
+        yield done
 
 
 def disturb(run: Path, scenario: Scenario, kills: int, chance: random.Random) -> Round:

@@ -73,5 +73,7 @@ def together(runtime: Runtime, work: Callable[[], T]) -> T:
         message = str(error)
     refusals = [found for found in gather_objects(runtime, message) if found is not None]
     if refusals:
-        raise InputError(refusals[0])
+        refusal = InputError(refusals[0])
+        refusal.shared = True
+        raise refusal
     return result

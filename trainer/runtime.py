@@ -46,7 +46,7 @@ def detect(env: Mapping[str, str]) -> Runtime:
     if "RANK" in env or "WORLD_SIZE" in env:
         launcher = "accelerate" if any(k.startswith("ACCELERATE_") for k in env) else "torchrun"
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    elif {"SLURM_PROCID", "SLURM_STEP_ID"} <= env.keys() and env.get("SLURM_NTASKS", "1") != "1":
+    elif _in_srun_step(env) and env.get("SLURM_NTASKS", "1") != "1":
         launcher = "srun"
         names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE")
     else:
@@ -69,6 +69,12 @@ def detect(env: Mapping[str, str]) -> Runtime:
         world_size=world_size,
         local_world_size=local_world,
     )
+
+
+def _in_srun_step(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process; salloc's shell and the batch script are steps as well."""
+    step = env.get("SLURM_STEP_ID", "")
+    return "SLURM_PROCID" in env and step.isdecimal() and int(step) < 0xFFFFFFF0
 
 
 def _contradiction(env: Mapping[str, str], names: tuple[str, ...], expected: str) -> InputError:
@@ -94,7 +100,10 @@ def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
             expected="a CUDA device on this machine",
             remedy="Use --parallel.device cpu, or a torch build with CUDA on a machine with a GPU.",
         )
-    if num_gpus and runtime.local_rank >= num_gpus:
+    # With `srun --gpus-per-task` every rank sees its own GPU only, under the number 0.
+    own = runtime.launcher == "srun" and os.environ.get("SLURM_GPUS_PER_TASK") == "1"
+    index = 0 if own and num_gpus == 1 else runtime.local_rank
+    if num_gpus and index >= num_gpus:
         raise InputError(
             "ranks on this node",
             given=runtime.local_world_size,
@@ -108,7 +117,7 @@ def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
             expected="gloo, because no GPU is used",
             remedy="NCCL connects GPUs only: leave parallel.backend at auto.",
         )
-    device = torch.device("cuda", runtime.local_rank) if num_gpus else torch.device("cpu")
+    device = torch.device("cuda", index) if num_gpus else torch.device("cpu")
     backend = config.backend if config.backend != "auto" else ("nccl" if num_gpus else "gloo")
     return replace(runtime, device=device, backend=backend if runtime.world_size > 1 else "")
 
@@ -167,7 +176,7 @@ def _rendezvous(runtime: Runtime, env: Mapping[str, str]) -> str:
     if "SLURM_LAUNCH_NODE_IPADDR" in env and not _resolves(address):
         # Where srun was called: in a batch job that is the first node, too.
         address = env["SLURM_LAUNCH_NODE_IPADDR"]
-    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)
+    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 12000)
     return f"tcp://{address}:{port}"
 
 

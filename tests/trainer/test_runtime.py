@@ -125,7 +125,7 @@ def test_the_first_host_of_a_slurm_node_list_is_found(nodelist: str, first: str)
     [
         ("torchrun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "env://"),
         ("srun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "env://"),
-        ("srun", {"SLURM_NODELIST": "n[2-3]", "SLURM_JOB_ID": "40007"}, "tcp://n2:20007"),
+        ("srun", {"SLURM_NODELIST": "n[2-3]", "SLURM_JOB_ID": "40007"}, "tcp://n2:24007"),
         ("srun", {"SLURM_NODELIST": "n[2-3]", "MASTER_PORT": "29400"}, "tcp://n2:29400"),
     ],
 )
