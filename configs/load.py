@@ -136,28 +136,23 @@ def _check_file(path: Path) -> bool:
             str(path), given=content, expected="a mapping of config keys, such as `seed: 0`"
         )
     known = known_keys()
-    for key, value in _file_items(content, "", known):
+    for key, value in _file_items(content, ""):
         if key not in known:
             raise _unknown(key, known, f" in {path}")
-        is_group = any(other.startswith(f"{key}.") for other in known)
-        if (
-            value is None and not is_group and not _takes_null(key)
-        ):  # jsonargparse would let it pass as "not given"
+        # jsonargparse would let null pass as "not given".
+        if value is None and not _is_group(key) and not _takes_null(key):
             raise InputError(key, given="null", expected=_describe(_hint(key)))
     return True
 
 
-def _file_items(
-    content: dict[Any, Any], prefix: str, known: list[str]
-) -> Iterator[tuple[str, Any]]:
+def _file_items(content: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         key = f"{prefix}{name}"
         yield key, value
-        is_group = any(other.startswith(f"{key}.") for other in known)
-        if is_group and not isinstance(value, dict):
-            raise InputError(key, given=value, expected="a mapping of keys under it")
-        if is_group:
-            yield from _file_items(value, f"{key}.", known)
+        if _is_group(key):
+            if not isinstance(value, dict):
+                raise InputError(key, given=value, expected="a mapping of keys under it")
+            yield from _file_items(value, f"{key}.")
 
 
 def _check_flags(argv: Sequence[str]) -> None:
@@ -169,7 +164,7 @@ def _check_flags(argv: Sequence[str]) -> None:
             open_key = any(key.startswith(f"{name}.") for name in OPEN_KEYS)
             if key not in known and not open_key:
                 raise _unknown(key, known, " on the command line")
-            if any(other.startswith(f"{key}.") for other in known):
+            if _is_group(key):
                 raise InputError(f"--{key}", expected=f"one of its keys, such as --{key}.KEY VALUE")
         elif not token.startswith("-") and (not previous.startswith("--") or "=" in previous):
             raise InputError(
@@ -210,6 +205,10 @@ def _hint(key: str) -> Any:
     for name in key.split("."):
         hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
     return hint
+
+
+def _is_group(key: str) -> bool:
+    return is_dataclass(_hint(key))
 
 
 def _takes_null(key: str) -> bool:

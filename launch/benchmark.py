@@ -25,9 +25,8 @@ from typing import Any
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.entry import run_command
+from launch.entry import run_command, train_command
 
-TRAIN = Path(__file__).resolve().parent / "train.py"
 WARMUP_STEPS = 100
 
 
@@ -81,13 +80,8 @@ def main(argv: Sequence[str]) -> int:
 def step_seconds(contender: Contender, steps: int) -> float:
     """Wall time of one step, from the records of a fresh run."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        launcher = [sys.executable]
-        if contender.ranks > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone"]
-            launcher += [f"--nproc_per_node={contender.ranks}"]
-        command = [
-            *launcher,
-            str(TRAIN),
+        command = train_command(
+            contender.ranks,
             "--config=mnist",
             "--name=run",
             f"--output_dir={folder}",
@@ -95,7 +89,7 @@ def step_seconds(contender: Contender, steps: int) -> float:
             f"--logging.every_steps={WARMUP_STEPS}",
             "--logging.progress=off",
             *contender.options,
-        ]
+        )
         threads = max((os.cpu_count() or 1) // contender.ranks, 1)
         env = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -10,16 +10,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from configs.errors import InputError
 
+TRAIN = Path(__file__).resolve().parent / "train.py"
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
 RANK_0_SECONDS = 10.0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: saved, and worth starting again."""
+
+
+def train_command(ranks: int, *options: str) -> list[str]:
+    """The command line of a run: torchrun for several ranks, plain python for one."""
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, str(TRAIN), *options]
 
 
 def rank() -> int:

@@ -30,12 +30,11 @@ from typing import TYPE_CHECKING
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.entry import run_command
+from launch.entry import TRAIN, run_command, train_command
 
 if TYPE_CHECKING:
     from launch.witness import Deliveries
 
-TRAIN = Path(__file__).resolve().parent / "train.py"
 NUM_SAMPLES, BATCH, EPOCHS = 203, 16, 9  # 13 steps an epoch, the last one short
 TIMEOUT_SECONDS = 180.0
 
@@ -144,12 +143,8 @@ def start(run: Path, number: int, ranks: int, scenario: Scenario) -> subprocess.
     """The same command every time; its working folder is where the witness writes to."""
     folder = run / f"try-{number:03d}"
     folder.mkdir(parents=True)
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [
-        *launcher,
-        str(TRAIN),
+    command = train_command(
+        ranks,
         "--name=run",
         f"--output_dir={run}",
         "--data.dataset=launch.witness:samples",
@@ -162,7 +157,7 @@ def start(run: Path, number: int, ranks: int, scenario: Scenario) -> subprocess.
         "--logging.progress=off",
         "--parallel.timeout_seconds=20",
         *scenario.options,
-    ]
+    )
     with (folder / "output.txt").open("wb") as output:
         return subprocess.Popen(
             command,

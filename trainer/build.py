@@ -242,7 +242,7 @@ def _open_outputs(
             directory=directory.path,
             config=flatten(config),
             environment=environment,
-            total_steps=min(local.total_windows, config.train.max_steps or local.total_windows),
+            total_steps=local.schedule.total_steps,
             samples_per_step=config.train.global_batch_size,
             first_step=resume.step,
         )
