@@ -233,6 +233,8 @@ def _start_worker(worker: int) -> None:
 
 def _end_workers() -> None:
     """On the way out: multiprocessing would wait for workers that ignore its SIGTERM."""
+    # torch's handler raises for every worker that is killed, wherever the process just is.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
