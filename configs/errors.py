@@ -23,3 +23,10 @@ class InputError(ValueError):
         parts += [f"expected {expected}"] if expected else []
         message = what + (": " + ", ".join(parts) if parts else "")
         super().__init__(message + (f". {remedy}" if remedy else ""))
+
+
+def expect(config: object, key: str, holds: bool, expected: str, remedy: str = "") -> None:
+    """Refuse the value that a config dataclass holds under `key` unless `holds`."""
+    if not holds:
+        given = getattr(config, key.rpartition(".")[2])
+        raise InputError(key, given=given, expected=expected, remedy=remedy)

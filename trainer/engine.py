@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import InputError
-from configs.schema import CompileConfig, ParallelConfig
+from configs.schema_execution import CompileConfig, ParallelConfig
 from data.sampler import MicroBatch, Plan, Window
 from trainer.reduction import AllReduce, PairwiseTree, Reduction, SingleRank
 from trainer.runtime import Runtime

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.imports import call_with
-from configs.schema import ModelConfig
+from configs.schema_training import ModelConfig
 from trainer.registry import resolve
 from trainer.rng import seed_stream
 

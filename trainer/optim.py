@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.schema import OptimizerConfig
+from configs.schema_training import OptimizerConfig
 from trainer.registry import resolve
 
 FUSED_DEVICES = ("cpu", "cuda")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from configs.errors import InputError
-from configs.schema import PrecisionConfig
+from configs.schema_training import PrecisionConfig
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import InputError
-from configs.schema import ParallelConfig
+from configs.schema_execution import ParallelConfig
 from trainer.rendezvous import agent_store
 
 

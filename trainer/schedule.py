@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.errors import InputError
-from configs.schema import ScheduleConfig
+from configs.schema_training import ScheduleConfig
 from trainer.registry import resolve
 
 Shape = Callable[[ScheduleConfig, float, float], float]

@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from configs.schema import WandbConfig
+from configs.schema_execution import WandbConfig
 from trainer.sinks import Record, RunFacts
 
 log = logging.getLogger("convoy")

@@ -17,16 +17,12 @@ from configs import schema
 from configs.errors import InputError
 from configs.identity import EXECUTION_KEYS, digest, flatten, identity
 from configs.load import build_parser, known_keys
-from configs.schema import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluateConfig,
-    LoggingConfig,
+from configs.schema import DataConfig, RunConfig
+from configs.schema_execution import CheckpointConfig, EvaluateConfig, LoggingConfig, ParallelConfig
+from configs.schema_training import (
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     PrecisionConfig,
-    RunConfig,
     ScheduleConfig,
     TrainConfig,
 )

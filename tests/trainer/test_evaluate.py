@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import PrecisionConfig
+from configs.schema_training import PrecisionConfig
 from data.datasets import ArrayDataset, Datasets, Normalize
 from data.loader import HostLoader, Loader, ResidentLoader
 from data.sampler import Plan

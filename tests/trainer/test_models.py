@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from configs.errors import InputError
-from configs.schema import ModelConfig
+from configs.schema_training import ModelConfig
 from trainer.models import MLP, build_model
 
 USER_MODULE = """

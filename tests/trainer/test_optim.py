@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from configs.errors import InputError
-from configs.schema import OptimizerConfig
+from configs.schema_training import OptimizerConfig
 from trainer.optim import build_optimizer
 
 CPU = torch.device("cpu")

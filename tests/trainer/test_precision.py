@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from configs.schema import PrecisionConfig
+from configs.schema_training import PrecisionConfig
 from trainer.precision import build_precision
 
 Dtype = Literal["fp32", "bf16", "fp16"]

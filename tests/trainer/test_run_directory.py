@@ -20,17 +20,9 @@ import trainer.run_directory
 from configs.errors import InputError
 from configs.identity import digest, flatten, identity
 from configs.load import load_config
-from configs.schema import (
-    CheckpointConfig,
-    CompileConfig,
-    DataConfig,
-    EvaluateConfig,
-    LoggingConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from configs.schema import DataConfig, RunConfig
+from configs.schema_execution import CheckpointConfig, CompileConfig, EvaluateConfig, LoggingConfig
+from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
 from tests.conftest import ROOT, environment, wait
 from trainer.build import build
 from trainer.checkpoint import Position, list_checkpoints, save_checkpoint, step_of

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import InputError
-from configs.schema import ParallelConfig
+from configs.schema_execution import ParallelConfig
 from trainer.runtime import Runtime, _first_host, _rendezvous, detect, place, process_group
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from configs.errors import InputError
-from configs.schema import ScheduleConfig
+from configs.schema_training import ScheduleConfig
 from trainer.schedule import SHAPES, Schedule, build_schedule
 
 PEAK = 0.3

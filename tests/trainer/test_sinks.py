@@ -16,7 +16,7 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
-from configs.schema import WandbConfig
+from configs.schema_execution import WandbConfig
 from trainer.sink_console import PlainSink, RichSink, build_console
 from trainer.sink_jsonl import JsonlSink
 from trainer.sink_wandb import WandbSink

@@ -16,7 +16,7 @@ import torch._dynamo  # the first optimizer imports it, and it sets an environme
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.schema import OptimizerConfig, PrecisionConfig
+from configs.schema_training import OptimizerConfig, PrecisionConfig
 from tests.trainer.test_step import Rig, assert_same_bits, make
 from trainer.ema import EMA
 from trainer.meter import Meter

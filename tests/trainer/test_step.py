@@ -14,13 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import trainer.step
-from configs.schema import (
-    CompileConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-)
+from configs.schema_execution import CompileConfig, ParallelConfig
+from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from data.datasets import ArrayDataset, Datasets, Normalize
 from data.loader import ResidentLoader
 from data.sampler import Plan

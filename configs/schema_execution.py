@@ -1,0 +1,148 @@
+"""How and where it runs, is saved, evaluated and recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from configs.errors import expect
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileConfig:
+    enabled: bool | Literal["auto"] = "auto"
+    """torch.compile the model; auto: on a GPU yes, on a CPU no."""
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    """Mode of torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    engine: Literal["native"] = "native"
+    """Who moves the model to its devices and runs it."""
+    strategy: Literal["ddp"] = "ddp"
+    """How several ranks share the model."""
+    reduction: Literal["fast", "exact"] = "fast"
+    """fast: all-reduce. exact: a fixed pairwise tree, bit-identical on 1, 2, 4, ... ranks."""
+    shards: int = 8
+    """Fixed shards of the global batch under exact reduction, a power of two."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Communication between ranks; auto: nccl on GPUs, gloo on CPUs."""
+    threads: int | None = None
+    """CPU threads per rank; default: the launcher's or torch's, and 1 under exact reduction."""
+    bucket_mb: float = 25.0
+    """Size of DDP's gradient buckets in MiB."""
+    drift_every_steps: int | None = None
+    """Compare a digest of the weights of all ranks every this many steps; null: never."""
+    init_timeout_seconds: float = 600.0
+    """How long ranks wait for each other to appear and to load their data."""
+    timeout_seconds: float = 120.0
+    """How long a rank waits for the others inside training before it gives up."""
+
+    def __post_init__(self) -> None:
+        shards = self.shards
+        expect(
+            self,
+            "parallel.shards",
+            shards >= 1 and shards & (shards - 1) == 0,
+            "a power of two: 1, 2, 4, 8, ...",
+        )
+        expect(
+            self,
+            "parallel.threads",
+            self.threads is None or self.threads >= 1,
+            "1 or more, or null",
+        )
+        every = self.drift_every_steps
+        expect(
+            self, "parallel.drift_every_steps", every is None or every >= 1, "1 or more, or null"
+        )
+        expect(self, "parallel.bucket_mb", 0 < self.bucket_mb < float("inf"), "above 0")
+        for key in ("init_timeout_seconds", "timeout_seconds"):
+            value = getattr(self, key)
+            expect(self, f"parallel.{key}", 0 < value < float("inf"), "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int | None = None
+    """Save every this many optimizer steps, besides the epochs."""
+    every_epochs: int | None = 1
+    """Save every this many epochs; null: only every_steps and the end."""
+    keep: int = 3
+    """How many of the newest checkpoints to keep, besides the best."""
+    resume: str = "auto"
+    """auto: continue the run in its directory if there is one. never: start afresh. PATH: continue
+    from that checkpoint."""
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            "checkpoint.every_steps",
+            self.every_steps is None or self.every_steps >= 1,
+            "1 or more, or null",
+        )
+        expect(
+            self,
+            "checkpoint.every_epochs",
+            self.every_epochs is None or self.every_epochs >= 1,
+            "1 or more, or null",
+        )
+        expect(
+            self,
+            "checkpoint.keep",
+            self.keep >= 2,
+            "2 or more",
+            "With one checkpoint, a save that goes wrong would leave none.",
+        )
+        expect(self, "checkpoint.resume", bool(self.resume), "auto, never or a path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    every_epochs: int | None = 1
+    """Evaluate on the test set every this many epochs, and always at the end; null: only then."""
+    batch_size: int = 1000
+    """Samples per evaluation batch."""
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            "evaluate.every_epochs",
+            self.every_epochs is None or self.every_epochs >= 1,
+            "1 or more, or null",
+        )
+        expect(self, "evaluate.batch_size", self.batch_size >= 1, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    """Send the run to Weights & Biases; WANDB_MODE overrides a mode that is not disabled."""
+    project: str = "convoy"
+    """Project the run belongs to."""
+    entity: str | None = None
+    """User or team that owns the project."""
+    group: str | None = None
+    """Group of runs that belong together, such as seeds of one config."""
+    job_type: str | None = None
+    """Kind of run within its group."""
+    tags: list[str] = field(default_factory=list)
+    """Tags of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    every_steps: int = 50
+    """Optimizer steps between two records; only then does the host wait for the device."""
+    progress: Literal["auto", "rich", "plain", "off"] = "auto"
+    """Live display, plain lines or neither; auto: live on a terminal, plain lines elsewhere."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        expect(self, "logging.every_steps", self.every_steps >= 1, "1 or more")

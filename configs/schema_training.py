@@ -1,0 +1,158 @@
+"""What is learned and how: model, optimizer, learning rate, steps and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from configs.errors import expect
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str = "mlp"
+    """Registered name (mlp) or an import path `package.module:attribute`."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model, such as {hidden: [256, 128], dropout: 0.2}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: str = "adam"
+    """Registered name: sgd, adam, adamw."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov momentum for sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean and of the running square of adam and adamw."""
+    eps: float = 1e-8
+    """Term added to the denominator of adam and adamw."""
+
+    def __post_init__(self) -> None:
+        expect(self, "optimizer.lr", 0 < self.lr < float("inf"), "a number above 0")
+        expect(self, "optimizer.weight_decay", 0 <= self.weight_decay < float("inf"), "0 or more")
+        expect(self, "optimizer.momentum", 0 <= self.momentum < 1, "0 <= momentum < 1")
+        expect(
+            self,
+            "optimizer.nesterov",
+            not self.nesterov or self.momentum > 0,
+            "a momentum above 0 with it",
+        )
+        expect(
+            self,
+            "optimizer.betas",
+            all(0 <= beta < 1 for beta in self.betas),
+            "two numbers, each 0 <= beta < 1",
+        )
+        expect(self, "optimizer.eps", 0 < self.eps < float("inf"), "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    name: str = "constant"
+    """Shape after the warm-up: constant, cosine, one_cycle, step, exponential."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from lr / warmup_steps to lr."""
+    final_fraction: float = 0.0
+    """Learning rate at the end as a fraction of lr (cosine, one_cycle)."""
+    peak_fraction: float = 0.3
+    """Part of the run spent rising (one_cycle)."""
+    initial_fraction: float = 0.04
+    """Learning rate at the start as a fraction of lr (one_cycle)."""
+    every_epochs: float = 3.0
+    """Epochs between two drops (step)."""
+    gamma: float = 0.1
+    """Factor of each drop (step), or of each epoch (exponential)."""
+
+    def __post_init__(self) -> None:
+        expect(self, "schedule.warmup_steps", self.warmup_steps >= 0, "0 steps or more")
+        for key in ("final_fraction", "initial_fraction"):
+            value = getattr(self, key)
+            expect(self, f"schedule.{key}", 0 <= value <= 1, "a fraction from 0 to 1")
+        expect(
+            self, "schedule.peak_fraction", 0 < self.peak_fraction < 1, "a fraction between 0 and 1"
+        )
+        expect(self, "schedule.every_epochs", self.every_epochs > 0, "above 0")
+        expect(self, "schedule.gamma", 0 < self.gamma <= 1, "0 < gamma <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    epochs: int = 10
+    """Passes over the training set."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, if that comes before the epochs end."""
+    global_batch_size: int = 64
+    """Samples per optimizer step, over all ranks; the world size never changes it."""
+    micro_batch_size: int | None = None
+    """Most samples a rank sends through the model at once; fewer than its share means gradient
+    accumulation. Default: its whole share."""
+    clip_norm: float | None = None
+    """Clip the gradient to this global L2 norm."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay and evaluate it."""
+
+    def __post_init__(self) -> None:
+        expect(self, "train.epochs", self.epochs >= 1, "1 or more")
+        expect(
+            self,
+            "train.max_steps",
+            self.max_steps is None or self.max_steps >= 1,
+            "1 or more, or null",
+        )
+        size, micro = self.global_batch_size, self.micro_batch_size
+        expect(self, "train.global_batch_size", size >= 1, "1 or more")
+        expect(self, "train.micro_batch_size", micro is None or micro >= 1, "1 or more, or null")
+        expect(
+            self,
+            "train.micro_batch_size",
+            micro is None or size % micro == 0,
+            f"a divisor of train.global_batch_size={size}",
+            "Every micro-batch of a full step has the same shape: choose one of "
+            f"{_divisors(size)}.",
+        )
+        expect(
+            self,
+            "train.clip_norm",
+            self.clip_norm is None or 0 < self.clip_norm < float("inf"),
+            "a number above 0, or null",
+        )
+        expect(
+            self, "train.label_smoothing", 0 <= self.label_smoothing < 1, "0 <= label_smoothing < 1"
+        )
+        expect(
+            self,
+            "train.ema_decay",
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "0 < ema_decay < 1, or null",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of forward and loss; weights stay fp32. fp16 adds a GradScaler."""
+    matmul: Literal["highest", "high", "medium"] = "highest"
+    """Inner precision of fp32 matrix products on the GPU; high allows TF32."""
+    init_scale: float = 65536.0
+    """First loss scale of the GradScaler (fp16)."""
+    growth_interval: int = 2000
+    """Finite steps after which the GradScaler doubles its scale (fp16)."""
+
+    def __post_init__(self) -> None:
+        expect(
+            self, "precision.init_scale", 0 < self.init_scale < 2.0**127, "above 0, below 2**127"
+        )
+        expect(self, "precision.growth_interval", self.growth_interval >= 1, "1 or more")
+
+
+def _divisors(number: int) -> str:
+    found = [str(n) for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(found if len(found) <= 12 else [*found[:6], "...", *found[-3:]])
