@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from configs import schema
+from configs import schema, schema_execution, schema_training
 from configs.errors import InputError
 from configs.identity import EXECUTION_KEYS, digest, flatten, identity
 from configs.load import build_parser, known_keys
@@ -210,9 +210,10 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
 
 
 def documented_fields() -> dict[str, str | None]:
-    """Docstring under each field of schema.py, by `Class.field`."""
+    """Docstring under each field of the schema, by `Class.field`."""
     found: dict[str, str | None] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    modules = (schema, schema_training, schema_execution)
+    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if not isinstance(node, ast.ClassDef):
             continue
         for item, after in zip(node.body, [*node.body[1:], None], strict=True):
