@@ -34,6 +34,8 @@ EXECUTION_KEYS = (
     "checkpoint",
     "evaluate",
     "logging",
+    "profile",
+    "dry_run",
 )
 """Keys that say how, where or how far to run: changing them continues the same run."""
 
@@ -51,6 +53,18 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
     walk("", asdict(config))
     return flat
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Values under dotted keys -> a mapping of mappings, as in a YAML file."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, leaf = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[leaf] = value
+    return nested
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

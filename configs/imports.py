@@ -51,6 +51,28 @@ def import_object(key: str, path: str) -> Any:
     return found
 
 
+def import_extra(module: str, extra: str) -> Any:
+    """Import an optional package where it is needed.
+
+    Args:
+        module: The module, such as `PIL.Image`.
+        extra: The extra of this project that installs it.
+
+    Raises:
+        InputError: If it is not installed, with the command that does it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            f"{error.name} is not installed for {sys.executable}",
+            expected=f"the extra `{extra}`",
+            remedy=f"Run `pip install -c constraints.txt -e '.[{extra}]'`.",
+        ) from None
+
+
 def call_with(
     key: str, target: Callable[..., Any], kwargs: dict[str, Any], offered: dict[str, Any]
 ) -> Any:

@@ -20,6 +20,8 @@ RECIPES = Path(__file__).resolve().parent
 DEFAULT_RECIPE = RECIPES / "mnist.yaml"
 OPEN_KEYS = ("model.kwargs",)
 """Keys that hold a mapping with keys of the user's own."""
+SWITCHES = ("profile",)
+"""Groups that are switched on by their bare flag: `--profile` is `--profile.enabled=true`."""
 
 
 def build_parser(prog: str, description: str) -> ArgumentParser:
@@ -85,7 +87,7 @@ def _walk(kind: Any, prefix: str) -> Iterator[str]:
 
 
 def _split_config(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take `--config X` and `--config=X` out of a command line."""
+    """Take `--config X` and `--config=X` out of a command line, and spell out switches."""
     paths: list[str] = []
     rest: list[str] = []
     tokens = iter(argv)
@@ -97,6 +99,8 @@ def _split_config(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             paths.append(path)
         elif token.startswith("--config="):
             paths.append(token.partition("=")[2])
+        elif token.startswith("--") and token[2:] in SWITCHES:
+            rest.append(f"{token}.enabled=true")
         else:
             rest.append(token)
     return paths, rest

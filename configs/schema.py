@@ -13,9 +13,11 @@ from configs.errors import expect
 from configs.schema_execution import (
     CheckpointConfig,
     CompileConfig,
+    DryRunConfig,
     EvaluateConfig,
     LoggingConfig,
     ParallelConfig,
+    ProfileConfig,
 )
 from configs.schema_training import (
     ModelConfig,
@@ -24,6 +26,23 @@ from configs.schema_training import (
     ScheduleConfig,
     TrainConfig,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    shift: float = 0.0
+    """Most pixels that a training image is moved by, along either axis."""
+    rotate: float = 0.0
+    """Most degrees that it is turned by, either way."""
+    scale: float = 0.0
+    """Most that either side is stretched or shrunk by, as a fraction."""
+    shear: float = 0.0
+    """Most that it is slanted by: columns moved per row."""
+
+    def __post_init__(self) -> None:
+        for key, most in (("shift", 1e4), ("rotate", 180.0), ("scale", 0.9), ("shear", 10.0)):
+            value = getattr(self, key)
+            expect(self, f"data.augment.{key}", 0 <= value <= most, f"a number from 0 to {most:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +65,8 @@ class DataConfig:
     """Micro-batches each worker prepares ahead."""
     drop_last: bool = False
     """Leave out the last, short global batch of an epoch."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random geometry of training images, on the device."""
 
     def __post_init__(self) -> None:
         expect(self, "data.workers", self.workers >= 0, "0 or more")
@@ -91,6 +112,10 @@ class RunConfig:
     """Evaluation on the test set."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """What is recorded and shown."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Where the time of a step goes."""
+    dry_run: DryRunConfig = field(default_factory=DryRunConfig)
+    """A report about the run instead of the run."""
 
     def __post_init__(self) -> None:
         expect(

@@ -16,6 +16,9 @@ class CompileConfig:
         "default"
     )
     """Mode of torch.compile."""
+    backward: Literal["auto", "autograd", "explicit"] = "auto"
+    """Who computes gradients; explicit: passes written out, for networks of Linear, ReLU and
+    Dropout on a CPU in fp32; auto: explicit where that is possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,34 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    enabled: bool = False
+    """Profile some warm steps: RUN/profile/trace.json.gz and summary.md; `--profile` for short."""
+    warmup_steps: int = 50
+    """Steps before the profiled ones; the second half of them is timed without the profiler."""
+    steps: int = 20
+    """How many steps to profile."""
+
+    def __post_init__(self) -> None:
+        expect(self, "profile.warmup_steps", self.warmup_steps >= 0, "0 or more")
+        expect(self, "profile.steps", self.steps >= 1, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunConfig:
+    world_size: int | None = None
+    """Check the run as this many ranks would run it, print a report and start nothing."""
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            "dry_run.world_size",
+            self.world_size is None or self.world_size >= 1,
+            "1 or more, or null",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WandbConfig:
     mode: Literal["online", "offline", "disabled"] = "disabled"
     """Send the run to Weights & Biases; WANDB_MODE overrides a mode that is not disabled."""
@@ -133,6 +164,8 @@ class WandbConfig:
     """Kind of run within its group."""
     tags: list[str] = field(default_factory=list)
     """Tags of the run."""
+    artifacts: bool = False
+    """Upload the best checkpoint as an artifact when the run completes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +174,18 @@ class LoggingConfig:
     """Optimizer steps between two records; only then does the host wait for the device."""
     progress: Literal["auto", "rich", "plain", "off"] = "auto"
     """Live display, plain lines or neither; auto: live on a terminal, plain lines elsewhere."""
+    gradients: int | None = None
+    """Record gradient norm and update-to-weight ratio of every parameter each this many steps."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard to RUN/tensorboard."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
 
     def __post_init__(self) -> None:
         expect(self, "logging.every_steps", self.every_steps >= 1, "1 or more")
+        expect(
+            self,
+            "logging.gradients",
+            self.gradients is None or self.gradients >= 1,
+            "1 or more, or null",
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from configs.imports import call_with, import_object, is_import_path
 from configs.schema import DataConfig
 from data.acquire import acquire, verify_published
 from data.catalog import CATALOG, ROLES, DatasetFacts
+from data.facts import InputFacts
 from data.idx import GZIP_MAGIC, read_idx
 
 
@@ -62,21 +63,18 @@ class ArrayDataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Datasets:
-    """A training and a test set, and what a model must know of them.
-
-    `mean` and `std` have one value per channel, or one for all, in units of the inputs divided by
-    `scale` (255 for uint8 images).
-    """
+class Datasets(InputFacts):
+    """A training and a test set, and what a model must know of them."""
 
     train: MapDataset
     test: MapDataset
-    input_shape: tuple[int, ...]
-    num_classes: int
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    scale: float = 1.0
-    classes: tuple[str, ...] = ()
+
+    def facts(self) -> InputFacts:
+        """The facts alone; the type of inputs held in memory is found from them."""
+        known = {item.name: getattr(self, item.name) for item in fields(InputFacts)}
+        if not self.dtype and isinstance(self.train, ArrayDataset):
+            known["dtype"] = _dtype_name(self.train.inputs)
+        return InputFacts(**known)
 
 
 class Normalize:
@@ -85,15 +83,18 @@ class Normalize:
     Images travel as uint8 and become floats here, once per batch: a quarter of the bytes to copy.
     """
 
-    def __init__(self, data: Datasets, device: torch.device) -> None:
+    def __init__(self, data: InputFacts, device: torch.device) -> None:
         shape = (-1, *[1] * (len(data.input_shape) - 1)) if len(data.mean) > 1 else ()
         mean = torch.tensor(data.mean, dtype=torch.float64).reshape(shape or (1,))
         std = torch.tensor(data.std, dtype=torch.float64).reshape(shape or (1,))
         self.factor = (1.0 / (data.scale * std)).to(torch.float32).to(device)
         self.offset = (-mean / std).to(torch.float32).to(device)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return torch.addcmul(self.offset, inputs.to(torch.float32), self.factor)
+    def __call__(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
+        """Normalised inputs; written into `out`, a float32 tensor of their shape, if given."""
+        if out is None:
+            return torch.addcmul(self.offset, inputs.to(torch.float32), self.factor)
+        return torch.addcmul(self.offset, out.copy_(inputs), self.factor, out=out)
 
 
 def load_datasets(config: DataConfig, *, seed: int) -> Datasets:
@@ -153,8 +154,12 @@ def _from_catalog(facts: DatasetFacts, config: DataConfig) -> Datasets:
     )
 
 
-def _from_idx_folder(root: str | None) -> Datasets:
-    """Anybody's four IDX files: shape, classes, mean and standard deviation are found from them."""
+def idx_files(root: str | None) -> dict[str, Path]:
+    """The four IDX files in a folder, by role.
+
+    Raises:
+        InputError: If there is no such folder, or a role has no file or several.
+    """
     if root is None:
         raise InputError("data.root", expected="the folder of your IDX files with data.dataset=idx")
     folder = Path(root).expanduser()
@@ -162,7 +167,12 @@ def _from_idx_folder(root: str | None) -> Datasets:
         raise InputError("data.root", given=root, expected="a folder that exists")
     if (folder / "idx").is_dir():
         folder = folder / "idx"
-    paths = _assign_roles(folder)
+    return _assign_roles(folder)
+
+
+def _from_idx_folder(root: str | None) -> Datasets:
+    """Anybody's four IDX files: shape, classes, mean and standard deviation are found from them."""
+    paths = idx_files(root)
     data = _pair_up({role: read_idx(path) for role, path in paths.items()}, paths)
     assert isinstance(data.train, ArrayDataset)
     mean, std, scale = _moments(data.train.inputs)
@@ -322,4 +332,9 @@ def _from_pair(name: str, made: Any) -> Datasets:
         num_classes=int(num_classes),
         scale=255.0 if inputs.dtype == torch.uint8 else 1.0,
         classes=tuple(classes),
+        dtype=_dtype_name(inputs),
     )
+
+
+def _dtype_name(inputs: Tensor) -> str:
+    return str(inputs.dtype).removeprefix("torch.")

@@ -13,6 +13,7 @@ from configs.errors import InputError
 from configs.identity import flatten
 from configs.schema import RunConfig
 from data.acquire import acquire
+from data.augment import Augment, build_augment
 from data.catalog import CATALOG
 from data.datasets import Datasets, Normalize, load_datasets
 from data.loader import Loader, build_loader
@@ -20,13 +21,17 @@ from data.sampler import Plan
 from trainer.checkpoint import load_checkpoint
 from trainer.collectives import broadcast_object, together
 from trainer.ema import EMA
-from trainer.engine import NativeEngine, should_compile
+from trainer.engine import NativeEngine, flatten_parameters
+from trainer.flat import FlatParameters
+from trainer.gradients import GradientLog
 from trainer.loop import Parts
-from trainer.meter import Meter
+from trainer.meter import Meter, Stopwatch
 from trainer.models import build_model
 from trainer.optim import build_optimizer
+from trainer.passes import LossModule
 from trainer.precision import Precision, build_precision
 from trainer.preempt import StopRequest
+from trainer.profiling.profiler import build_profiler
 from trainer.rng import seed_stream
 from trainer.run_directory import Resume, RunDirectory, describe_environment
 from trainer.runtime import Runtime, use_training_timeout
@@ -34,6 +39,7 @@ from trainer.saver import Saver
 from trainer.schedule import Schedule, build_schedule
 from trainer.sink_console import build_console
 from trainer.sink_jsonl import JsonlSink
+from trainer.sink_tensorboard import TensorBoardSink, check_tensorboard
 from trainer.sink_wandb import WandbSink
 from trainer.sinks import RunFacts, Sink, Sinks
 from trainer.state import Progress, Stateful, restore
@@ -43,17 +49,55 @@ log = logging.getLogger("convoy")
 
 
 @dataclass(frozen=True, slots=True)
-class _Local:
+class Local:
     """What a rank can build, and refuse, without talking to the others."""
 
     data: Datasets
     plan: Plan
     loader: Loader
     model: nn.Module
+    flat: FlatParameters | None
     optimizer: torch.optim.Optimizer
+    normalize: Normalize
+    augment: Augment
     precision: Precision
     schedule: Schedule
     total_windows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench:
+    """What a run computes with, and no run directory: enough to try something out on."""
+
+    config: RunConfig
+    runtime: Runtime
+    data: Datasets
+    plan: Plan
+    loader: Loader
+    state: Stateful
+    step: TrainStep
+
+
+def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
+    """The parts that compute, with their initial weights; every rank calls it.
+
+    Writes nothing, and looks at no run directory.
+
+    Raises:
+        InputError: On every rank alike, if any rank refuses its input.
+    """
+    local = _prepare(config, runtime)
+    use_training_timeout(runtime, config.parallel)
+    state = build_state(config, runtime, local)
+    return Workbench(
+        config=config,
+        runtime=runtime,
+        data=local.data,
+        plan=local.plan,
+        loader=local.loader,
+        state=state,
+        step=_build_step(config, runtime, local, state),
+    )
 
 
 def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
@@ -64,8 +108,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
     Raises:
         InputError: On every rank alike, if any rank refuses its input.
     """
-    together(runtime, lambda: _acquire(config, runtime))
-    local = together(runtime, lambda: _build_local(config, runtime))
+    local = _prepare(config, runtime)
     directory = RunDirectory(config)
     resume = broadcast_object(
         runtime,
@@ -75,17 +118,19 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
         ),
     )
     use_training_timeout(runtime, config.parallel)
-    state = _build_state(config, runtime, local)
-    notes = together(runtime, lambda: _continue_from(config, resume.checkpoint, state))
+    state = build_state(config, runtime, local)
+    notes = together(runtime, lambda: continue_from(config, resume.checkpoint, state))
     sinks = together(
         runtime, lambda: _open_outputs(config, runtime, local, directory, resume, notes)
     )
+    watch = Stopwatch()
     return Parts(
         config=config,
         runtime=runtime,
         plan=local.plan,
         loader=local.loader,
         num_test=len(local.data.test),
+        normalize=local.normalize,
         step=_build_step(config, runtime, local, state),
         state=state,
         total_windows=local.total_windows,
@@ -93,6 +138,25 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
         directory=directory,
         saver=Saver(directory.checkpoints, keep=config.checkpoint.keep),
         stop=stop,
+        gradients=GradientLog(state.engine.module, config.logging.gradients),
+        profiler=build_profiler(
+            config.profile,
+            folder=directory.path / "profile",
+            runtime=runtime,
+            precision=local.precision,
+            progress=state.progress,
+            watch=watch,
+        ),
+        watch=watch,
+    )
+
+
+def _prepare(config: RunConfig, runtime: Runtime) -> Local:
+    """Data and model on every rank, or one refusal on all of them."""
+    together(runtime, lambda: _acquire(config, runtime))
+    return together(
+        runtime,
+        lambda: build_local(config, runtime, load_datasets(config.data, seed=config.seed)),
     )
 
 
@@ -103,10 +167,13 @@ def _acquire(config: RunConfig, runtime: Runtime) -> None:
         acquire(facts, config.data.root, download=config.data.download)
 
 
-def _build_local(config: RunConfig, runtime: Runtime) -> _Local:
-    should_compile(config.compile, runtime.device)
+def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
+    """The parts of one rank, which need not be one of the process group's.
+
+    Raises:
+        InputError: If this rank's part of the run cannot be had.
+    """
     precision = build_precision(config.precision, runtime.device)
-    data = load_datasets(config.data, seed=config.seed)
     plan = Plan(
         num_samples=len(data.train),
         global_batch_size=config.train.global_batch_size,
@@ -125,19 +192,24 @@ def _build_local(config: RunConfig, runtime: Runtime) -> _Local:
     ).to(runtime.device)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("model.name", given=config.model.name, expected="trainable parameters")
-    _check_batch_norm(model, plan)
+    check_batch_norm(model, plan)
+    flat = flatten_parameters(model, config.compile, precision, runtime.device)
     total_windows = config.train.epochs * plan.steps_per_epoch
-    return _Local(
+    return Local(
         data=data,
         plan=plan,
         loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
         model=model,
+        flat=flat,
         optimizer=build_optimizer(
             config.optimizer,
             model.parameters(),
             runtime.device,
             scaled=precision.scaler.is_enabled(),
+            flat=flat,
         ),
+        normalize=Normalize(data, runtime.device),
+        augment=build_augment(config.data.augment, data.input_shape),
         precision=precision,
         schedule=build_schedule(
             config.schedule,
@@ -149,7 +221,7 @@ def _build_local(config: RunConfig, runtime: Runtime) -> _Local:
     )
 
 
-def _check_batch_norm(model: nn.Module, plan: Plan) -> None:
+def check_batch_norm(model: nn.Module, plan: Plan) -> None:
     """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     if normed and plan.smallest_micro_batch < 2:
@@ -162,17 +234,24 @@ def _check_batch_norm(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _build_state(config: RunConfig, runtime: Runtime, local: _Local) -> Stateful:
+def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
     decay = config.train.ema_decay
     ema = EMA(local.model, decay) if decay is not None else None
-    engine = NativeEngine(
+    loss = LossModule(
         local.model,
+        normalize=local.normalize,
+        precision=local.precision,
+        label_smoothing=config.train.label_smoothing,
+    )
+    engine = NativeEngine(
+        loss,
+        flat=local.flat,
         runtime=runtime,
         parallel=config.parallel,
         compile_=config.compile,
         plan=local.plan,
-        input_shape=local.data.input_shape,
+        example=torch.as_tensor(local.data.train[0][0])[None],
     )
     # The weights came from one stream on every rank; dropout must not.
     seed_stream(config.seed, "rank", runtime.rank)
@@ -188,28 +267,28 @@ def _build_state(config: RunConfig, runtime: Runtime, local: _Local) -> Stateful
     )
 
 
-def _build_step(config: RunConfig, runtime: Runtime, local: _Local, state: Stateful) -> TrainStep:
+def _build_step(config: RunConfig, runtime: Runtime, local: Local, state: Stateful) -> TrainStep:
     return TrainStep(
         engine=state.engine,
         optimizer=local.optimizer,
         schedule=local.schedule,
         precision=local.precision,
-        normalize=Normalize(local.data, runtime.device),
+        augment=local.augment,
         ema=state.ema,
         meter=state.meter,
         progress=state.progress,
         clip_norm=config.train.clip_norm,
-        label_smoothing=config.train.label_smoothing,
     )
 
 
 def _decide(config: RunConfig, directory: RunDirectory) -> Resume:
     """What to continue from, decided under the lock: nobody may save in between."""
+    check_tensorboard(config.logging)
     directory.claim()
     return directory.decide_resume(config)
 
 
-def _continue_from(config: RunConfig, checkpoint: Path | None, state: Stateful) -> list[str]:
+def continue_from(config: RunConfig, checkpoint: Path | None, state: Stateful) -> list[str]:
     """Load a checkpoint into the finished parts; returns lines for the log."""
     if checkpoint is None:
         return []
@@ -221,7 +300,7 @@ def _continue_from(config: RunConfig, checkpoint: Path | None, state: Stateful) 
 def _open_outputs(
     config: RunConfig,
     runtime: Runtime,
-    local: _Local,
+    local: Local,
     directory: RunDirectory,
     resume: Resume,
     notes: list[str],
@@ -233,7 +312,10 @@ def _open_outputs(
         log.info(note)
     environment = describe_environment(runtime)
     directory.write_environment(environment)
+    directory.write_model(local.data.facts())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
+    if config.logging.tensorboard:
+        wanted.append(TensorBoardSink())
     if config.logging.wandb.mode != "disabled":
         wanted.append(WandbSink(config.logging.wandb, config.name))
     sinks = Sinks(wanted)

@@ -1,10 +1,9 @@
-"""Runs the model on its device: DDP or alone, compiled or not."""
+"""Runs the model on its device: which passes compute gradients, and how ranks share them."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -15,7 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.sampler import MicroBatch, Plan, Window
-from trainer.reduction import AllReduce, PairwiseTree, Reduction, SingleRank
+from trainer.explicit import ExplicitPasses, describe
+from trainer.flat import FlatParameters
+from trainer.passes import AutogradPasses, LossModule, Passes
+from trainer.precision import Precision
+from trainer.reduction import AllReduce, FlatAllReduce, PairwiseTree, Reduction, SingleRank
 from trainer.runtime import Runtime
 
 
@@ -27,12 +30,16 @@ class Engine(Protocol):
     gradient_scale: float
     """Factor of the loss that undoes an average over ranks."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalised inputs -> logits, in training mode."""
+    def clear(self) -> None:
+        """Forget the gradient of the step before."""
         ...
 
     def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
         """Around the forward and backward pass of one micro-batch."""
+        ...
+
+    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Add the gradient of `share` times the summed loss; see `passes.Passes`."""
         ...
 
     def reduce(self) -> None:
@@ -41,45 +48,75 @@ class Engine(Protocol):
 
 
 class NativeEngine:
-    """DDP with several ranks, the bare module with one, torch.compile underneath either."""
+    """Written-out passes where the network allows it, else autograd, with DDP for several ranks."""
 
     def __init__(
         self,
-        module: nn.Module,
+        loss: LossModule,
         *,
+        flat: FlatParameters | None,
         runtime: Runtime,
         parallel: ParallelConfig,
         compile_: CompileConfig,
         plan: Plan,
-        input_shape: tuple[int, ...],
+        example: Tensor,
     ) -> None:
-        self.module = module
-        self.runtime = runtime
-        # Every shape gets a graph of its own (there are at most four: full and short batches, and
-        # the remainders of their micro-batches); a dynamic one would be slower for all of them.
-        model: Callable[[Tensor], Tensor] = (
-            torch.compile(module, dynamic=False, mode=compile_.mode)
-            if should_compile(compile_, runtime.device)
-            else module
-        )
+        """
+        Args:
+            loss: The model with its normalisation and loss.
+            flat: Its parameters if the passes are to be written out (see `flatten_parameters`).
+            runtime: This rank.
+            parallel: How ranks share the gradient.
+            compile_: Whether autograd's passes are compiled.
+            plan: Who trains on what.
+            example: A batch as the data set gives it, `(B, ...)`.
+        """
+        self.module = loss.module
         reduction: Reduction = SingleRank()
-        if parallel.reduction == "exact":
-            reduction = PairwiseTree(module, runtime, shards=parallel.shards, seed=plan.seed)
-        elif runtime.world_size > 1:
-            assert isinstance(model, nn.Module)
-            ddp = DistributedDataParallel(
-                model,
-                device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                static_graph=plan.micro_batches_per_step == 1,
-                bucket_cap_mb=parallel.bucket_mb,
+        if flat is not None:
+            shapes = describe(self.module)
+            assert shapes is not None
+            self.passes: Passes = ExplicitPasses(
+                shapes, flat, normalize=loss.normalize, label_smoothing=loss.label_smoothing
             )
-            size = plan.window(0).micro_batches[0].size
-            self._settle_buckets(ddp, torch.zeros(size, *input_shape, device=runtime.device))
-            model, reduction = ddp, AllReduce(ddp, runtime.world_size)
-        self.model = model
+            if runtime.world_size > 1:
+                reduction = FlatAllReduce(flat.gradients)
+        else:
+            # Every shape gets a graph of its own (there are at most four: full and short batches,
+            # and the remainders of their micro-batches); a dynamic one would be slower for all.
+            model: nn.Module = loss
+            if should_compile(compile_, runtime.device):
+                model = torch.compile(loss, dynamic=False, mode=compile_.mode)  # type: ignore[assignment]
+            if runtime.world_size > 1 and parallel.reduction == "fast":
+                model = ddp = self._distribute(model, runtime, parallel, plan, example)
+                reduction = AllReduce(ddp, runtime.world_size)
+            self.passes = AutogradPasses(model, self.module, loss.precision.scaler)
+        if parallel.reduction == "exact":
+            reduction = PairwiseTree(
+                self.module, self.passes, runtime, shards=parallel.shards, seed=plan.seed
+            )
         self.reduction = reduction
         self.gradient_scale = reduction.gradient_scale
+
+    def _distribute(
+        self,
+        model: nn.Module,
+        runtime: Runtime,
+        parallel: ParallelConfig,
+        plan: Plan,
+        example: Tensor,
+    ) -> DistributedDataParallel:
+        ddp = DistributedDataParallel(
+            model,
+            device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=plan.micro_batches_per_step == 1,
+            bucket_cap_mb=parallel.bucket_mb,
+        )
+        size = plan.window(0).micro_batches[0].size
+        inputs = example.new_zeros(size, *example.shape[1:], device=runtime.device)
+        self._settle_buckets(ddp, inputs)
+        return ddp
 
     def _settle_buckets(self, ddp: DistributedDataParallel, inputs: Tensor) -> None:
         """Two passes over zeros that leave no trace but DDP's final bucket layout.
@@ -90,21 +127,48 @@ class NativeEngine:
         undisturbed run.
         """
         before = [buffer.clone() for buffer in self.module.buffers()]
+        targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
         ddp.train()  # type: ignore[no-untyped-call]
         for _ in range(2):
-            ddp(inputs).sum().backward()
+            ddp(inputs, targets)[0].backward()
         self.module.zero_grad(set_to_none=True)
         for buffer, value in zip(self.module.buffers(), before, strict=True):
             buffer.copy_(value)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs)
+    def clear(self) -> None:
+        self.passes.clear()
 
     def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
         return self.reduction.micro_batch(window, micro)
 
+    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        return self.passes(inputs, targets, share)
+
     def reduce(self) -> None:
         self.reduction.finish()
+
+
+def flatten_parameters(
+    module: nn.Module, config: CompileConfig, precision: Precision, device: torch.device
+) -> FlatParameters | None:
+    """The parameters in a flat buffer if the passes of this network are to be written out.
+
+    Raises:
+        InputError: If `compile.backward: explicit` is asked for and not possible.
+    """
+    shapes = None
+    if device.type == "cpu" and precision.dtype is None and not should_compile(config, device):
+        shapes = describe(module)
+    if config.backward == "explicit" and shapes is None:
+        raise InputError(
+            "compile.backward",
+            given="explicit",
+            expected="a network of Linear, ReLU and Dropout on a CPU, in fp32, not compiled",
+            remedy="Use --compile.backward auto.",
+        )
+    if shapes is None or config.backward == "autograd":
+        return None
+    return FlatParameters([p for s in shapes for p in s.linear.parameters()])
 
 
 def should_compile(config: CompileConfig, device: torch.device) -> bool:

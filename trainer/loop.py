@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from configs.identity import digest, identity
 from configs.schema import RunConfig
+from data.datasets import Normalize
 from data.loader import Loader
 from data.sampler import Plan
 from trainer.checkpoint import Position
@@ -14,8 +15,10 @@ from trainer.collectives import barrier, broadcast_
 from trainer.drift import check_drift
 from trainer.evaluate import evaluate
 from trainer.failures import Diverged
+from trainer.gradients import GradientLog
 from trainer.meter import Stopwatch
 from trainer.preempt import Poll, StopRequest
+from trainer.profiling.profiler import NoProfiler, Profiler
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime
 from trainer.saver import Saver
@@ -34,12 +37,15 @@ class Parts:
     loader: Loader
     num_test: int
     step: TrainStep
+    normalize: Normalize
     state: Stateful
     total_windows: int
     sinks: Sinks
     directory: RunDirectory
     saver: Saver
     stop: StopRequest
+    gradients: GradientLog
+    profiler: Profiler = field(default_factory=NoProfiler)
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
@@ -68,12 +74,14 @@ def fit(parts: Parts) -> str:
         save(parts)
     parts.state.engine.module.train()
     parts.watch.mark()
-    batches = parts.loader.stream(progress.window)
+    batches = parts.profiler.batches(parts.loader.stream(progress.window))
 
     while not (stopping or parts.finished):
         window = plan.window(progress.window)
         before = progress.step
-        parts.step(window, batches)
+        parts.gradients.prepare(before)
+        with parts.profiler.step():
+            parts.step(window, batches)
         parts.watch.lap(window.size)
 
         stepped = progress.step > before  # fp16 may have skipped it
@@ -82,6 +90,8 @@ def fit(parts: Parts) -> str:
         stopping = poll()
         if stepped and due(progress.step, config.parallel.drift_every_steps):
             check_drift(parts.state.engine.module, parts.runtime, progress.step)
+        if stepped and parts.gradients.watching:
+            log_gradients(parts)
         if (stepped and due(progress.step, config.logging.every_steps)) or parts.finished:
             log_training(parts)
         if due(ended, config.evaluate.every_epochs) or parts.finished:
@@ -124,6 +134,12 @@ def log_training(parts: Parts) -> None:
     parts.sinks.record(record)
 
 
+def log_gradients(parts: Parts) -> None:
+    """Record the gradient and the update of every parameter. Waits for the device."""
+    check_finite(parts)
+    parts.sinks.record(start_record(parts) | parts.gradients.measure())
+
+
 def run_evaluation(parts: Parts) -> bool:
     """Evaluate on the whole test set; False if a stop request came first."""
     check_finite(parts)
@@ -136,7 +152,7 @@ def run_evaluation(parts: Parts) -> bool:
         parts.loader,
         num_samples=parts.num_test,
         batch_size=parts.config.evaluate.batch_size,
-        normalize=parts.step.normalize,
+        normalize=parts.normalize,
         precision=state.precision,
         runtime=parts.runtime,
         interrupted=Poll(parts.stop, parts.runtime),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from configs.schema_training import OptimizerConfig
+from trainer.flat import KERNELS, FlatParameters, flatten_optimizer
 from trainer.registry import resolve
 
 FUSED_DEVICES = ("cpu", "cuda")
@@ -63,6 +64,7 @@ def build_optimizer(
     device: torch.device,
     *,
     scaled: bool = False,
+    flat: FlatParameters | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer over all trainable parameters, fused where the device has the kernels.
 
@@ -72,9 +74,12 @@ def build_optimizer(
         device: Where they live.
         scaled: Whether a GradScaler may skip steps. torch's fused SGD leaves the momentum buffer
             uninitialised when the very first step is skipped, so it is not used then.
+        flat: The parameters if they lie in a flat buffer: one kernel then steps them all.
     """
     factory = resolve("optimizer.name", config.name, OPTIMIZERS)
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     fused = device.type in FUSED_DEVICES and not (scaled and factory is sgd)
     optimizer: torch.optim.Optimizer = factory(trainable, config, fused)
+    if flat is not None and type(optimizer) in KERNELS:
+        flatten_optimizer(optimizer, flat)
     return optimizer

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.sampler import MicroBatch, Window
+from trainer.passes import Passes
 from trainer.rng import seed_stream
 from trainer.runtime import Runtime
 
@@ -55,6 +56,24 @@ class AllReduce:
         pass
 
 
+class FlatAllReduce:
+    """One all-reduce of all gradients, which lie in one buffer.
+
+    The largest gradient, that of the first layer, is ready last, so that little could overlap.
+    """
+
+    gradient_scale = 1.0
+
+    def __init__(self, gradients: Tensor) -> None:
+        self.gradients = gradients
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def finish(self) -> None:
+        dist.all_reduce(self.gradients)
+
+
 class PairwiseTree:
     """Shard gradients summed along one fixed binary tree, whoever computes them.
 
@@ -68,8 +87,10 @@ class PairwiseTree:
 
     gradient_scale = 1.0
 
-    def __init__(self, module: nn.Module, runtime: Runtime, *, shards: int, seed: int) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+    def __init__(
+        self, module: nn.Module, passes: Passes, runtime: Runtime, *, shards: int, seed: int
+    ) -> None:
+        self.passes = passes
         self.buffers = [b for b in module.buffers() if b.is_floating_point()]
         self.counters = [b for b in module.buffers() if not b.is_floating_point()]
         self.runtime = runtime
@@ -100,12 +121,11 @@ class PairwiseTree:
         while distance < self.runtime.world_size:
             total = total + self._exchange(total, self.runtime.rank ^ distance)
             distance *= 2
-        sizes = [part.numel() for part in (*self.parameters, *self.buffers)]
-        pieces = iter(torch.split(total, sizes))
-        for parameter in self.parameters:
-            parameter.grad = next(pieces).view_as(parameter)
-        for buffer in self.buffers:
-            buffer.copy_((next(pieces) / self.shards).view_as(buffer))
+        sizes = [buffer.numel() for buffer in self.buffers]
+        gradient, *means = torch.split(total, [len(total) - sum(sizes), *sizes])
+        self.passes.put(gradient)
+        for buffer, mean in zip(self.buffers, means, strict=True):
+            buffer.copy_((mean / self.shards).view_as(buffer))
         for buffer, value in zip(self.counters, self.counted, strict=True):
             buffer.copy_(value)
         self.counted = []
@@ -113,10 +133,9 @@ class PairwiseTree:
     @torch.no_grad()
     def _push(self) -> None:
         """Add a finished shard, then merge equally high subtrees like a carry in binary."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = torch.cat([part.reshape(-1) for part in (*gradients, *self.buffers)])
-        for parameter in self.parameters:
-            parameter.grad = None
+        flat = self.passes.take()
+        if self.buffers:
+            flat = torch.cat([flat, *(buffer.reshape(-1) for buffer in self.buffers)])
         height = 0
         while self.subtrees and self.subtrees[-1][0] == height:
             flat = self.subtrees.pop()[1] + flat

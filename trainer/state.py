@@ -60,14 +60,14 @@ def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Every rank must call it: random generators and unlogged metrics are gathered from all.
     """
-    weights = {name: _host_copy(value) for name, value in run.engine.module.state_dict().items()}
+    weights = {name: host_copy(value) for name, value in run.engine.module.state_dict().items()}
     mine = {"rng": capture_rng(run.runtime.device), "meter": run.meter.state_dict()}
     trainer = {
         "progress": asdict(run.progress),
-        "optimizer": _host_copy(run.optimizer.state_dict()),
+        "optimizer": host_copy(run.optimizer.state_dict()),
         "optimizer_class": type(run.optimizer).__name__,
         "scaler": run.precision.scaler.state_dict(),
-        "ema": _host_copy(run.ema.module.state_dict()) if run.ema else None,
+        "ema": host_copy(run.ema.module.state_dict()) if run.ema else None,
         "device_type": run.runtime.device.type,
         "ranks": gather_objects(run.runtime, mine),
     }
@@ -137,12 +137,12 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, trainer: dict[str, Any]
         group.update(chosen)
 
 
-def _host_copy(value: Any) -> Any:
+def host_copy(value: Any) -> Any:
     """A deep copy with every tensor in host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, dict):
-        return {key: _host_copy(item) for key, item in value.items()}
+        return {key: host_copy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_host_copy(item) for item in value)
+        return type(value)(host_copy(item) for item in value)
     return copy.deepcopy(value)

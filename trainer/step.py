@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from data.datasets import Normalize
+from data.augment import Augment
 from data.loader import Batch
 from data.sampler import Window
 from trainer.ema import EMA
@@ -37,23 +36,21 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         precision: Precision,
-        normalize: Normalize,
+        augment: Augment,
         ema: EMA | None,
         meter: Meter,
         progress: Progress,
         clip_norm: float | None,
-        label_smoothing: float,
     ) -> None:
         self.engine = engine
         self.optimizer = optimizer
         self.schedule = schedule
         self.precision = precision
-        self.normalize = normalize
+        self.augment = augment
         self.ema = ema
         self.meter = meter
         self.progress = progress
         self.clip_norm = clip_norm
-        self.label_smoothing = label_smoothing
         self.parameters = [p for p in engine.module.parameters() if p.requires_grad]
         self.clipped_from: Tensor | None = None
 
@@ -62,31 +59,21 @@ class TrainStep:
         scaler = self.precision.scaler
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.progress.step)
-        self.optimizer.zero_grad(set_to_none=True)
 
+        self.engine.clear()
+        share = self.engine.gradient_scale / window.size
         for micro in window.micro_batches:
             inputs, targets = next(batches)
             with self.engine.micro_batch(window, micro):
-                with self.precision.autocast():
-                    logits = self.engine.forward(self.normalize(inputs))
-                    loss = self.loss(logits, targets)
-                share = self.engine.gradient_scale / window.size
-                scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-            correct = (logits.detach().argmax(1) == targets).sum()
-            self.meter.add(window.index, loss.detach(), correct, micro.size)
-
+                loss, correct = self.engine.differentiate(self.augment(inputs), targets, share)
+            self.meter.add(window.index, loss, correct, micro.size)
         self.engine.reduce()
+
         scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             self.clipped_from = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         scaler.step(self.optimizer)  # checks finite itself: with fp16 it may skip
         self._finish(window)
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy summed over the micro-batch, in float32."""
-        return F.cross_entropy(
-            logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing
-        )
 
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of the last step's gradient, before clipping."""

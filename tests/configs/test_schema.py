@@ -18,7 +18,14 @@ from configs.errors import InputError
 from configs.identity import EXECUTION_KEYS, digest, flatten, identity
 from configs.load import build_parser, known_keys
 from configs.schema import DataConfig, RunConfig
-from configs.schema_execution import CheckpointConfig, EvaluateConfig, LoggingConfig, ParallelConfig
+from configs.schema_execution import (
+    CheckpointConfig,
+    DryRunConfig,
+    EvaluateConfig,
+    LoggingConfig,
+    ParallelConfig,
+    ProfileConfig,
+)
 from configs.schema_training import (
     ModelConfig,
     OptimizerConfig,
@@ -83,6 +90,10 @@ REFUSED: list[tuple[type, dict[str, Any], str, str]] = [
     (EvaluateConfig, {"every_epochs": 0}, "evaluate.every_epochs", "1 or more, or null"),
     (EvaluateConfig, {"batch_size": 0}, "evaluate.batch_size", "1 or more"),
     (LoggingConfig, {"every_steps": 0}, "logging.every_steps", "1 or more"),
+    (LoggingConfig, {"gradients": 0}, "logging.gradients", "1 or more, or null"),
+    (ProfileConfig, {"warmup_steps": -1}, "profile.warmup_steps", "0 or more"),
+    (ProfileConfig, {"steps": 0}, "profile.steps", "1 or more"),
+    (DryRunConfig, {"world_size": 0}, "dry_run.world_size", "1 or more, or null"),
     (RunConfig, {"name": ""}, "name", "plain folder name"),
     (RunConfig, {"name": "a/b"}, "name", "plain folder name"),
     (RunConfig, {"name": ".."}, "name", "plain folder name"),
@@ -254,6 +265,10 @@ MATHS: dict[str, Any] = {
     "seed": 1,
     "data.dataset": "idx",
     "data.drop_last": True,
+    "data.augment.shift": 2.0,
+    "data.augment.rotate": 10.0,
+    "data.augment.scale": 0.1,
+    "data.augment.shear": 0.1,
     "model.name": "package.module:Net",
     "model.kwargs": {"width": 48},
     "optimizer.name": "sgd",
@@ -295,6 +310,7 @@ EXECUTION: dict[str, Any] = {
     "train.micro_batch_size": 16,
     "compile.enabled": True,
     "compile.mode": "max-autotune",
+    "compile.backward": "autograd",
     "parallel.engine": "accelerate",
     "parallel.strategy": "fsdp",
     "parallel.device": "cpu",
@@ -318,6 +334,13 @@ EXECUTION: dict[str, Any] = {
     "logging.wandb.group": "group",
     "logging.wandb.job_type": "job",
     "logging.wandb.tags": ["a"],
+    "logging.wandb.artifacts": True,
+    "logging.gradients": 5,
+    "logging.tensorboard": True,
+    "profile.enabled": True,
+    "profile.warmup_steps": 5,
+    "profile.steps": 5,
+    "dry_run.world_size": 8,
 }
 
 

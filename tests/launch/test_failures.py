@@ -68,6 +68,7 @@ def test_all_ranks_end_within_15_seconds(small: Arguments, tmp_path: Path, fault
         assert "rank 0: another rank is gone or silent" in finished.stderr
 
 
+@pytest.mark.slow  # torchrun waits 30 s for the stopped process
 def test_a_hung_rank_is_given_up_on(small: Arguments, tmp_path: Path) -> None:
     """A stopped process cannot answer: rank 0 leaves after parallel.timeout_seconds."""
     extra = ["--parallel.timeout_seconds=4"]

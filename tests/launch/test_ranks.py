@@ -40,6 +40,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
             "--train.micro_batch_size=4",
             "--evaluate.batch_size=500",
             "--optimizer.name=sgd",
+            "--compile.backward=autograd",  # DDP is watched
             "--optimizer.lr=1e-30",  # the two windows are compared at the same weights
             ranks=ranks,
             env={"PYTHONPATH": str(Path.cwd())},
@@ -105,6 +106,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
             "--schedule.name=cosine",
             "--schedule.warmup_steps=3",
             "--logging.every_steps=1",
+            f"--compile.backward={'autograd' if ranks == 3 else 'explicit'}",
             ranks=ranks,
         )
     return {ranks: folder / f"ranks{ranks}" for ranks in (1, 2, 3, 4)}

@@ -56,15 +56,22 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "workers"),
-    [(1, 0), (1, 2), (2, 0), pytest.param(2, 2, marks=pytest.mark.slow), (3, 0)],
+    ("ranks", "workers", "backward"),
+    [
+        (1, 0, "explicit"),
+        (1, 2, "autograd"),
+        (2, 0, "explicit"),
+        pytest.param(2, 2, "autograd", marks=pytest.mark.slow),
+        pytest.param(3, 0, "autograd", marks=pytest.mark.slow),
+    ],
 )
 def test_a_continued_run_is_bit_identical(
-    small: Arguments, tmp_path: Path, ranks: int, workers: int
+    small: Arguments, tmp_path: Path, ranks: int, workers: int, backward: str
 ) -> None:
     """Stopped in mid-epoch and in mid-interval of the log; dropout, EMA and clipping on."""
     extra = [
         f"--data.workers={workers}",
+        f"--compile.backward={backward}",
         "--logging.every_steps=4",
         "--train.ema_decay=0.9",
         "--train.clip_norm=0.5",

@@ -16,6 +16,7 @@ from trainer.build import build
 from trainer.engine import NativeEngine
 from trainer.evaluate import evaluate
 from trainer.loop import Parts
+from trainer.passes import AutogradPasses
 from trainer.preempt import stop_on_signals
 from trainer.runtime import detect, place, process_group
 
@@ -27,7 +28,7 @@ def reference_gradient(parts: Parts, window_index: int) -> torch.Tensor:
     indices = plan.order(window.epoch)[window.start : window.start + window.size]
     inputs, targets = parts.loader.train.gather(indices)  # type: ignore[attr-defined]
     module = parts.state.engine.module
-    loss = F.cross_entropy(module(parts.step.normalize(inputs)), targets)
+    loss = F.cross_entropy(module(parts.normalize(inputs)), targets)
     gradients = torch.autograd.grad(loss, list(module.parameters()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -41,19 +42,19 @@ def gradient_errors(parts: Parts) -> dict[str, Any]:
         expected = reference_gradient(parts, index)
         window = parts.plan.window(index)
         syncs: list[bool] = []
-        forward = engine.forward
+        passes = engine.passes
+        ddp = passes.model if isinstance(passes, AutogradPasses) else None
+        hooks = []
+        if isinstance(ddp, DistributedDataParallel):
 
-        def watched(inputs: torch.Tensor, forward: Any = forward, syncs: Any = syncs) -> Any:
-            logits = forward(inputs)
-            if isinstance(engine.model, DistributedDataParallel):
-                ddp = engine.model
+            def watched(_: Any, __: Any, outputs: Any, ddp: Any = ddp, syncs: Any = syncs) -> None:
                 syncs.append(ddp.require_backward_grad_sync)
-                logits.register_hook(lambda _: syncs.append(ddp.require_backward_grad_sync))
-            return logits
+                outputs[0].register_hook(lambda _: syncs.append(ddp.require_backward_grad_sync))
 
-        engine.forward = watched  # type: ignore[method-assign]
+            hooks.append(ddp.register_forward_hook(watched))
         parts.step(window, parts.loader.stream(index))
-        engine.forward = forward  # type: ignore[method-assign]
+        for hook in hooks:
+            hook.remove()
         module = engine.module
         actual = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
         found[name] = {
@@ -75,7 +76,7 @@ def main() -> None:
             parts.loader,
             num_samples=parts.num_test,
             batch_size=config.evaluate.batch_size,
-            normalize=parts.step.normalize,
+            normalize=parts.normalize,
             precision=parts.state.precision,
             runtime=runtime,
             interrupted=lambda: False,

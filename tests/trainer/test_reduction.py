@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.sampler import Plan
+from trainer.passes import AutogradPasses
 from trainer.reduction import PairwiseTree, SingleRank
 from trainer.rng import seed_stream
 from trainer.runtime import Runtime
@@ -92,7 +93,8 @@ def run_rank(
         seed=SEED,
         shards=shards,
     )
-    tree = PairwiseTree(module, ALONE, shards=shards // world_size, seed=SEED)
+    passes = AutogradPasses(module, module, torch.amp.GradScaler("cpu", enabled=False))
+    tree = PairwiseTree(module, passes, ALONE, shards=shards // world_size, seed=SEED)
     window = plan.window(index)
     for part, indices in zip(window.micro_batches, plan.indices(window), strict=True):
         with tree.micro_batch(window, part):
@@ -222,7 +224,8 @@ def test_every_window_and_every_shard_draw_their_own_numbers() -> None:
     found = run_rank(module, size=64, shards=8)
     assert_same_bits(run_rank(module, size=64, shards=8), found)
     plan = Plan(num_samples=64, global_batch_size=64, seed=SEED)
-    tree = PairwiseTree(module, ALONE, shards=1, seed=SEED)
+    passes = AutogradPasses(module, module, torch.amp.GradScaler("cpu", enabled=False))
+    tree = PairwiseTree(module, passes, ALONE, shards=1, seed=SEED)
     masks = []
     for index in (0, 1):
         window = plan.window(index)

@@ -20,11 +20,12 @@ from data.datasets import ArrayDataset, Datasets, Normalize
 from data.loader import ResidentLoader
 from data.sampler import Plan
 from trainer.ema import EMA
-from trainer.engine import NativeEngine
+from trainer.engine import NativeEngine, flatten_parameters
 from trainer.failures import Diverged
 from trainer.meter import Meter
 from trainer.models import MLP
 from trainer.optim import build_optimizer
+from trainer.passes import LossModule
 from trainer.precision import build_precision
 from trainer.runtime import Runtime
 from trainer.schedule import Schedule, build_schedule
@@ -107,6 +108,7 @@ def make(
     decay: float | None = None,
     warmup: int = 0,
     device: torch.device = CPU,
+    backward: Literal["auto", "autograd", "explicit"] = "auto",
 ) -> Rig:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(0, 256, (num_samples, 1, 3, 2), generator=generator, dtype=torch.uint8)
@@ -133,37 +135,39 @@ def make(
     torch.manual_seed(0)
     module = MLP((1, 3, 2), 5, hidden=(hidden,), dropout=dropout, batch_norm=batch_norm).to(device)
     ema = EMA(module, decay) if decay is not None else None
+    precision = build_precision(
+        PrecisionConfig(dtype=dtype, init_scale=init_scale, growth_interval=growth_interval), device
+    )
+    normalize, compile_ = Normalize(facts, device), CompileConfig(enabled=False, backward=backward)
+    flat = flatten_parameters(module, compile_, precision, device)
     engine = NativeEngine(
-        module,
+        LossModule(module, normalize=normalize, precision=precision, label_smoothing=smoothing),
+        flat=flat,
         runtime=runtime,
         parallel=parallel,
-        compile_=CompileConfig(enabled=False),
+        compile_=compile_,
         plan=plan,
-        input_shape=facts.input_shape,
+        example=inputs[:1],
     )
     config = OptimizerConfig(name=optimizer, lr=0.1, momentum=momentum, weight_decay=weight_decay)
-    built = build_optimizer(config, module.parameters(), device, scaled=dtype == "fp16")
+    built = build_optimizer(config, module.parameters(), device, scaled=dtype == "fp16", flat=flat)
     schedule = build_schedule(
         ScheduleConfig(name="cosine", warmup_steps=warmup),
         peak=config.lr,
         total_steps=20,
         steps_per_epoch=plan.steps_per_epoch,
     )
-    precision = build_precision(
-        PrecisionConfig(dtype=dtype, init_scale=init_scale, growth_interval=growth_interval), device
-    )
-    meter, progress, normalize = Meter(), Progress(), Normalize(facts, device)
+    meter, progress = Meter(), Progress()
     step = TrainStep(
         engine=engine,
         optimizer=built,
         schedule=schedule,
         precision=precision,
-        normalize=normalize,
+        augment=lambda inputs: inputs,
         ema=ema,
         meter=meter,
         progress=progress,
         clip_norm=clip,
-        label_smoothing=smoothing,
     )
     loader = ResidentLoader(data, data, plan=plan, device=device)
     return Rig(

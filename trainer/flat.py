@@ -1,0 +1,142 @@
+"""All parameters of a model in one flat buffer, their gradients in another; one kernel steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+ALIGNMENT = 16
+"""Elements: slots start at multiples of 64 bytes; the bits of a product may depend on that."""
+
+
+class FlatParameters:
+    """Moves float32 parameters into a flat buffer; they and their `.grad` become views of it.
+
+    Matrices are stored transposed, (in, out) for a linear layer: its weight gradient is then the
+    product `inputs.T @ gradient`, which BLAS libraries do faster than `gradient.T @ inputs`. Their
+    shape and their state dict stay what they were.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
+        self.starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        self.values = torch.zeros(sum(sizes))
+        self.gradients = torch.zeros_like(self.values)
+        slots = zip(self.views(self.values), self.views(self.gradients), strict=True)
+        for parameter, (value, gradient) in zip(self.parameters, slots, strict=True):
+            value.copy_(parameter.data)
+            parameter.data = value
+            parameter.grad = gradient
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Slots of a flat tensor, each in the shape of its parameter."""
+        found = []
+        for parameter, start in zip(self.parameters, self.starts, strict=True):
+            slot = flat[start : start + parameter.numel()]
+            if parameter.dim() == 2:
+                rows, columns = parameter.shape
+                found.append(slot.view(columns, rows).t())
+            else:
+                found.append(slot.view_as(parameter))
+        return found
+
+
+class FlatStep:
+    """`optimizer.step` as one fused kernel over all parameters instead of one for each.
+
+    The state dict does not show it: its tensors are views, one per parameter as ever. On the MNIST
+    network this is a third of the time of the optimizer's own fused step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:
+        self.optimizer = optimizer
+        self.flat = flat
+        self.group: dict[str, Any] = optimizer.param_groups[0]
+        self.names, self.kernel = KERNELS[type(optimizer)]
+        if isinstance(optimizer, torch.optim.SGD) and not self.group["momentum"]:
+            self.names = ()
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Gather the state of the optimizer, new or just loaded, into flat buffers."""
+        self.group = self.optimizer.param_groups[0]
+        state = self.optimizer.state
+        steps = [state[p]["step"] for p in self.flat.parameters if "step" in state.get(p, {})]
+        self.step = torch.tensor(float(steps[0]) if steps else 0.0)
+        self.buffers = []
+        for name in self.names:
+            buffer = torch.zeros_like(self.flat.values)
+            slots = zip(self.flat.parameters, self.flat.views(buffer), strict=True)
+            for parameter, slot in slots:
+                if state[parameter].get(name) is not None:
+                    slot.copy_(state[parameter][name])
+                state[parameter][name] = slot
+            self.buffers.append(buffer)
+        if self.kernel is not _sgd:
+            for parameter in self.flat.parameters:
+                state[parameter]["step"] = self.step
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.kernel(self)
+
+
+def _adam(step: FlatStep) -> None:
+    group = step.group
+    beta1, beta2 = group["betas"]
+    mean, square = step.buffers
+    adam(
+        [step.flat.values],
+        [step.flat.gradients],
+        [mean],
+        [square],
+        [],
+        [step.step],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+        decoupled_weight_decay=isinstance(step.optimizer, torch.optim.AdamW),
+    )
+
+
+def _sgd(step: FlatStep) -> None:
+    """A momentum buffer of zeros gives the first step that torch takes without a buffer."""
+    group = step.group
+    sgd(
+        [step.flat.values],
+        [step.flat.gradients],
+        list(step.buffers) or [None],
+        fused=True,
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        lr=group["lr"],
+        dampening=0.0,
+        nesterov=group["nesterov"],
+        maximize=False,
+    )
+
+
+KERNELS: dict[type, tuple[tuple[str, ...], Callable[[FlatStep], None]]] = {
+    torch.optim.Adam: (("exp_avg", "exp_avg_sq"), _adam),
+    torch.optim.AdamW: (("exp_avg", "exp_avg_sq"), _adam),
+    torch.optim.SGD: (("momentum_buffer",), _sgd),
+}
+"""Elementwise optimizers: names of their state, and their kernel."""
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:
+    """Let an optimizer over the flat parameters step them all at once."""
+    step = FlatStep(optimizer, flat)
+    optimizer.step = step  # type: ignore[method-assign, assignment]
+    optimizer.register_load_state_dict_post_hook(lambda _: step.adopt())

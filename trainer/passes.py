@@ -1,0 +1,97 @@
+"""The forward and the backward pass of one micro-batch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.datasets import Normalize
+from trainer.precision import Precision
+
+
+class Passes(Protocol):
+    """Whoever computes gradients: autograd, or passes written out."""
+
+    def clear(self) -> None:
+        """Forget the gradient: the next micro-batch begins a new sum."""
+        ...
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Add the gradient of `share` times the summed loss of a micro-batch.
+
+        Args:
+            inputs: `(B, ...)` as the data set holds them, not normalised.
+            targets: `(B,)` int64.
+            share: Factor of the loss.
+
+        Returns:
+            The summed loss (float32) and the number of correct predictions (int64), both on the
+            device and without a graph.
+        """
+        ...
+
+    def take(self) -> Tensor:
+        """The gradient of all parameters as one new flat tensor; then `clear`."""
+        ...
+
+    def put(self, flat: Tensor) -> None:
+        """Make a flat tensor, as `take` gives it, the gradient of the step."""
+        ...
+
+
+class LossModule(nn.Module):
+    """Normalisation, model and loss as one module: one compiled region, one call of DDP."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        normalize: Normalize,
+        precision: Precision,
+        label_smoothing: float,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.normalize = normalize
+        self.precision = precision
+        self.label_smoothing = label_smoothing
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over the micro-batch in float32, and correct predictions."""
+        with self.precision.autocast():
+            logits = self.module(self.normalize(inputs))
+        loss = F.cross_entropy(
+            logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        return loss, (logits.detach().argmax(1) == targets).sum()
+
+
+class AutogradPasses:
+    """Any model; `model` is a LossModule, compiled or within DDP or neither."""
+
+    def __init__(self, model: nn.Module, module: nn.Module, scaler: torch.amp.GradScaler) -> None:
+        self.model = model
+        self.scaler = scaler
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        loss, correct = self.model(inputs, targets)
+        self.scaler.scale(loss * share).backward()
+        return loss.detach(), correct
+
+    def take(self) -> Tensor:
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.clear()
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def put(self, flat: Tensor) -> None:
+        parts = torch.split(flat, [parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
