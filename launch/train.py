@@ -11,6 +11,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
 from launch.entry import EXIT_PREEMPTED, is_main_process, num_ranks, run_command
@@ -24,12 +25,30 @@ def main(argv: Sequence[str]) -> int:
         prog="launch/train.py",
         description="Train a model on one CPU, one GPU, or many GPUs on many nodes.",
     )
+    if config.dry_run.world_size is not None:
+        return dry_run(config)
     # torch takes most of the start-up time: a wrong key is refused before it is loaded, and a stop
     # request that comes meanwhile is remembered.
     with stop_on_signals() as stop:
         if num_ranks() > 1:
             stop_with_parent()
         return train(config, stop)
+
+
+def dry_run(config: RunConfig) -> int:
+    """Report on a run of another world, in this one process, and return the exit status."""
+    if num_ranks() > 1:
+        raise InputError(
+            "dry_run.world_size",
+            given=config.dry_run.world_size,
+            expected="one process, which speaks for all ranks",
+            remedy="Start it with plain python instead of torchrun or srun.",
+        )
+    from trainer.forecast.dry_run import examine
+    from trainer.forecast.report import show
+
+    show(examine(config))
+    return 0
 
 
 def train(config: RunConfig, stop: StopRequest) -> int:
@@ -51,7 +70,12 @@ def train(config: RunConfig, stop: StopRequest) -> int:
             parts.sinks.finish(status)
             parts.saver.close()
 
+        sizes = [micro.size for micro in parts.plan.window(0).micro_batches]
+        profile = parts.profiler.report(parts.state.engine.module, sizes)
+
     if is_main_process():
+        if profile is not None:
+            print(profile)
         progress, directory = parts.state.progress, parts.directory.path
         if status == "preempted":
             print(f"Stopped on request at step {progress.step}; saved in {directory}.")

@@ -1,0 +1,118 @@
+"""A profiler counts steps, takes no part in them, and is nothing where nobody asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from configs.schema_execution import ProfileConfig
+from configs.schema_training import PrecisionConfig
+from trainer.meter import Stopwatch
+from trainer.precision import build_precision
+from trainer.profiling.events import DATA, break_down, read_trace
+from trainer.profiling.profiler import (
+    NoProfiler,
+    Profiler,
+    TorchProfiler,
+    build_profiler,
+    count_flops,
+)
+from trainer.runtime import Runtime
+from trainer.state import Progress
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def same_generators() -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    torch.set_rng_state(before)
+
+
+def make(folder: Path, progress: Progress, *, enabled: bool = True, rank: int = 0) -> Profiler:
+    return build_profiler(
+        ProfileConfig(enabled=enabled, warmup_steps=4, steps=3),
+        folder=folder,
+        runtime=Runtime(launcher="python", rank=rank, world_size=2),
+        precision=build_precision(PrecisionConfig(), CPU),
+        progress=progress,
+        watch=Stopwatch(),
+    )
+
+
+def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield torch.ones(2, 5), torch.zeros(2, dtype=torch.int64)
+
+
+def drive(profiler: Profiler, progress: Progress, steps: int) -> None:
+    """A loop that takes a batch and counts."""
+    stream = profiler.batches(batches())
+    for _ in range(steps):
+        with profiler.step():
+            inputs, _ = next(stream)
+            inputs.sum()
+            progress.window += 1
+
+
+def test_the_steps_after_the_warm_up_are_recorded(tmp_path: Path) -> None:
+    """Steps 5, 6 and 7 of a run that begins at 100; data is what the batches took."""
+    progress = Progress(window=100)
+    profiler = make(tmp_path / "profile", progress)
+    drive(profiler, progress, 10)
+    page = profiler.report(nn.Linear(5, 3), [2])
+    assert page is not None
+    assert "Steps 105 to 107 of the run" in page
+    found = break_down(read_trace(tmp_path / "profile/trace.json.gz"))
+    assert found.seconds[DATA] > 0
+    assert (tmp_path / "profile/summary.md").read_text() == page
+
+
+def test_a_run_that_ends_among_its_profiled_steps_reports_those(tmp_path: Path) -> None:
+    progress = Progress()
+    profiler = make(tmp_path / "profile", progress)
+    drive(profiler, progress, 5)
+    page = profiler.report(nn.Linear(5, 3), [2])
+    assert page is not None
+    assert "Steps 5 to 5 of the run" in page
+
+
+def test_a_run_that_ends_before_its_warm_up_says_so(tmp_path: Path) -> None:
+    progress = Progress()
+    profiler = make(tmp_path / "profile", progress)
+    drive(profiler, progress, 4)
+    page = profiler.report(nn.Linear(5, 3), [2])
+    assert page is not None
+    assert page.startswith("Nothing was profiled: the run ended at step")
+    assert not (tmp_path / "profile").exists()
+
+
+@pytest.mark.parametrize(("enabled", "rank"), [(False, 0), (True, 1)])
+def test_without_being_asked_and_on_other_ranks_it_is_nothing(
+    tmp_path: Path, enabled: bool, rank: int
+) -> None:
+    """Law: the batches pass untouched, and nothing is reported."""
+    profiler = make(tmp_path, Progress(), enabled=enabled, rank=rank)
+    assert isinstance(profiler, NoProfiler)
+    stream = batches()
+    assert profiler.batches(stream) is stream
+    assert profiler.report(nn.Linear(5, 3), [2]) is None
+    assert isinstance(make(tmp_path, Progress()), TorchProfiler)
+
+
+def test_flops_are_counted_on_a_copy() -> None:
+    """Law: 2 a multiply-add, forward and weight gradient; neither weights, gradients, buffers nor
+    random numbers move."""
+    module = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, 3))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    precision = build_precision(PrecisionConfig(), CPU)
+    flops = count_flops(module, precision, (5,), [4, 4, 2])
+    assert flops == 10 * (4 * 5 * 7 + 6 * 7 * 3)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(parameter.grad is None for parameter in module.parameters())

@@ -1,0 +1,251 @@
+"""A profile of some warm steps: `--profile` writes a trace and one page that sums it up."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from configs.schema_execution import ProfileConfig
+from data.loader import Batch
+from trainer.meter import Stopwatch
+from trainer.precision import Precision
+from trainer.profiling.events import DATA, REGION, STEP, break_down, read_trace
+from trainer.profiling.summary import Facts, markdown
+from trainer.run_directory import write_atomically
+from trainer.runtime import Runtime
+from trainer.state import Progress
+
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
+MATMUL_SECONDS = 0.3
+
+
+class Profiler(Protocol):
+    """What the loop tells a profiler."""
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; waiting for one counts as data."""
+        ...
+
+    def step(self) -> AbstractContextManager[Any]:
+        """Around one step of the loop."""
+        ...
+
+    def report(self, module: nn.Module, sizes: Sequence[int]) -> str | None:
+        """After the run: write what was found, and return it as one page of Markdown.
+
+        Args:
+            module: The raw module that was trained.
+            sizes: Samples in each of this rank's micro-batches of a full step.
+        """
+        ...
+
+
+class NoProfiler:
+    """Adds nothing to the loop but an empty context."""
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return batches
+
+    def step(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def report(self, module: nn.Module, sizes: Sequence[int]) -> str | None:
+        return None
+
+
+class TorchProfiler:
+    """Records `config.steps` steps after `config.warmup_steps`, on rank 0.
+
+    Everything that computes (the rate of the device, the operations of a step) is done after the
+    run, on copies: neither the weights nor a random generator notices.
+    """
+
+    def __init__(
+        self,
+        config: ProfileConfig,
+        *,
+        folder: Path,
+        runtime: Runtime,
+        precision: Precision,
+        progress: Progress,
+        watch: Stopwatch,
+    ) -> None:
+        self.folder = folder
+        self.runtime = runtime
+        self.precision = precision
+        self.progress = progress
+        self.watch = watch
+        self.steps = config.steps
+        self.start = progress.window + config.warmup_steps
+        # The second half of the warm-up is timed, without the profiler's own cost.
+        self.timed_from = progress.window + config.warmup_steps // 2
+        self.timed: list[tuple[int, float]] = []
+        self.profile: profile | None = None
+        self.recording = False
+        self.windows = (0, 0)
+        self.input_shape: tuple[int, ...] = ()
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in self._timed(batches):
+            self.input_shape = tuple(batch[0].shape[1:])
+            yield batch
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        window = self.progress.window
+        if window >= self.timed_from and not self.timed:
+            self._time(window)
+        if window >= self.start and self.profile is None:
+            self._time(window)
+            self._begin(window)
+        with record_function(f"{STEP}{window}") if self.recording else nullcontext():
+            yield
+            if self.recording and self.progress.window >= self.windows[0] + self.steps:
+                self._synchronize()  # work still queued belongs to the last step
+        if self.recording and self.progress.window >= self.windows[0] + self.steps:
+            self._end()
+
+    def report(self, module: nn.Module, sizes: Sequence[int]) -> str | None:
+        if self.recording:
+            self._end()
+        if self.profile is None:
+            return (
+                f"Nothing was profiled: the run ended at step {self.progress.step}, before the "
+                "warm-up of profile.warmup_steps did."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trace = self.folder / "trace.json.gz"
+        unfinished = self.folder / ".new.trace.json.gz"
+        self.profile.export_chrome_trace(str(unfinished))
+        unfinished.replace(trace)
+        dtype = self.precision.dtype or torch.float32
+        text = markdown(
+            break_down(read_trace(trace)),
+            Facts(
+                windows=self.windows,
+                rank=self.runtime.rank,
+                world_size=self.runtime.world_size,
+                device=_device_name(self.runtime.device),
+                dtype=str(dtype).removeprefix("torch."),
+                plain_step_seconds=self._plain_step_seconds(),
+                step_flops=count_flops(module, self.precision, self.input_shape, sizes),
+                peak_flops_per_second=matmul_rate(self.runtime.device, dtype),
+            ),
+        )
+        write_atomically(self.folder / "summary.md", text)
+        return text
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            with record_function(REGION + DATA) if self.recording else nullcontext():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _time(self, window: int) -> None:
+        self._synchronize()
+        self.timed.append((window, self.watch.total_seconds))
+
+    def _begin(self, window: int) -> None:
+        activities = [ProfilerActivity.CPU]
+        if self.runtime.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self.profile = profile(activities=activities)
+        self.profile.start()
+        self.recording = True
+        self.windows = (window, window)
+
+    def _end(self) -> None:
+        assert self.profile is not None
+        self.profile.stop()
+        self.recording = False
+        self.windows = (self.windows[0], self.progress.window)
+
+    def _synchronize(self) -> None:
+        if self.runtime.device.type == "cuda":
+            torch.cuda.synchronize(self.runtime.device)
+
+    def _plain_step_seconds(self) -> float | None:
+        """By the run's own stopwatch, before the profiler began; None without a warm-up."""
+        if len(self.timed) < 2 or self.timed[1][0] == self.timed[0][0]:
+            return None
+        (first, since), (last, until) = self.timed
+        return (until - since) / (last - first)
+
+
+def count_flops(
+    module: nn.Module, precision: Precision, input_shape: tuple[int, ...], sizes: Sequence[int]
+) -> int:
+    """Floating-point operations of the forward and backward passes of one step on one rank.
+
+    Counted by `torch.utils.flop_counter` on a copy of the module, eagerly and over zeros: matrix
+    products, convolutions and attention, two operations for each multiply-add. Elementwise work
+    and the optimizer are left out, as is usual for model FLOP utilisation (Chowdhery et al.,
+    arXiv:2204.02311, appendix B).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(module.parameters()).device
+    replica = copy.deepcopy(module).train()
+    total = 0
+    for size in set(sizes) - {0}:
+        inputs = torch.zeros(size, *input_shape, device=device)
+        with FlopCounterMode(display=False) as counter:
+            with precision.autocast():
+                loss = replica(inputs).float().sum()
+            loss.backward()
+        total += int(counter.get_total_flops()) * list(sizes).count(size)
+    return total
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a square matrix product, the best of some: this device's peak."""
+    size = MATMUL_SIZE[device.type]
+    left = torch.ones(size, size, dtype=dtype, device=device)
+    right = torch.ones(size, size, dtype=dtype, device=device)
+    float((left @ right)[0, 0])  # loads the library, and wakes the threads
+    best, spent = float("inf"), 0.0
+    while spent < MATMUL_SECONDS:
+        begun = time.perf_counter()
+        product = left @ right
+        float(product[0, 0])  # waits for the device
+        seconds = time.perf_counter() - begun
+        best, spent = min(best, seconds), spent + seconds
+    return 2 * size**3 / best
+
+
+def build_profiler(
+    config: ProfileConfig,
+    *,
+    folder: Path,
+    runtime: Runtime,
+    precision: Precision,
+    progress: Progress,
+    watch: Stopwatch,
+) -> Profiler:
+    """A profiler on rank 0 of a run that asks for one, and none anywhere else."""
+    if not (config.enabled and runtime.is_main):
+        return NoProfiler()
+    return TorchProfiler(
+        config,
+        folder=folder,
+        runtime=runtime,
+        precision=precision,
+        progress=progress,
+        watch=watch,
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
