@@ -1,0 +1,129 @@
+"""Compare runs: `python launch/compare.py runs/a runs/b --html report.html`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.errors import InputError
+from launch.comparing.tables import Table, differences_table, explain, results_table, to_rich
+from launch.entry import run_command
+from trainer.runs.comparison import Comparison, compare
+
+WIDTH_WITHOUT_TERMINAL = 160
+EPILOG = """examples:
+  python launch/compare.py runs/a runs/b
+  python launch/compare.py 'runs/*' --html report.html
+  python launch/compare.py runs/a entity/project/run_id wandb/offline-run-20260101_120000-abc
+  python launch/compare.py entity/project --filter-group study --metric eval/loss
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read, compare, print, and write what was asked for."""
+    arguments = build_parser().parse_args(argv)
+    from trainer.runs.sources import read_runs
+
+    outputs = {
+        "csv": arguments.csv, "json": arguments.json, "png": arguments.png, "html": arguments.html
+    }  # fmt: skip
+    for kind, path in outputs.items():
+        check_output(f"--{kind}", path)
+    runs, notes = read_runs(arguments.runs, group=arguments.filter_group, tag=arguments.filter_tag)
+    comparison = compare(runs, metric=arguments.metric, by=arguments.by, by_seed=arguments.group)
+    show(comparison, notes)
+    write(comparison, outputs)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/compare.py",
+        description="Show which of several runs is better, by how much, and what differs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory, a pattern in quotes, an offline W&B directory, or a W&B path "
+        "(entity/project/run_id or entity/project)",
+    )
+    parser.add_argument("--metric", help="ranks the runs (default: eval/accuracy or the like)")
+    parser.add_argument(
+        "--by", choices=("best", "final"), default="best", help="value of the metric that counts"
+    )
+    parser.add_argument(
+        "--group",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take runs that differ only in their seed together (default)",
+    )
+    parser.add_argument("--filter-group", metavar="GROUP", help="of a W&B project, only this group")
+    parser.add_argument("--filter-tag", metavar="TAG", help="of a W&B project, only this tag")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="one page with curves, for a browser"
+    )
+    parser.add_argument("--png", type=Path, metavar="FILE", help="curves as a picture, for a paper")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="a row per run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything but the curves")
+    return parser
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written before any run is read."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError(option, given=str(path), expected="a file in a folder that exists")
+
+
+def show(comparison: Comparison, notes: Sequence[str]) -> None:
+    """Print the tables; one that is too wide for the terminal is turned."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+    for table in (results_table(comparison), differences_table(comparison)):
+        console.print(to_rich(fit(table, console.width)))
+    for line in (explain(comparison), *comparison.notes, *notes):
+        console.print(Text(line))
+
+
+def fit(table: Table, width: int) -> Table:
+    """The table as it is, or turned if only that is narrow enough."""
+    from rich.console import Console
+
+    def needed(table: Table) -> int:
+        console = Console(width=10_000)
+        return console.measure(to_rich(table)).maximum
+
+    turned = table.turned()
+    return turned if needed(turned) < needed(table) and needed(table) > width else table
+
+
+def write(comparison: Comparison, outputs: dict[str, Path | None]) -> None:
+    """Write the files that were asked for."""
+    from launch.comparing.files import write_csv, write_json, write_png
+    from launch.comparing.html import write_html
+
+    writers = {"csv": write_csv, "json": write_json, "png": write_png, "html": write_html}
+    for kind, path in outputs.items():
+        if path is not None:
+            try:
+                writers[kind](comparison, path)
+            except OSError as error:
+                raise InputError(f"cannot write {path} ({error.strerror})") from None
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run_command(main)
