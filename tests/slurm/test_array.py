@@ -44,7 +44,8 @@ def test_three_seeds_one_of_them_stopped(study: Study) -> None:
         summary = json.loads((run / "summary.json").read_text())
         assert (summary["status"], summary["step"]) == ("completed", STEPS)
         assert config(run)["seed"] == number
-        assert config(run)["logging"]["wandb"]["group"] == "seeds"  # type: ignore[index]
+        wandb = config(run)["logging"]["wandb"]  # type: ignore[index]
+        assert (wandb["group"], wandb["job_type"]) == ("seeds", "seed")
     weights = {
         (study.run(f"seeds_seed{number}") / "checkpoints/latest/model.safetensors").read_bytes()
         for number in tasks

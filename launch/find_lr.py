@@ -1,0 +1,146 @@
+"""Find a learning rate: `torchrun --nproc_per_node=4 launch/find_lr.py --config mnist`.
+
+Takes every key of a run, and a few of its own: see `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.errors import InputError
+from configs.imports import import_extra
+from configs.load import load_config
+from launch.entry import num_ranks, run_command
+from trainer.preempt import stop_with_parent
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+    from trainer.lr_finder import Curve, FinderOptions, Suggestion
+
+OWN_HELP = {
+    "min_lr": "learning rate of the first step (default: 1e-7)",
+    "max_lr": "learning rate of the last step (default: 1)",
+    "steps": "optimizer steps, or `epoch` (default: 100)",
+    "diverged": "stop when the smoothed loss is this many times its best (default: 4)",
+    "smoothing": "time constant of the moving average, as a fraction of the steps (default: 0.05)",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, run the range test, show and write what it found."""
+    own = own_parser()
+    if {"-h", "--help"} & set(argv):
+        own.print_help()
+    given, rest = parse_own(own, argv)
+    config = load_config(
+        rest, prog="launch/find_lr.py", description="The keys of a run, as for launch/train.py."
+    )
+    output = Path(given.pop("output")).expanduser()
+    if output.suffix != ".png":
+        raise InputError("--output", given=str(output), expected="the name of a picture, FILE.png")
+    if num_ranks() > 1:
+        stop_with_parent()
+    return find(config, read_options(given), output)
+
+
+def own_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/find_lr.py",
+        usage="%(prog)s [--config FILE] [--lr_finder.KEY VALUE] [--output FILE.png] [--KEY VALUE]",
+        description="Learning-rate range test. It starts from the initial weights of the config, "
+        "and neither reads nor writes a run directory.",
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    for name, text in OWN_HELP.items():
+        parser.add_argument(f"--lr_finder.{name}", dest=name, metavar="VALUE", help=text)
+    parser.add_argument(
+        "--output",
+        default="lr_finder.png",
+        metavar="FILE.png",
+        help="picture of the curve; FILE.json beside it holds the numbers (default: %(default)s)",
+    )
+    return parser
+
+
+def parse_own(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """This command's own options, and the rest of the line: the config's."""
+    try:
+        known, rest = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InputError(str(error), remedy="`launch/find_lr.py --help` lists them.") from None
+    return {name: value for name, value in vars(known).items() if value is not None}, rest
+
+
+def read_options(given: dict[str, str]) -> FinderOptions:
+    """
+    Raises:
+        InputError: For a value that is no number, or out of range.
+    """
+    from trainer.lr_finder import FinderOptions
+
+    values: dict[str, float | str] = {}
+    for name, text in given.items():
+        try:
+            if name == "steps":
+                values[name] = text if text == "epoch" else int(text)
+            else:
+                values[name] = float(text)
+        except ValueError:
+            number = "a whole number, or epoch" if name == "steps" else "a number"
+            raise InputError(f"lr_finder.{name}", given=text, expected=number) from None
+    return FinderOptions(**values)  # type: ignore[arg-type]
+
+
+def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
+    """Run the test on all ranks; rank 0 shows what it found."""
+    from trainer.build import assemble
+    from trainer.files import check_output
+    from trainer.lr_finder import draw_curve, range_test, suggest, write_curve
+    from trainer.runtime import detect, place, process_group
+
+    import_extra("matplotlib.figure", "report")  # better now than after the test
+    for path in (output, output.with_suffix(".json")):
+        check_output("--output", path)
+    runtime = place(detect(os.environ), config.parallel)
+    with process_group(runtime, config.parallel):
+        curve = range_test(assemble(config, runtime), options)
+    suggestion = suggest(curve)
+    if runtime.is_main:
+        write_curve(output.with_suffix(".json"), curve, suggestion)
+        draw_curve(output, curve, suggestion)
+        show(curve, suggestion, output)
+    return 0 if suggestion is not None else 1
+
+
+def show(curve: Curve, suggestion: Suggestion | None, output: Path) -> None:
+    """What was found, and the flag to paste."""
+    if curve.learning_rates:
+        first, last = curve.learning_rates[0], curve.learning_rates[-1]
+        print(f"{len(curve.losses)} steps from {first:.1e} to {last:.1e}: {curve.stopped}.")
+    print(f"Curve in {output} and {output.with_suffix('.json')}")
+    if suggestion is None:
+        print(
+            "error: no suggestion, because the loss did not fall. Try a larger --lr_finder.max_lr "
+            "or more --lr_finder.steps, or look at the data and the model.",
+            file=sys.stderr,
+        )
+        return
+    print(f"Steepest descent at {suggestion.steepest:.1e}, minimum / 10 at {suggestion.tenth:.1e}")
+    print(f"Suggestion: --optimizer.lr {suggestion.steepest:.1e}")
+
+
+if __name__ == "__main__":
+    run_command(main)
