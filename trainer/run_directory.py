@@ -18,8 +18,9 @@ from typing import Any, TextIO
 import torch
 
 from configs.errors import InputError
-from configs.identity import flatten, identity
+from configs.identity import flatten, identity, nest
 from configs.schema import RunConfig
+from data.facts import InputFacts
 from trainer.checkpoint import (
     Refused,
     list_checkpoints,
@@ -27,6 +28,7 @@ from trainer.checkpoint import (
     set_aside_newer,
     verify_checkpoint,
 )
+from trainer.files import replacing
 from trainer.runtime import Runtime
 
 PACKAGES = ("torch", "numpy", "safetensors", "jsonargparse", "rich", "wandb", "accelerate")
@@ -96,7 +98,7 @@ class RunDirectory:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
             except OSError as error:
-                raise self._unwritable(error) from None
+                raise self.unwritable(error) from None
 
     def open(self, config: RunConfig, resume: Resume) -> list[str]:
         """Make the directory ready for the run; returns lines for the log.
@@ -117,7 +119,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "config.yaml", _yaml(config))
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise self.unwritable(error) from None
         return notes
 
     def status(self) -> str | None:
@@ -132,6 +134,10 @@ class RunDirectory:
         write_atomically(
             self.path / "environment.json", json.dumps(environment, indent=2, default=str) + "\n"
         )
+
+    def write_model(self, facts: InputFacts) -> None:
+        """What using the model takes besides the config and the weights (inference/trained.py)."""
+        write_atomically(self.path / "model.json", json.dumps(facts.to_json(), indent=2) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -153,7 +159,7 @@ class RunDirectory:
                 remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
             ) from None
 
-    def _unwritable(self, error: OSError) -> InputError:
+    def unwritable(self, error: OSError) -> InputError:
         return InputError(
             f"cannot write to {self.path} ({error.strerror})",
             expected="a folder this user may write to",
@@ -186,14 +192,10 @@ class RunDirectory:
         return target
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole: a reader sees the old content or the new."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -240,14 +242,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 def _yaml(config: RunConfig) -> str:
     import yaml
 
-    nested: dict[str, Any] = {}
-    for key, value in flatten(config).items():
-        *groups, leaf = key.split(".")
-        place = nested
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[leaf] = value
-    return yaml.safe_dump(nested, sort_keys=False)
+    return yaml.safe_dump(nest(flatten(config)), sort_keys=False)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -122,6 +122,15 @@ def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
     return replace(runtime, device=device, backend=backend if runtime.world_size > 1 else "")
 
 
+def use_device(runtime: Runtime, config: ParallelConfig) -> None:
+    """Make this rank's GPU the current one, and set the number of CPU threads."""
+    if config.threads is not None or config.reduction == "exact":
+        # The order of additions inside a matrix product depends on the number of threads.
+        torch.set_num_threads(config.threads or 1)
+    if runtime.device.type == "cuda":
+        torch.cuda.set_device(runtime.device)
+
+
 @contextmanager
 def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
     """The default process group of all ranks, ended on the way out; nothing with one rank.
@@ -129,11 +138,7 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
     Raises:
         InputError: If the ranks cannot find each other within parallel.init_timeout_seconds.
     """
-    if config.threads is not None or config.reduction == "exact":
-        # The order of additions inside a matrix product depends on the number of threads.
-        torch.set_num_threads(config.threads or 1)
-    if runtime.device.type == "cuda":
-        torch.cuda.set_device(runtime.device)
+    use_device(runtime, config)
     if runtime.world_size == 1:
         yield
         return

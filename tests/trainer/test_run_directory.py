@@ -524,6 +524,7 @@ def test_a_run_that_is_assembled_has_described_itself(
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
         "environment.json",
+        "model.json",
         "metrics.jsonl",
         "summary.json",
         "checkpoints",

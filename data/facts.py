@@ -1,0 +1,73 @@
+"""What a model must know of the data it was trained on, so that it can be used without them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from configs.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFacts:
+    """Shape, type and scale of the inputs, and the classes.
+
+    `mean` and `std` have one value per channel, or one for all, in units of the inputs divided by
+    `scale` (255 for uint8 images).
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    scale: float = 1.0
+    classes: tuple[str, ...] = ()
+    dtype: str = ""
+    """Type of the inputs as they are stored, such as uint8; empty if it is not known."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for every class: its number where the data set gives none."""
+        given = self.classes[: self.num_classes]
+        return (*given, *(str(number) for number in range(len(given), self.num_classes)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, in types that JSON has: a user's data set may hold numpy's."""
+        return {
+            "input_shape": [int(size) for size in self.input_shape],
+            "num_classes": int(self.num_classes),
+            "mean": [float(value) for value in self.mean],
+            "std": [float(value) for value in self.std],
+            "scale": float(self.scale),
+            "classes": [str(name) for name in self.classes],
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def from_json(cls, content: Any, where: str) -> Self:
+        """What `to_json` wrote; JSON keeps every bit of a float.
+
+        Args:
+            content: The parsed JSON.
+            where: The file, for the message.
+
+        Raises:
+            InputError: If it is something else.
+        """
+        try:
+            known = {item.name: content[item.name] for item in fields(cls)}
+            return cls(
+                input_shape=tuple(int(size) for size in known["input_shape"]),
+                num_classes=int(known["num_classes"]),
+                mean=tuple(float(value) for value in known["mean"]),
+                std=tuple(float(value) for value in known["std"]),
+                scale=float(known["scale"]),
+                classes=tuple(str(name) for name in known["classes"]),
+                dtype=str(known["dtype"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where} is not as it was written ({type(error).__name__}: {error})",
+                expected="the facts of a run's data",
+                remedy="Delete it: they are then found from the data themselves.",
+            ) from None

@@ -1,0 +1,51 @@
+"""What a trained model takes, and what may be done to an image to make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs.errors import InputError
+from data.facts import InputFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What the model takes, and what may be done to an image to make it fit."""
+
+    facts: InputFacts
+    resize: bool = False
+    """Bring other sizes to the model's (bilinear, antialiased, aspect not kept)."""
+    invert: bool = False
+    """255 - value: a dark drawing on white becomes light on black."""
+
+    def finish(self, images: Tensor) -> Tensor:
+        """`(n, C, h, w)` -> `(n, C, H, W)`, inverted if asked for."""
+        shape = self.facts.input_shape
+        if images.shape[1:] != shape:
+            images = _resize(images, shape[1:])
+        return 255 - images if self.invert else images
+
+    @property
+    def dtype_name(self) -> str:
+        return self.facts.dtype or "numbers"
+
+    def wrong_size(self, name: str, size: tuple[int, ...]) -> InputError:
+        return InputError(
+            f"{name}: height and width",
+            given=tuple(size),
+            expected=f"{self.facts.input_shape[1:]}, as in training",
+            remedy="Use --resize to bring it to that size.",
+        )
+
+
+def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear with antialiasing, computed in float32 and rounded back to whole numbers."""
+    resized = F.interpolate(
+        images.to(torch.float32), size=list(size), mode="bilinear", antialias=True
+    )
+    return resized.to(images.dtype) if images.is_floating_point() else resized.round().to(images)

@@ -1,0 +1,214 @@
+"""Classify images with a trained run: `python launch/predict.py runs/mnist digit.png`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+# A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.errors import InputError
+from launch.entry import run_command
+from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
+
+if TYPE_CHECKING:
+    from data.images import Images
+    from trainer.inference.trained import Trained
+
+GROUPS = ("parallel", "precision")
+INPUT_FORMATS = ("auto", "idx", "npy", "png")
+FORMATS = ("csv", "json", "jsonl")
+STDIN = "-"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check every input, then write one row for each image."""
+    own, overrides = split_overrides(argv, GROUPS)
+    arguments = build_parser().parse_args(own)
+    kind = output_format(arguments)
+
+    from data.reading import Reading
+    from trainer.files import check_output
+
+    if arguments.output is not None:
+        check_output("--output", arguments.output)
+    trained = load_run(arguments, overrides)
+    reading = Reading(facts=trained.facts, resize=arguments.resize, invert=arguments.invert)
+    size = arguments.batch_size or trained.config.evaluate.batch_size
+    with open_inputs(arguments, reading) as inputs:
+        rows = predict(trained, inputs, size)
+        if arguments.output is not None:
+            with text_file(arguments.output) as file:
+                write_rows(file, rows, kind, trained.facts.class_names)
+            return 0
+        try:
+            write_rows(sys.stdout, rows, kind, trained.facts.class_names)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = build_run_parser(
+        "predict",
+        "Classify images with a trained run: one row per image with its class, the name of the "
+        "class and the probability of every class.",
+        GROUPS,
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="IDX (plain or .gz), NPY or picture files; - reads one from standard input.",
+    )
+    parser.add_argument(
+        "--format",
+        choices=INPUT_FORMATS,
+        default="auto",
+        help="Format of the inputs (default: told by their first bytes); png stands for every kind "
+        "of picture.",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="Write to this file instead of printing."
+    )
+    parser.add_argument(
+        "--as",
+        dest="kind",
+        choices=FORMATS,
+        help="Format of the rows (default: by the ending of --output, else csv).",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="Images that go through the model together (default: the run's evaluate.batch_size).",
+    )
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="Bring images of another size to the model's (bilinear, aspect ratio not kept); "
+        "without it they are refused.",
+    )
+    parser.add_argument(
+        "--invert",
+        action="store_true",
+        help="Turn dark drawings on white into light ones on black, as in MNIST (255 - value).",
+    )
+    return parser
+
+
+def output_format(arguments: argparse.Namespace) -> str:
+    """csv, json or jsonl."""
+    if arguments.kind is not None:
+        return str(arguments.kind)
+    ending = arguments.output.suffix.removeprefix(".") if arguments.output is not None else "csv"
+    if ending not in FORMATS:
+        raise InputError(
+            "--output",
+            given=str(arguments.output),
+            expected=f"a name that ends in .{', .'.join(FORMATS)}",
+            remedy="Or say the format with --as.",
+        )
+    return str(ending)
+
+
+@contextlib.contextmanager
+def open_inputs(arguments: argparse.Namespace, reading: Any) -> Iterator[list[Images]]:
+    """All inputs, opened and checked; standard input is kept in a file while it is needed."""
+    from data.images import open_images
+
+    names: list[str] = arguments.inputs
+    if names.count(STDIN) > 1:
+        raise InputError("INPUT", given="- twice", expected="standard input once")
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for name in names:
+            path = Path(name).expanduser()
+            if name == STDIN:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-"))
+                path = Path(folder) / "stdin"
+                with path.open("wb") as file:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+            opened.append(open_images(path, reading, format=arguments.format, name=name))
+        yield opened
+
+
+def predict(trained: Trained, inputs: list[Images], batch_size: int) -> Iterator[dict[str, Any]]:
+    """A row for each image, in the order of the inputs.
+
+    Raises:
+        InputError: If an input turns out to be damaged, or an output is not finite.
+    """
+    from data.images import batches
+
+    names = trained.facts.class_names
+    for origins, images in batches(inputs, batch_size):
+        logits = trained.logits(images)
+        classes = logits.argmax(1).tolist()
+        # Float64 so that writing them down loses nothing: softmax of the logits as they are.
+        probabilities = logits.double().softmax(1).tolist()
+        for (name, index), chosen, row in zip(origins, classes, probabilities, strict=True):
+            if not sum(row) > 0.5:  # it is 1, or not a number
+                raise InputError(
+                    f"output of the model for {name}, image {index}",
+                    given=row,
+                    expected="finite numbers",
+                )
+            yield {
+                "input": name,
+                "index": index,
+                "class": chosen,
+                "name": names[chosen],
+                "probability": row[chosen],
+                "probabilities": row,
+            }
+
+
+def write_rows(
+    file: TextIO, rows: Iterator[dict[str, Any]], kind: str, names: Sequence[str]
+) -> None:
+    """Write the rows as they come."""
+    if kind == "csv":
+        table = csv.writer(file, lineterminator="\n")
+        fixed = ("input", "index", "class", "name", "probability")
+        table.writerow([*fixed, *(f"p_{name}" for name in names)])
+        for row in rows:
+            table.writerow([*(row[key] for key in fixed), *row["probabilities"]])
+    elif kind == "jsonl":
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+    else:
+        separator = "[\n"
+        for row in rows:
+            file.write(separator + json.dumps(row))
+            separator = ",\n"
+        file.write("\n]\n")
+
+
+@contextlib.contextmanager
+def text_file(path: Path) -> Iterator[TextIO]:
+    """A text file that appears when it is complete."""
+    from trainer.files import replacing
+
+    with replacing(path) as raw:
+        text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
+        yield text
+        text.flush()
+        text.detach()
+
+
+if __name__ == "__main__":
+    run_command(main)
