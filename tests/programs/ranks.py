@@ -1,0 +1,61 @@
+"""Run by torchrun in tests: checks of the cluster with one rank at fault, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import torch
+
+from configs.schema_execution import ParallelConfig
+from trainer.collectives import sum_
+from trainer.diagnosis.check_cluster import (
+    check_agreement,
+    check_all_reduce,
+    check_network,
+    check_stragglers,
+    matmul_seconds,
+)
+from trainer.runtime import Runtime, detect, place, process_group
+
+
+def bad_link(runtime: Runtime, tensor: torch.Tensor) -> torch.Tensor:
+    """A real all-reduce, after which rank 1 has one wrong entry."""
+    summed = sum_(runtime, tensor)
+    if runtime.rank == 1:
+        summed[777] += 1
+    return summed
+
+
+def slow_work(device: torch.device) -> float:
+    began = time.perf_counter()
+    matmul_seconds(device)
+    if os.environ["RANK"] == "1":
+        time.sleep(0.5)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parallel = ParallelConfig(device="cpu")
+    runtime = place(detect(os.environ), parallel)
+    planted = {"RANK 1": "x"} if runtime.rank else {"RANK 1": "y"}
+    with process_group(runtime, parallel):
+        closed = dict(os.environ) | {"MASTER_PORT": "1"} if runtime.rank else dict(os.environ)
+        found = {
+            "good link": check_all_reduce(runtime),
+            "bad link": check_all_reduce(runtime, bad_link),
+            "slow": check_stragglers(runtime, slow_work),
+            "different": check_agreement(runtime, "same", {"seed": "1"} | planted),
+            "closed port": check_network(runtime, closed)[0],
+            "wrong interface": check_network(
+                runtime, dict(os.environ) | {"GLOO_SOCKET_IFNAME": "nothing0"}
+            )[-1],
+        }
+    if runtime.is_main:
+        result = {name: [finding.level, finding.seen] for name, finding in found.items()}
+        os.write(1, f"RANKS {json.dumps(result)}\n".encode())
+
+
+if __name__ == "__main__":
+    main()

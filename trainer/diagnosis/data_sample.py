@@ -1,0 +1,87 @@
+"""A look into a data set: arrays whole, map-style data by as many samples as time allows."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from configs.errors import InputError
+from data.datasets import ArrayDataset, MapDataset
+
+MOST_SAMPLES = 4096
+MOST_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some or all samples of one split, in host memory."""
+
+    inputs: Tensor
+    """`(n, ...)`, in the data set's own dtype."""
+    targets: Tensor
+    """`(n,)` int64."""
+    total: int
+    """Samples in the split."""
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.targets) == self.total
+
+    @property
+    def size(self) -> str:
+        """`60,000` or `4,096 of 1,281,167`."""
+        looked_at = f"{len(self.targets):,}"
+        return looked_at if self.is_whole else f"{looked_at} of {self.total:,}"
+
+    def take(self, most: int, seed: int = 0) -> Sample:
+        """At most so many samples, drawn without replacement."""
+        if len(self.targets) <= most:
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.targets), generator=generator)[:most]
+        return Sample(self.inputs[chosen], self.targets[chosen], self.total)
+
+    def digests(self) -> list[bytes]:
+        """One hash per sample, equal for equal bytes."""
+        rows = self.inputs.reshape(len(self.inputs), -1).contiguous().numpy()
+        return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+
+
+def take_sample(dataset: MapDataset) -> Sample:
+    """All of an ArrayDataset; of any other one, samples spread evenly over it.
+
+    Raises:
+        InputError: If samples differ in shape or a target is not a whole number.
+    """
+    if isinstance(dataset, ArrayDataset):
+        return Sample(dataset.inputs.cpu(), dataset.targets.cpu(), len(dataset))
+    total = len(dataset)
+    inputs, targets = [], []
+    deadline = time.monotonic() + MOST_SECONDS
+    for index in _spread(total, min(total, MOST_SAMPLES)):
+        sample, target = dataset[index]
+        inputs.append(torch.as_tensor(sample))
+        targets.append(int(target))
+        if time.monotonic() > deadline:
+            break
+    shapes = {tuple(tensor.shape) for tensor in inputs}
+    if len(shapes) > 1:
+        raise InputError(
+            "data.dataset",
+            given=f"inputs of shapes {sorted(shapes)[:4]}",
+            expected="the same shape for every sample",
+            remedy="Crop, resize or pad in the data set.",
+        )
+    return Sample(torch.stack(inputs), torch.tensor(targets), total)
+
+
+def _spread(total: int, number: int) -> Sequence[int]:
+    """In random order, so that a part of them is a fair one too."""
+    generator = torch.Generator().manual_seed(0)
+    places = sorted({round(i * (total - 1) / max(number - 1, 1)) for i in range(number)})
+    return [places[i] for i in torch.randperm(len(places), generator=generator).tolist()]
