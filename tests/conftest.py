@@ -211,3 +211,33 @@ def small(idx_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
         ]
 
     return arguments
+
+
+def train_here(folder: Path, data: Path, *more: object) -> Path:
+    """A quick run trained in this process; its directory is `folder`/run."""
+    from launch.train import main
+
+    state = torch.get_rng_state()
+    arguments = [
+        "--config=idx",
+        f"--data.root={data}",
+        f"--output_dir={folder}",
+        "--name=run",
+        "--parallel.device=cpu",
+        "--train.global_batch_size=24",
+        "--train.epochs=2",
+        "--evaluate.batch_size=40",
+        "--logging.progress=off",
+    ]
+    try:
+        assert main([*arguments, *map(str, more)]) == 0
+    finally:
+        torch.set_rng_state(state)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, idx_folder: Path) -> Path:
+    """A finished run on `idx_folder`, not to be written to; test batches of 40, 40 and 21."""
+    kwargs = '--model.kwargs={"hidden": [24, 16], "dropout": 0.2}'
+    return train_here(tmp_path_factory.mktemp("trained"), idx_folder, kwargs)
