@@ -1,153 +1,185 @@
-"""What a run costs under different options: interleaved rounds, medians and ratios.
+"""Measure Convoy against its peers, its options, its growth and its floors.
 
-    python launch/benchmark.py --rounds 5 --output benchmarks/results/options.json
+    python launch/benchmark.py                # every peer and every mode, interleaved rounds
+    python launch/benchmark.py --quick        # one short round, a few minutes
+    python launch/benchmark.py --options      # what exactness, checkpoints and drift checks cost
+    python launch/benchmark.py --growth       # samples/s against batch size, width and ranks
+    python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
+    python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
 
-Every round trains the main job for some steps once per contender, in turn, so that a machine that
-drifts slows all of them. A figure is wall time per step between two records of the run itself, with
-start-up and evaluation left out and saving left in.
+The contenders train the same network on the same data in turn, each as a process of its own, so
+that a machine that drifts slows all of them. Times are of training: evaluation is left out. The
+result goes to benchmarks/results as JSON, with the hardware, the versions and the commit, and a
+picture beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.entry import run_command, train_command
+from configs.errors import InputError
+from launch.benchmarking import results
+from launch.benchmarking.contenders import Settings, choose
+from launch.benchmarking.growth import measure_growth, points, show_growth
+from launch.benchmarking.options import WARMUP_STEPS, compare_options, show_options
+from launch.benchmarking.peers import compare, show_peers
+from launch.benchmarking.pictures import growth_figure, peers_figure, roofline_figure
+from launch.benchmarking.roofline import measure_roofline, show_roofline
+from launch.entry import run_command
+from launch.scaling import add_scaling_arguments, project_scaling
 
-WARMUP_STEPS = 100
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One way to run the main job, and the one it is compared with."""
-
-    name: str
-    against: str
-    ranks: int = 1
-    options: tuple[str, ...] = ()
-
-
-EXACT = ("--parallel.reduction=exact", "--parallel.threads=1")
-CONTENDERS = (
-    Contender("fast, 1 rank", "fast, 1 rank"),
-    Contender("exact, 1 rank", "fast, 1 rank", options=EXACT),
-    Contender(
-        "a checkpoint every 50 steps", "fast, 1 rank", options=("--checkpoint.every_steps=50",)
-    ),
-    Contender("fast, 2 ranks", "fast, 2 ranks", ranks=2),
-    Contender("exact, 2 ranks", "fast, 2 ranks", ranks=2, options=EXACT),
-    Contender(
-        "drift check every 50 steps", "fast, 2 ranks", 2, ("--parallel.drift_every_steps=50",)
-    ),
-)
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+DEFAULT_ROUNDS, DEFAULT_EPOCHS, DEFAULT_STEPS = 5, 3, 700
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print a table, and write the figures with the machine they come from."""
+    """Measure what the options ask for; status 1 if a contender failed."""
+    arguments = parse(argv)
+    return MEASUREMENTS[arguments.kind](arguments)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments with their defaults filled in.
+
+    Raises:
+        InputError: For numbers below 1, and an output that cannot be written.
+    """
     parser = argparse.ArgumentParser(
-        prog="launch/benchmark.py", description=(__doc__ or "").split("\n\n")[0]
+        prog="launch/benchmark.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5, help="runs of every contender")
-    parser.add_argument("--steps", type=int, default=700, help="optimizer steps of every run")
-    parser.add_argument("--output", type=Path, help="write the result to this JSON file")
+    add = parser.add_argument
+    add("--options", action="store_true", help="options of Convoy")
+    add("--growth", action="store_true", help="batch size, width and ranks")
+    add("--roofline", action="store_true", help="steps against their floors")
+    add("--quick", action="store_true", help="one short round; writes only to --output")
+    add("--only", metavar="NAME,...", help="these contenders; writes only to --output")
+    add("--rounds", type=int, help=f"runs of each (default: {DEFAULT_ROUNDS})")
+    add("--epochs", type=int, help=f"epochs of a run (default: {DEFAULT_EPOCHS})")
+    add("--steps", type=int, help=f"steps of a run with --options (default: {DEFAULT_STEPS})")
+    add("--max-steps", type=int, help="end every run of a peer or mode after this many steps")
+    add("--threads", type=int, help="CPU threads of a contender, over its ranks (default: all)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where everyone trains")
+    add("--output", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
+    add_scaling_arguments(parser)
     arguments = parser.parse_args(argv)
-    times: dict[str, list[float]] = {contender.name: [] for contender in CONTENDERS}
-    for round_ in range(arguments.rounds):
-        shift = round_ % len(CONTENDERS)
-        for contender in CONTENDERS[shift:] + CONTENDERS[:shift]:
-            times[contender.name].append(step_seconds(contender, arguments.steps))
-        print(f"round {round_ + 1} of {arguments.rounds} done", flush=True)
-    results = summarise(times)
-    show(results)
-    if arguments.output is not None:
-        write(arguments.output, arguments.rounds, arguments.steps, results)
+    chosen = [name for name in MEASUREMENTS if getattr(arguments, name, False)]
+    if len(chosen) > 1:
+        raise InputError("what to measure", given=chosen, expected="one of them at a time")
+    arguments.kind = chosen[0] if chosen else "peers"
+    quick = arguments.quick
+    defaults = {
+        "rounds": 1 if quick else DEFAULT_ROUNDS,
+        "epochs": 1 if quick else DEFAULT_EPOCHS,
+        "steps": WARMUP_STEPS * 3 if quick else DEFAULT_STEPS,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+    for key, default in defaults.items():
+        if getattr(arguments, key) is None:
+            setattr(arguments, key, default)
+    for key in ("rounds", "epochs", "steps", "threads", "max_steps"):
+        value = getattr(arguments, key)
+        if value is not None and value < 1:
+            raise InputError(f"--{key.replace('_', '-')}", given=value, expected="1 or more")
+    if arguments.only is not None and arguments.kind != "peers":
+        raise InputError("--only", given=arguments.only, expected="a comparison of peers")
+    if arguments.kind == "project_scaling":
+        return arguments  # it has an output of its own
+    if arguments.output is None and not (quick or arguments.only):
+        arguments.output = RESULTS / f"{arguments.kind}.json"
+    results.check_output(arguments.output)
+    return arguments
+
+
+def benchmark_peers(arguments: argparse.Namespace) -> int:
+    """Every contender: table, JSON, bars. Status 1 if one of them failed."""
+    chosen = choose(arguments.only)
+    found = compare(chosen, settings(arguments), arguments.rounds)
+    show_peers(found)
+    write(arguments, {"contenders": found}, lambda: peers_figure(found, described(arguments)))
+    return 1 if any(item["status"] == "failed" for item in found) else 0
+
+
+def benchmark_options(arguments: argparse.Namespace) -> int:
+    found = compare_options(
+        rounds=arguments.rounds, steps=arguments.steps, threads=arguments.threads
+    )
+    show_options(found)
+    write(arguments, {"results": found})
     return 0
 
 
-def step_seconds(contender: Contender, steps: int) -> float:
-    """Wall time of one step, from the records of a fresh run."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        command = train_command(
-            contender.ranks,
-            "--config=mnist",
-            "--name=run",
-            f"--output_dir={folder}",
-            f"--train.max_steps={steps}",
-            f"--logging.every_steps={WARMUP_STEPS}",
-            "--logging.progress=off",
-            *contender.options,
-        )
-        threads = max((os.cpu_count() or 1) // contender.ranks, 1)
-        env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{contender.name} failed:\n{done.stderr[-3000:]}")
-        lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if "train/loss" in record]
-    first, last = records[0], records[-1]
-    return float((last["time"] - first["time"]) / (last["step"] - first["step"]))
+def benchmark_growth(arguments: argparse.Namespace) -> int:
+    found = measure_growth(
+        points(arguments.threads),
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+        device=arguments.device,
+        quick=arguments.quick,
+    )
+    show_growth(found)
+    write(arguments, {"series": found}, lambda: growth_figure(found))
+    return 0
 
 
-def summarise(times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Medians, and the ratio to the contender each is compared with, round by round."""
-    results = []
-    for contender in CONTENDERS:
-        mine, theirs = times[contender.name], times[contender.against]
-        ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-        results.append(
-            {
-                "name": contender.name,
-                "ranks": contender.ranks,
-                "options": list(contender.options),
-                "step_microseconds": [round(seconds * 1e6, 1) for seconds in mine],
-                "median_step_microseconds": round(statistics.median(mine) * 1e6, 1),
-                "against": contender.against,
-                "ratio_median": round(statistics.median(ratios), 3),
-                "ratio_min": round(min(ratios), 3),
-                "ratio_max": round(max(ratios), 3),
-            }
-        )
-    return results
+def benchmark_roofline(arguments: argparse.Namespace) -> int:
+    found = measure_roofline(
+        settings(arguments), arguments.rounds, series=5 if arguments.quick else 25
+    )
+    show_roofline(found)
+    write(arguments, found, lambda: roofline_figure(found))
+    return 0
 
 
-def show(results: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("run", "µs a step (median)", "compared with", "ratio", "min", "max"):
-        table.add_column(heading)
-    for item in results:
-        ratios = (f"{item[f'ratio_{key}']:.2f}" for key in ("median", "min", "max"))
-        table.add_row(
-            item["name"], f"{item['median_step_microseconds']:.0f}", item["against"], *ratios
-        )
-    Console().print(table)
+MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "peers": benchmark_peers,
+    "options": benchmark_options,
+    "growth": benchmark_growth,
+    "roofline": benchmark_roofline,
+    "project_scaling": project_scaling,
+}
 
 
-def write(path: Path, rounds: int, steps: int, results: list[dict[str, Any]]) -> None:
-    from trainer.run_directory import describe_machine
+def settings(arguments: argparse.Namespace) -> Settings:
+    return Settings(
+        epochs=arguments.epochs,
+        threads=arguments.threads,
+        device=arguments.device,
+        max_steps=arguments.max_steps,
+    )
 
-    content = {
-        "command": f"python launch/benchmark.py --rounds {rounds} --steps {steps}",
-        "environment": describe_machine(),
-        "results": results,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+
+def described(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How it was measured, for the JSON file and the picture."""
+    own = {"options": ("steps",), "peers": ("epochs", "device"), "roofline": ("epochs", "device")}
+    keys = ("rounds", "threads", *own.get(arguments.kind, ("device",)))
+    found = {key: getattr(arguments, key) for key in keys}
+    if arguments.max_steps is not None:
+        found["max_steps"] = arguments.max_steps
+    return found
+
+
+def write(
+    arguments: argparse.Namespace,
+    content: dict[str, Any],
+    draw: Callable[[], Figure] | None = None,
+) -> None:
+    if arguments.output is not None:
+        figure = None if draw is None else draw()
+        results.write(arguments.output, {"settings": described(arguments)} | content, figure)
 
 
 if __name__ == "__main__":

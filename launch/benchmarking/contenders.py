@@ -1,0 +1,173 @@
+"""Who takes part in the benchmark, and with which options."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from configs.errors import InputError
+from launch.entry import TRAIN, train_command
+
+PEERS = TRAIN.parents[1] / "benchmarks" / "peers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is the same for every contender."""
+
+    epochs: int
+    threads: int
+    """CPU threads of a contender, shared by its ranks."""
+    device: str = "cpu"
+    max_steps: int | None = None
+
+    def threads_per_rank(self, ranks: int) -> int:
+        return max(self.threads // ranks, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One way to train the network."""
+
+    name: str
+    """What --only takes."""
+    title: str
+    program: str | None = None
+    """File under benchmarks/peers; None: a run of launch/train.py."""
+    options: tuple[str, ...] = ()
+    ranks: int = 1
+    torchrun: bool = False
+    """Whether the program is started by torchrun."""
+    against: str = "convoy"
+    """The contender it is compared with."""
+    needs: tuple[str, ...] = ()
+    """Packages that the extra `benchmark` brings."""
+
+    @property
+    def is_convoy(self) -> bool:
+        return self.program is None
+
+    def missing(self) -> str | None:
+        """Why it cannot take part here, None if it can."""
+        absent = [package for package in self.needs if find_spec(package) is None]
+        if absent:
+            return f"needs {', '.join(absent)}: pip install -e '.[benchmark]'"
+        return None
+
+    def command(self, settings: Settings, folder: Path) -> list[str]:
+        """The command line; a run of Convoy goes to `folder`/run."""
+        if self.program is None:
+            options = [
+                "--config=mnist",
+                "--name=run",
+                f"--output_dir={folder}",
+                f"--train.epochs={settings.epochs}",
+                f"--parallel.device={settings.device}",
+                "--logging.progress=off",
+                *self.options,
+            ]
+            if settings.max_steps is not None:
+                options.append(f"--train.max_steps={settings.max_steps}")
+            return train_command(self.ranks, *options)
+        launcher = [sys.executable]
+        if self.torchrun:
+            launcher += ["-m", "torch.distributed.run", "--standalone"]
+            launcher += [f"--nproc_per_node={self.ranks}"]
+        options = [
+            f"--epochs={settings.epochs}",
+            f"--threads={settings.threads}",
+            f"--device={settings.device}",
+            f"--ranks={self.ranks}",
+            f"--started={time.time()}",
+        ]
+        if settings.max_steps is not None:
+            options.append(f"--max-steps={settings.max_steps}")
+        return [*launcher, str(PEERS / self.program), *options, *self.options]
+
+
+CONVOY = (
+    Contender(name="convoy", title="Convoy"),
+    Contender(
+        name="convoy-eager", title="Convoy, not compiled", options=("--compile.enabled=false",)
+    ),
+    Contender(name="convoy-compile", title="Convoy, compiled", options=("--compile.enabled=true",)),
+    Contender(name="convoy-bf16", title="Convoy, bf16", options=("--precision.dtype=bf16",)),
+    Contender(
+        name="convoy-exact",
+        title="Convoy, exact reduction",
+        options=("--parallel.reduction=exact",),
+    ),
+    Contender(name="convoy-2-ranks", title="Convoy, 2 ranks", ranks=2, against="convoy-2-ranks"),
+)
+"""Convoy's modes: real runs of configs/mnist.yaml with these options."""
+
+PROGRAMS = (
+    Contender(name="bare", title="bare torch loop", program="bare.py"),
+    Contender(name="pytorch", title="PyTorch tutorial loop", program="pytorch.py"),
+    Contender(
+        name="accelerate",
+        title="Accelerate",
+        program="accelerate_loop.py",
+        needs=("accelerate",),
+    ),
+    Contender(
+        name="lightning", title="Lightning", program="lightning_loop.py", needs=("lightning",)
+    ),
+    Contender(name="jax-scan", title="JAX, epoch in a scan", program="jax_scan.py", needs=("jax",)),
+    Contender(name="jax-step", title="JAX, jit per step", program="jax_step.py", needs=("jax",)),
+    Contender(
+        name="pure-python",
+        title="pure python",
+        program="pure_python.py",
+        options=("--max-steps=4",),
+    ),
+    Contender(
+        name="pytorch-ddp",
+        title="PyTorch DDP, 2 ranks",
+        program="pytorch_ddp.py",
+        ranks=2,
+        torchrun=True,
+        against="convoy-2-ranks",
+    ),
+    Contender(
+        name="lightning-ddp",
+        title="Lightning DDP, 2 ranks",
+        program="lightning_loop.py",
+        ranks=2,
+        against="convoy-2-ranks",
+        needs=("lightning",),
+    ),
+)
+"""The peers, each a short program under benchmarks/peers."""
+
+CONTENDERS = (*CONVOY, *PROGRAMS)
+
+
+def choose(only: str | None) -> tuple[Contender, ...]:
+    """All contenders, or those whose names `only` lists, in the order of the table.
+
+    Raises:
+        InputError: For a name that nobody has.
+    """
+    if only is None:
+        return CONTENDERS
+    wanted = [name.strip() for name in only.split(",")]
+    known = [contender.name for contender in CONTENDERS]
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                "--only",
+                given=name,
+                expected=", ".join(known),
+                remedy=f"Did you mean {close[0]!r}?" if close else "",
+            )
+    return tuple(contender for contender in CONTENDERS if contender.name in wanted)
+
+
+def named(name: str) -> Contender:
+    return choose(name)[0]

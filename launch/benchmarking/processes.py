@@ -1,0 +1,111 @@
+"""A command run to its end: what it printed, how long it took, how much memory it held."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TIMEOUT_SECONDS = 1800.0
+GRACE_SECONDS = 40.0
+"""Longer than torchrun waits for its ranks after SIGTERM."""
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class CommandFailed(RuntimeError):
+    """A command that was measured ended with another status than 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A command that ended well."""
+
+    stdout: str
+    started_at: float
+    """Unix time just before it was started."""
+    peak_memory_bytes: int
+    """Most resident memory of any one of its processes."""
+
+    def last_json(self) -> dict[str, Any]:
+        """The JSON object in the last line that holds one."""
+        for line in reversed(self.stdout.splitlines()):
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise CommandFailed(f"no JSON line in its output:\n{self.stdout[-2000:]}")
+
+
+def run(
+    command: Sequence[str], *, threads: int, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Finished:
+    """Run a command in a process group of its own, with this many CPU threads per process.
+
+    Linux counts the memory of the process that starts another as that one's peak too, so a caller
+    that is larger than what it measures would measure itself: import nothing heavy before.
+
+    Raises:
+        CommandFailed: If its status is not 0 or it takes too long; with the end of its output.
+    """
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    env["OMP_NUM_THREADS"] = str(threads)
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        started_at = time.time()
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        with _patience(process.pid, timeout_seconds):
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+            except BaseException:  # Ctrl-C: it is in another session and has not heard of it
+                _signal_group(process.pid, signal.SIGTERM)
+                process.wait()
+                raise
+            finally:
+                _signal_group(process.pid, signal.SIGKILL)  # whatever it left behind
+        late = time.time() - started_at >= timeout_seconds
+        stdout.seek(0)
+        stderr.seek(0)
+        output, errors = (file.read().decode(errors="replace") for file in (stdout, stderr))
+    if process.returncode != 0:
+        why = f"no end after {timeout_seconds:.0f} s" if late else f"status {process.returncode}"
+        raise CommandFailed(f"{why}: {' '.join(command)}\n{(output + errors)[-3000:]}")
+    return Finished(output, started_at, usage.ru_maxrss * 1024)
+
+
+@contextlib.contextmanager
+def _patience(pid: int, seconds: float) -> Iterator[None]:
+    """Ask a process group to leave after this long, and end it if it does not.
+
+    A launcher that is asked ends its ranks, which may be in other process groups.
+    """
+    timers = [
+        threading.Timer(seconds, _signal_group, [pid, signal.SIGTERM]),
+        threading.Timer(seconds + GRACE_SECONDS, _signal_group, [pid, signal.SIGKILL]),
+    ]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)

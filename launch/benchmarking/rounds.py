@@ -1,0 +1,48 @@
+"""Interleaved rounds, and the statistics of what they measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def interleaved(items: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
+    """`(round, item)` for every item once a round, each round beginning with the next item.
+
+    A machine that drifts slows all contenders alike, and nobody always follows the same one.
+    """
+    for number in range(rounds):
+        shift = number % len(items) if items else 0
+        for item in [*items[shift:], *items[:shift]]:
+            yield number, item
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Median, smallest and largest value, rounded to so many digits; 0: to whole numbers."""
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {key: round(value, digits or None) for key, value in found.items()}
+
+
+def ratios(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Spread of mine / theirs, round by round: what slows a whole round cancels."""
+    return spread([a / b for a, b in zip(mine, theirs, strict=True)])
+
+
+def steady(train_seconds: Sequence[float]) -> float:
+    """Median time of an epoch; the first one warms up and only counts if it is alone."""
+    return statistics.median(train_seconds[1:] or train_seconds)
+
+
+def collect(
+    items: Sequence[T], rounds: int, measure: Callable[[T], Any], say: Callable[[str], None]
+) -> list[list[Any]]:
+    """Measurements of every item, one per round; `say` is told when a round is done."""
+    found: dict[int, list[Any]] = {index: [] for index in range(len(items))}
+    for number, index in interleaved(range(len(items)), rounds):
+        found[index].append(measure(items[index]))
+        if all(len(values) == number + 1 for values in found.values()):
+            say(f"round {number + 1} of {rounds} done")
+    return list(found.values())
