@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.datasets import Normalize
@@ -198,7 +199,7 @@ class ExplicitPasses:
         logits, gradient, smoothing = work.outputs[-1], work.gradients[-1], self.label_smoothing
         column = targets.unsqueeze(1)
         logp = torch.log_softmax(logits, 1)
-        loss = logp.gather(1, column).sum().neg_()
+        loss = F.nll_loss(logp, targets, reduction="sum")
         correct = (logits.argmax(1) == targets).sum()
         torch.exp(logp, out=gradient)
         if smoothing:

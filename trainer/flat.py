@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 ALIGNMENT = 16
 """Elements: slots start at multiples of 64 bytes; the bits of a product may depend on that."""
@@ -50,8 +48,9 @@ class FlatParameters:
 class FlatStep:
     """`optimizer.step` as one fused kernel over all parameters instead of one for each.
 
-    The state dict does not show it: its tensors are views, one per parameter as ever. On the MNIST
-    network this is a third of the time of the optimizer's own fused step.
+    The kernels are those that torch.optim calls with `fused=True`. The state dict does not show it:
+    its tensors are views, one per parameter as ever. On the MNIST network this takes a third of the
+    time of the optimizer's own fused step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:
@@ -91,39 +90,40 @@ def _adam(step: FlatStep) -> None:
     group = step.group
     beta1, beta2 = group["betas"]
     mean, square = step.buffers
-    adam(
+    decoupled = isinstance(step.optimizer, torch.optim.AdamW)
+    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    step.step += 1
+    kernel(
         [step.flat.values],
         [step.flat.gradients],
         [mean],
         [square],
         [],
         [step.step],
-        fused=True,
-        amsgrad=False,
+        lr=group["lr"],
         beta1=beta1,
         beta2=beta2,
-        lr=group["lr"],
         weight_decay=group["weight_decay"],
         eps=group["eps"],
+        amsgrad=False,
         maximize=False,
-        decoupled_weight_decay=isinstance(step.optimizer, torch.optim.AdamW),
     )
 
 
 def _sgd(step: FlatStep) -> None:
     """A momentum buffer of zeros gives the first step that torch takes without a buffer."""
     group = step.group
-    sgd(
+    torch._fused_sgd_(
         [step.flat.values],
         [step.flat.gradients],
-        list(step.buffers) or [None],
-        fused=True,
+        step.buffers,
         weight_decay=group["weight_decay"],
         momentum=group["momentum"],
         lr=group["lr"],
         dampening=0.0,
         nesterov=group["nesterov"],
         maximize=False,
+        is_first_step=False,
     )
 
 

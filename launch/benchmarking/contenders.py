@@ -92,7 +92,7 @@ class Contender:
 CONVOY = (
     Contender(name="convoy", title="Convoy"),
     Contender(
-        name="convoy-eager", title="Convoy, not compiled", options=("--compile.enabled=false",)
+        name="convoy-autograd", title="Convoy, autograd", options=("--compile.backward=autograd",)
     ),
     Contender(name="convoy-compile", title="Convoy, compiled", options=("--compile.enabled=true",)),
     Contender(name="convoy-bf16", title="Convoy, bf16", options=("--precision.dtype=bf16",)),
