@@ -5,6 +5,7 @@
     python launch/benchmark.py --options      # what exactness, checkpoints and drift checks cost
     python launch/benchmark.py --growth       # samples/s against batch size, width and ranks
     python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
+    python launch/benchmark.py --seeds 20 --config mnist_fast    # a recipe, mean and spread
     python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
 
 The contenders train the same network on the same data in turn, each as a process of its own, so
@@ -34,6 +35,7 @@ from launch.benchmarking.options import WARMUP_STEPS, compare_options, show_opti
 from launch.benchmarking.peers import compare, show_peers
 from launch.benchmarking.pictures import growth_figure, peers_figure, roofline_figure
 from launch.benchmarking.roofline import measure_roofline, show_roofline
+from launch.benchmarking.seeds import measure_seeds, show_seeds
 from launch.entry import run_command
 from launch.scaling import add_scaling_arguments, project_scaling
 
@@ -65,6 +67,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--options", action="store_true", help="options of Convoy")
     add("--growth", action="store_true", help="batch size, width and ranks")
     add("--roofline", action="store_true", help="steps against their floors")
+    add("--seeds", type=int, metavar="N", help="a recipe with N seeds")
+    add("--config", default="mnist_fast", help="the recipe of --seeds (default: mnist_fast)")
     add("--quick", action="store_true", help="one short round; writes only to --output")
     add("--only", metavar="NAME,...", help="these contenders; writes only to --output")
     add("--rounds", type=int, help=f"runs of each (default: {DEFAULT_ROUNDS})")
@@ -76,7 +80,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
     add_scaling_arguments(parser)
     arguments = parser.parse_args(argv)
-    chosen = [name for name in MEASUREMENTS if getattr(arguments, name, False)]
+    chosen = [name for name in MEASUREMENTS if getattr(arguments, name, None) not in (None, False)]
     if len(chosen) > 1:
         raise InputError("what to measure", given=chosen, expected="one of them at a time")
     arguments.kind = chosen[0] if chosen else "peers"
@@ -90,7 +94,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for key, default in defaults.items():
         if getattr(arguments, key) is None:
             setattr(arguments, key, default)
-    for key in ("rounds", "epochs", "steps", "threads", "max_steps"):
+    for key in ("rounds", "epochs", "steps", "threads", "max_steps", "seeds"):
         value = getattr(arguments, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')}", given=value, expected="1 or more")
@@ -99,7 +103,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.kind == "project_scaling":
         return arguments  # it has an output of its own
     if arguments.output is None and not (quick or arguments.only):
-        arguments.output = RESULTS / f"{arguments.kind}.json"
+        name = Path(arguments.config).stem if arguments.kind == "seeds" else arguments.kind
+        arguments.output = RESULTS / f"{name}.json"
     results.check_output(arguments.output)
     return arguments
 
@@ -144,11 +149,19 @@ def benchmark_roofline(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def benchmark_seeds(arguments: argparse.Namespace) -> int:
+    found = measure_seeds(arguments.config, seeds=arguments.seeds, threads=arguments.threads)
+    show_seeds(found)
+    write(arguments, found)
+    return 0
+
+
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "peers": benchmark_peers,
     "options": benchmark_options,
     "growth": benchmark_growth,
     "roofline": benchmark_roofline,
+    "seeds": benchmark_seeds,
     "project_scaling": project_scaling,
 }
 

@@ -23,6 +23,7 @@ from launch.benchmarking.processes import CommandFailed, run
 from launch.benchmarking.records import compile_seconds, last_epoch_mean, read_run
 from launch.benchmarking.roofline import describe_step, roofline_points
 from launch.benchmarking.rounds import collect, interleaved, ratios, spread, steady
+from launch.benchmarking.seeds import moments
 from tests.conftest import launch, python_command, start, wait
 
 SETTINGS = Settings(epochs=1, threads=1, max_steps=3)
@@ -277,6 +278,33 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     assert found["contenders"][0]["ratio"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     assert output.with_suffix(".png").read_bytes().startswith(PNG)
     assert sorted(path.name for path in output.parent.iterdir()) == ["peers.json", "peers.png"]
+
+
+def test_moments_of_known_numbers() -> None:
+    found = moments([1.0, 2.0, 3.0])
+    assert found["mean"] == 2.0
+    assert found["standard_deviation"] == 1.0
+    assert found["standard_error"] == pytest.approx(3**-0.5, abs=1e-6)
+    assert (found["min"], found["max"]) == (1.0, 3.0)
+    assert moments([5.0])["standard_deviation"] == 0.0
+
+
+def test_a_recipe_is_trained_once_for_every_seed(idx_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        f"data: {{dataset: idx, root: {idx_folder}}}\ntrain: {{epochs: 1, global_batch_size: 24}}\n"
+    )
+    output = tmp_path / "small.json"
+    finished = launch(
+        "launch/benchmark.py", "--seeds=2", f"--config={recipe}", f"--output={output}"
+    )
+    assert finished.status == 0, finished.output[-4000:]
+    found = json.loads(output.read_text())
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    assert all(run["steps"] == 22 and run["train_seconds"] > 0 for run in found["runs"])
+    accuracies = [run["test_accuracy"] for run in found["runs"]]
+    assert found["test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2, abs=1e-6)
+    assert parse(["--seeds=20"]).output.name == "mnist_fast.json"
 
 
 def test_a_run_with_an_option_and_a_point_of_growth_are_timed() -> None:
