@@ -116,18 +116,17 @@ class _Workspace:
         self.gradients = [torch.empty_like(output) for output in self.outputs]
         entering = [self.inputs, *self.outputs[:-1]]
         self.transposed = [tensor.t() for tensor in entering]
-        counts = [output.numel() if layer.dropped else 0 for output, layer in self.pairs(layers)]
+        # One random 16-bit number for every activation that may be dropped.
+        outputs = [
+            o if layer.dropped else o[:0] for o, layer in zip(self.outputs, layers, strict=True)
+        ]
+        counts = [output.numel() for output in outputs]
         self.words = torch.empty(math.ceil(sum(counts) / 4), dtype=torch.int64)
         draws = torch.split(self.words.view(torch.int16)[: sum(counts)], counts)
         keep = torch.split(torch.empty(sum(counts)), counts)
-        self.draws = [
-            d.view_as(o) if len(d) else d for d, o in zip(draws, self.outputs, strict=True)
-        ]
-        self.keep = [k.view_as(o) if len(k) else k for k, o in zip(keep, self.outputs, strict=True)]
+        self.draws = [part.view_as(o) for part, o in zip(draws, outputs, strict=True)]
+        self.keep = [part.view_as(o) for part, o in zip(keep, outputs, strict=True)]
         self.minus_one = torch.full((size, 1), -1.0)
-
-    def pairs(self, layers: list[_Layer]) -> list[tuple[Tensor, _Layer]]:
-        return list(zip(self.outputs, layers, strict=True))
 
 
 class ExplicitPasses:

@@ -111,6 +111,22 @@ def test_clearing_begins_a_new_sum() -> None:
         assert torch.equal(again, first)
 
 
+def test_a_rank_without_samples_adds_nothing() -> None:
+    """Law: a short batch may leave a rank or a shard with an empty part; its gradient is zero."""
+    module = network(dropout=0.3)
+    passes = explicit(module, smoothing=0.1)
+    passes(*batch(6), 1.0)
+    before = [gradient.clone() for gradient in gradients(module)]
+    loss, correct = passes(*batch(0), 1.0)
+    assert (float(loss), int(correct)) == (0.0, 0)
+    for mine, expected in zip(gradients(module), before, strict=True):
+        assert torch.equal(mine, expected)
+    passes.clear()
+    passes(*batch(0), 1.0)
+    assert not any(gradient.count_nonzero() for gradient in gradients(module))
+    assert not passes.take().count_nonzero()
+
+
 def test_taken_gradients_are_put_back() -> None:
     module = network()
     passes = explicit(module)
