@@ -14,8 +14,9 @@ export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); threads
 train: $(VENV)/.train
 	$(BIN)/torchrun --nproc_per_node=$(NPROC) launch/train.py --config configs/mnist.yaml $(ARGS)
 
+# Most of a test's time is the start of its processes: two files side by side.
 test: $(VENV)/.develop
-	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.develop
 	$(BIN)/python -m pytest -m "slow and not slurm" $(ARGS)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.sampler import MicroBatch, Plan, Window
+from trainer.capture import CapturedPasses, record_graph
 from trainer.explicit import ExplicitPasses, describe
 from trainer.flat import FlatParameters
 from trainer.passes import AutogradPasses, LossModule, Passes
@@ -76,9 +77,12 @@ class NativeEngine:
         if flat is not None:
             shapes = describe(self.module)
             assert shapes is not None
-            self.passes: Passes = ExplicitPasses(
+            explicit = ExplicitPasses(
                 shapes, flat, normalize=loss.normalize, label_smoothing=loss.label_smoothing
             )
+            self.passes: Passes = explicit
+            if runtime.device.type == "cuda":
+                self.passes = CapturedPasses(explicit, record_graph)
             if runtime.world_size > 1:
                 reduction = FlatAllReduce(flat.gradients)
         else:
@@ -157,13 +161,15 @@ def flatten_parameters(
         InputError: If `compile.backward: explicit` is asked for and not possible.
     """
     shapes = None
-    if device.type == "cpu" and precision.dtype is None and not should_compile(config, device):
+    asked = config.backward == "explicit"
+    compiled = should_compile(config, device) and not (asked and config.enabled == "auto")
+    if precision.dtype is None and not compiled:
         shapes = describe(module)
-    if config.backward == "explicit" and shapes is None:
+    if asked and shapes is None:
         raise InputError(
             "compile.backward",
             given="explicit",
-            expected="a network of Linear, ReLU and Dropout on a CPU, in fp32, not compiled",
+            expected="a network of Linear, ReLU and Dropout, in fp32, not compiled",
             remedy="Use --compile.backward auto.",
         )
     if shapes is None or config.backward == "autograd":

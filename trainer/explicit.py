@@ -1,4 +1,4 @@
-"""Forward and backward pass of linear layers, written out: no autograd, no allocation.
+"""Forward and backward pass of linear layers, written out: no autograd, hardly an allocation.
 
 For small networks autograd, memory management and the random numbers of dropout cost more than the
 mathematics. Networks of linear layers with ReLU and dropout between them are simple enough to write
@@ -111,8 +111,9 @@ class _Workspace:
     """Every intermediate tensor for one batch size."""
 
     def __init__(self, size: int, layers: list[_Layer]) -> None:
-        self.inputs = torch.empty(size, layers[0].weight.shape[0])
-        self.outputs = [torch.empty(size, layer.weight.shape[1]) for layer in layers]
+        new = layers[0].weight.new_empty
+        self.inputs = new(size, layers[0].weight.shape[0])
+        self.outputs = [new(size, layer.weight.shape[1]) for layer in layers]
         self.gradients = [torch.empty_like(output) for output in self.outputs]
         entering = [self.inputs, *self.outputs[:-1]]
         self.transposed = [tensor.t() for tensor in entering]
@@ -121,16 +122,16 @@ class _Workspace:
             o if layer.dropped else o[:0] for o, layer in zip(self.outputs, layers, strict=True)
         ]
         counts = [output.numel() for output in outputs]
-        self.words = torch.empty(math.ceil(sum(counts) / 4), dtype=torch.int64)
+        self.words = new(math.ceil(sum(counts) / 4), dtype=torch.int64)
         draws = torch.split(self.words.view(torch.int16)[: sum(counts)], counts)
-        keep = torch.split(torch.empty(sum(counts)), counts)
+        keep = torch.split(new(sum(counts)), counts)
         self.draws = [part.view_as(o) for part, o in zip(draws, outputs, strict=True)]
         self.keep = [part.view_as(o) for part, o in zip(keep, outputs, strict=True)]
-        self.minus_one = torch.full((size, 1), -1.0)
+        self.minus_one = new(size, 1).fill_(-1.0)
 
 
 class ExplicitPasses:
-    """The passes of a network that `describe` accepts, on a CPU, in float32.
+    """The passes of a network that `describe` accepts, in float32.
 
     A dropped activation is exactly zero, so the backward pass needs no mask: it goes where the
     activation is positive. The scale of dropout is a factor of the products around it.
@@ -145,6 +146,7 @@ class ExplicitPasses:
         label_smoothing: float,
     ) -> None:
         self.flat = flat
+        self.size = flat.gradients.numel()
         self.layers = [_Layer(shape) for shape in shapes]
         self.normalize = normalize
         self.num_classes = shapes[-1].linear.out_features
@@ -155,11 +157,11 @@ class ExplicitPasses:
     def clear(self) -> None:
         self.fresh = True
 
-    def take(self) -> Tensor:
+    def take(self, out: Tensor) -> None:
         if self.fresh:
             self.flat.gradients.zero_()
         self.fresh = True
-        return self.flat.gradients.clone()
+        out.copy_(self.flat.gradients)
 
     def put(self, flat: Tensor) -> None:
         self.flat.gradients.copy_(flat)

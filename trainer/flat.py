@@ -24,7 +24,7 @@ class FlatParameters:
         self.parameters = list(parameters)
         sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
         self.starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        self.values = torch.zeros(sum(sizes))
+        self.values = torch.zeros(sum(sizes), device=self.parameters[0].device)
         self.gradients = torch.zeros_like(self.values)
         slots = zip(self.views(self.values), self.views(self.gradients), strict=True)
         for parameter, (value, gradient) in zip(self.parameters, slots, strict=True):
@@ -67,7 +67,8 @@ class FlatStep:
         self.group = self.optimizer.param_groups[0]
         state = self.optimizer.state
         steps = [state[p]["step"] for p in self.flat.parameters if "step" in state.get(p, {})]
-        self.step = torch.tensor(float(steps[0]) if steps else 0.0)
+        device = self.flat.values.device
+        self.step = torch.tensor(float(steps[0]) if steps else 0.0, device=device)
         self.buffers = []
         for name in self.names:
             buffer = torch.zeros_like(self.flat.values)

@@ -15,6 +15,9 @@ from trainer.precision import Precision
 class Passes(Protocol):
     """Whoever computes gradients: autograd, or passes written out."""
 
+    size: int
+    """Elements of the flat gradient."""
+
     def clear(self) -> None:
         """Forget the gradient: the next micro-batch begins a new sum."""
         ...
@@ -33,8 +36,8 @@ class Passes(Protocol):
         """
         ...
 
-    def take(self) -> Tensor:
-        """The gradient of all parameters as one new flat tensor; then `clear`."""
+    def take(self, out: Tensor) -> None:
+        """Copy the gradient of all parameters to a flat float32 tensor `(size,)`; then `clear`."""
         ...
 
     def put(self, flat: Tensor) -> None:
@@ -76,6 +79,7 @@ class AutogradPasses:
         self.model = model
         self.scaler = scaler
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.size = sum(parameter.numel() for parameter in self.parameters)
 
     def clear(self) -> None:
         for parameter in self.parameters:
@@ -86,12 +90,12 @@ class AutogradPasses:
         self.scaler.scale(loss * share).backward()
         return loss.detach(), correct
 
-    def take(self) -> Tensor:
+    def take(self, out: Tensor) -> None:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        torch.cat([part.reshape(-1) for part in parts], out=out)
         self.clear()
-        return torch.cat([part.reshape(-1) for part in parts])
 
     def put(self, flat: Tensor) -> None:
-        parts = torch.split(flat, [parameter.numel() for parameter in self.parameters])
+        parts = torch.split(flat.clone(), [parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)

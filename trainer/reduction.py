@@ -97,6 +97,7 @@ class PairwiseTree:
         self.shards = shards
         self.seed = seed
         self.subtrees: list[tuple[int, Tensor]] = []
+        self.spare: list[Tensor] = []
         self.start: list[Tensor] = []
         self.counted: list[Tensor] = []
 
@@ -119,7 +120,7 @@ class PairwiseTree:
         (_, total), self.subtrees = self.subtrees[0], []
         distance = 1
         while distance < self.runtime.world_size:
-            total = total + self._exchange(total, self.runtime.rank ^ distance)
+            total += self._exchange(total, self.runtime.rank ^ distance)
             distance *= 2
         sizes = [buffer.numel() for buffer in self.buffers]
         gradient, *means = torch.split(total, [len(total) - sum(sizes), *sizes])
@@ -129,17 +130,25 @@ class PairwiseTree:
         for buffer, value in zip(self.counters, self.counted, strict=True):
             buffer.copy_(value)
         self.counted = []
+        self.spare.append(total)
 
     @torch.no_grad()
     def _push(self) -> None:
         """Add a finished shard, then merge equally high subtrees like a carry in binary."""
-        flat = self.passes.take()
-        if self.buffers:
-            flat = torch.cat([flat, *(buffer.reshape(-1) for buffer in self.buffers)])
+        sizes = [self.passes.size, *(buffer.numel() for buffer in self.buffers)]
+        # Memory is kept: new tensors of this size would be given back to the system every time.
+        flat = (
+            self.spare.pop() if self.spare else torch.empty(sum(sizes), device=self.runtime.device)
+        )
+        gradient, *parts = torch.split(flat, sizes)
+        self.passes.take(gradient)
+        for part, buffer in zip(parts, self.buffers, strict=True):
+            part.copy_(buffer.reshape(-1))
         height = 0
         while self.subtrees and self.subtrees[-1][0] == height:
-            flat = self.subtrees.pop()[1] + flat
-            height += 1
+            left = self.subtrees.pop()[1].add_(flat)
+            self.spare.append(flat)
+            flat, height = left, height + 1
         self.subtrees.append((height, flat))
 
     def _exchange(self, mine: Tensor, partner: int) -> Tensor:

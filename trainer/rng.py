@@ -16,7 +16,10 @@ def seed_stream(seed: int, *purpose: object) -> None:
     value = derive_seed(seed, *purpose)
     random.seed(value)
     np.random.seed(value % 2**32)
-    torch.manual_seed(value)
+    torch.default_generator.manual_seed(value)
+    # torch.manual_seed would keep a stack trace for a GPU that may be used later, slowly.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(value)
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_a_stop_request_during_evaluation_is_heard(
 def test_a_signal_while_torch_is_being_imported_is_remembered(
     small: Arguments, tmp_path: Path
 ) -> None:
-    process = start(python_command("launch/train.py", *small("run", "--train.epochs=500")))
+    process = start(python_command("launch/train.py", *small("run", "--train.epochs=5000")))
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
     finished = wait(process)
@@ -205,7 +205,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(small: Arguments, tmp_pa
 
 def test_wandb_does_not_turn_a_stop_into_noise(small: Arguments, tmp_path: Path) -> None:
     """SIGINT to the whole process group, as Ctrl-C sends it."""
-    extra = ["--logging.wandb.mode=offline", "--train.epochs=500", "--data.workers=1"]
+    extra = ["--logging.wandb.mode=offline", "--train.epochs=5000", "--data.workers=1"]
     process = start(
         python_command("launch/train.py", *small("run", *extra)), env={"WANDB_SILENT": "true"}
     )

@@ -86,7 +86,7 @@ def test_a_continued_run_is_bit_identical(
 def test_sigterm_to_one_process_saves_exits_75_and_continues(
     small: Arguments, tmp_path: Path
 ) -> None:
-    extra = ["--train.epochs=60"]
+    extra = ["--train.epochs=200"]
     process = start(python_command("launch/train.py", *small("stopped", *extra)))
     wait_for_step(tmp_path / "stopped", 50, process)
     process.send_signal(signal.SIGTERM)
@@ -94,7 +94,7 @@ def test_sigterm_to_one_process_saves_exits_75_and_continues(
     assert stopped.status == 75, stopped.output
     summary = json.loads((tmp_path / "stopped/summary.json").read_text())
     assert summary["status"] == "preempted"
-    assert 45 <= summary["step"] < 60 * 22  # two of the 50 records were evaluations
+    assert 45 <= summary["step"] < 200 * 22  # two of the 50 records were evaluations
     train(*small("stopped", *extra))
     train(*small("whole", *extra))
     assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
@@ -105,7 +105,7 @@ def test_sigterm_to_one_process_saves_exits_75_and_continues(
 def test_a_signal_to_one_rank_stops_all_of_them_together(
     small: Arguments, tmp_path: Path, number: signal.Signals
 ) -> None:
-    extra = ["--train.epochs=120", "--data.workers=1"]
+    extra = ["--train.epochs=2000", "--data.workers=1"]
     process = start(torchrun_command(2, "launch/train.py", *small("stopped", *extra)))
     wait_for_step(tmp_path / "stopped", 50, process)
     os.kill(children(process.pid)[1], number)
@@ -123,14 +123,14 @@ def test_a_signal_to_the_launcher_stops_the_ranks(
     small: Arguments, tmp_path: Path, number: signal.Signals
 ) -> None:
     """SIGUSR1 and SIGKILL end torchrun itself: its ranks notice, save and leave."""
-    process = start(torchrun_command(2, "launch/train.py", *small("run", "--train.epochs=300")))
+    process = start(torchrun_command(2, "launch/train.py", *small("run", "--train.epochs=2000")))
     wait_for_step(tmp_path / "run", 50, process)
     process.send_signal(number)
     assert "Stopped on request" in wait(process).stdout  # the pipe closes when the ranks have left
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["status"] == "preempted"
     manifest = json.loads((tmp_path / "run/checkpoints/latest/manifest.json").read_text())
-    assert manifest["step"] == summary["step"] < 300 * 22
+    assert manifest["step"] == summary["step"] < 2000 * 22
 
 
 def test_sigkill_in_mid_epoch_loses_nothing(small: Arguments, tmp_path: Path) -> None:
@@ -195,11 +195,11 @@ def test_never_starts_afresh_and_keeps_the_old_run(small: Arguments, tmp_path: P
 def test_another_config_does_not_continue_an_unfinished_run(
     small: Arguments, tmp_path: Path
 ) -> None:
-    process = start(python_command("launch/train.py", *small("run", "--train.epochs=200")))
+    process = start(python_command("launch/train.py", *small("run", "--train.epochs=2000")))
     wait_for_step(tmp_path / "run", 20, process)
     process.send_signal(signal.SIGUSR1)
     assert wait(process).status == 75
-    refused = launch("launch/train.py", *small("run", "--train.epochs=200", "--optimizer.lr=0.5"))
+    refused = launch("launch/train.py", *small("run", "--train.epochs=2000", "--optimizer.lr=0.5"))
     assert refused.status == 2
     assert "optimizer.lr 0.001, now 0.5" in refused.stderr
     assert (tmp_path / "run/checkpoints/latest").exists()

@@ -280,11 +280,11 @@ def test_wandb_out_of_reach_does_not_stop_a_run(small: Arguments, tmp_path: Path
 
 def test_two_runs_in_one_folder_are_refused(small: Arguments, tmp_path: Path) -> None:
     first = start(
-        [sys.executable, str(ROOT / "launch/train.py"), *small("run", "--train.epochs=999")]
+        [sys.executable, str(ROOT / "launch/train.py"), *small("run", "--train.epochs=99999")]
     )
     while not (tmp_path / "run/metrics.jsonl").exists():
         assert first.poll() is None
-    second = launch("launch/train.py", *small("run", "--train.epochs=999"))
+    second = launch("launch/train.py", *small("run", "--train.epochs=99999"))
     first.terminate()
     assert wait(first).status == 75
     assert second.status == 2
