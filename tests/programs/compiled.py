@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Sequence
 
 from torch._dynamo.utils import counters
 
 from configs.load import load_config
+from launch.entry import run_command
 from trainer.build import build
 from trainer.loop import Parts, fit
 from trainer.preempt import stop_on_signals
@@ -19,8 +20,8 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def main() -> None:
-    config = load_config(sys.argv[1:], prog="compiled", description="")
+def main(argv: Sequence[str]) -> int:
+    config = load_config(argv, prog="compiled", description="")
     runtime = place(detect(os.environ), config.parallel)
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
         parts = build(config, runtime, stop)
@@ -43,7 +44,8 @@ def main() -> None:
         fit(counted)
         parts.sinks.finish("completed")
     os.write(1, f"GRAPHS {json.dumps(after)}\n".encode())  # in one piece: ranks share the pipe
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)  # leaves before gloo's threads can abort

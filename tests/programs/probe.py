@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.load import load_config
+from launch.entry import run_command
 from trainer.build import build
 from trainer.engine import NativeEngine
 from trainer.evaluate import evaluate
@@ -66,8 +67,8 @@ def gradient_errors(parts: Parts) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    config = load_config(sys.argv[1:], prog="probe", description="")
+def main(argv: Sequence[str]) -> int:
+    config = load_config(argv, prog="probe", description="")
     runtime = place(detect(os.environ), config.parallel)
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
         parts = build(config, runtime, stop)
@@ -93,7 +94,8 @@ def main() -> None:
         }
         parts.sinks.finish("completed")
     os.write(1, f"PROBE {json.dumps(result)}\n".encode())  # in one piece: ranks share the pipe
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)  # leaves before gloo's threads can abort

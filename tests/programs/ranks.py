@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 
 import torch
 
 from configs.schema_execution import ParallelConfig
+from launch.entry import run_command
 from trainer.collectives import sum_
 from trainer.diagnosis.check_cluster import (
     check_agreement,
@@ -36,7 +38,7 @@ def slow_work(device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
+def main(_: Sequence[str]) -> int:
     parallel = ParallelConfig(device="cpu")
     runtime = place(detect(os.environ), parallel)
     planted = {"RANK 1": "x"} if runtime.rank else {"RANK 1": "y"}
@@ -55,7 +57,8 @@ def main() -> None:
     if runtime.is_main:
         result = {name: [finding.level, finding.seen] for name, finding in found.items()}
         os.write(1, f"RANKS {json.dumps(result)}\n".encode())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)  # leaves before gloo's threads can abort
