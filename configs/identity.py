@@ -41,11 +41,11 @@ EXECUTION_KEYS = (
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Every leaf of a config under its dotted key, in field order; `model.kwargs` is one leaf."""
+    """Every leaf of a config under its dotted key, in field order; kwargs are one leaf."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and prefix != "model.kwargs":
+        if isinstance(value, dict) and not prefix.endswith("kwargs"):
             for key, child in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, child)
         else:

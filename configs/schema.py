@@ -24,6 +24,7 @@ from configs.schema_training import (
     OptimizerConfig,
     PrecisionConfig,
     ScheduleConfig,
+    TaskConfig,
     TrainConfig,
 )
 
@@ -94,6 +95,8 @@ class RunConfig:
     """What to train on and where it lies."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What is learned: loss and metrics."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -111,6 +111,10 @@ class EvaluateConfig:
     """Evaluate on the test set every this many epochs, and always at the end; null: only then."""
     batch_size: int = 1000
     """Samples per evaluation batch."""
+    best: str | None = None
+    """Metric that tells which weights are best; default: the task's (accuracy, f1, or the loss)."""
+    best_mode: Literal["auto", "max", "min"] = "auto"
+    """Whether more of it is better; auto: as the metric says."""
 
     def __post_init__(self) -> None:
         expect(

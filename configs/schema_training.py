@@ -17,6 +17,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    name: str = "classification"
+    """What is learned: classification, multilabel, regression, or an import path."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a task named by import path."""
+    loss: str | None = None
+    """Import path of a loss (outputs, targets) that replaces the task's own."""
+    metrics: list[str] = field(default_factory=list)
+    """Import paths of further metrics (protocol: trainer/metrics.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: str = "adam"
     """Registered name: sgd, adam, adamw."""

@@ -24,7 +24,10 @@ from data.idx import GZIP_MAGIC, read_idx
 
 
 class MapDataset(Protocol):
-    """What a user's data set must offer: a length, and `(input, target)` pairs by index."""
+    """What a user's data set must offer: a length, and `(input, target)` pairs by index.
+
+    The target is a class (a whole number), or the tensor that another task learns from.
+    """
 
     def __len__(self) -> int: ...
 
@@ -36,7 +39,7 @@ class ArrayDataset:
 
     Args:
         inputs: `(N, ...)`, any dtype; images are uint8 `(N, C, H, W)`.
-        targets: `(N,)` int64.
+        targets: `(N,)` int64 classes, or `(N, ...)` for other tasks.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
@@ -294,8 +297,8 @@ def _moments(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...], floa
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them) that returns data.datasets.Datasets, or a "
-    "pair (train, test) of map-style data sets of (input tensor, whole-number target), the first "
-    "with `num_classes` or `classes`"
+    "pair (train, test) of map-style data sets of (input tensor, target); a target is a whole "
+    "number, the first then with `num_classes` or `classes`, or a tensor of numbers"
 )
 
 
@@ -319,13 +322,15 @@ def _from_pair(name: str, made: Any) -> Datasets:
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__") or not len(part):
             raise refusal
     first = train[0]
-    if not num_classes or not isinstance(first, Sequence) or len(first) != 2:
+    if not isinstance(first, Sequence) or len(first) != 2:
         raise refusal
     try:
         inputs, target = torch.as_tensor(first[0]), torch.as_tensor(first[1])
     except (TypeError, ValueError, RuntimeError):
         raise refusal from None
     if target.ndim or target.is_floating_point():
+        num_classes = num_classes or target.numel()  # outputs of the model
+    if not num_classes:
         raise refusal
     return Datasets(
         train=train,

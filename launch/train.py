@@ -56,6 +56,7 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     from trainer.build import build
     from trainer.loop import fit, write_summary
     from trainer.runtime import detect, place, process_group
+    from trainer.sink_console import shown
 
     runtime = place(detect(os.environ), config.parallel)
     with process_group(runtime, config.parallel):
@@ -85,9 +86,11 @@ def train(config: RunConfig, stop: StopRequest) -> int:
                     f"This run was already finished at step {progress.step}. Train again with "
                     "--checkpoint.resume never or another --name, or on with more --train.epochs."
                 )
+            name = parts.best.metric
             print(
-                f"Test accuracy {progress.accuracy:.2%} (best {progress.best_accuracy:.2%} at step "
-                f"{progress.best_step}), run directory {directory}"
+                f"Test {name} {shown(name, progress.metrics[name])} "
+                f"(best {shown(name, progress.best[name])} at step {progress.best_step}), "
+                f"run directory {directory}"
             )
     return EXIT_PREEMPTED if status == "preempted" else 0
 

@@ -6,37 +6,28 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from configs.errors import InputError
 from configs.identity import flatten
 from configs.schema import RunConfig
 from data.acquire import acquire
-from data.augment import Augment, build_augment
 from data.catalog import CATALOG
-from data.datasets import Datasets, Normalize, load_datasets
-from data.loader import Loader, build_loader
+from data.datasets import Datasets, load_datasets
+from data.loader import Loader
 from data.sampler import Plan
 from trainer.checkpoint import load_checkpoint
 from trainer.collectives import broadcast_object, together
 from trainer.ema import EMA
-from trainer.engine import NativeEngine, flatten_parameters
-from trainer.flat import FlatParameters
+from trainer.engine import NativeEngine
 from trainer.gradients import GradientLog
+from trainer.local import Local, build_local
 from trainer.loop import Parts
 from trainer.meter import Meter, Stopwatch
-from trainer.models import build_model
-from trainer.optim import build_optimizer
 from trainer.passes import LossModule
-from trainer.precision import Precision, build_precision
 from trainer.preempt import StopRequest
 from trainer.profiling.profiler import build_profiler
 from trainer.rng import seed_stream
 from trainer.run_directory import Resume, RunDirectory, describe_environment
 from trainer.runtime import Runtime, use_training_timeout
 from trainer.saver import Saver
-from trainer.schedule import Schedule, build_schedule
 from trainer.sink_console import build_console
 from trainer.sink_jsonl import JsonlSink
 from trainer.sink_tensorboard import TensorBoardSink, check_tensorboard
@@ -46,23 +37,6 @@ from trainer.state import Progress, Stateful, restore
 from trainer.step import TrainStep
 
 log = logging.getLogger("convoy")
-
-
-@dataclass(frozen=True, slots=True)
-class Local:
-    """What a rank can build, and refuse, without talking to the others."""
-
-    data: Datasets
-    plan: Plan
-    loader: Loader
-    model: nn.Module
-    flat: FlatParameters | None
-    optimizer: torch.optim.Optimizer
-    normalize: Normalize
-    augment: Augment
-    precision: Precision
-    schedule: Schedule
-    total_windows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +105,8 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
         loader=local.loader,
         num_test=len(local.data.test),
         normalize=local.normalize,
+        task=local.task,
+        best=local.best,
         step=_build_step(config, runtime, local, state),
         state=state,
         total_windows=local.total_windows,
@@ -167,73 +143,6 @@ def _acquire(config: RunConfig, runtime: Runtime) -> None:
         acquire(facts, config.data.root, download=config.data.download)
 
 
-def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
-    """The parts of one rank, which need not be one of the process group's.
-
-    Raises:
-        InputError: If this rank's part of the run cannot be had.
-    """
-    precision = build_precision(config.precision, runtime.device)
-    plan = Plan(
-        num_samples=len(data.train),
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        seed=config.seed,
-        drop_last=config.data.drop_last,
-        shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
-    )
-    model = build_model(
-        config.model,
-        input_shape=data.input_shape,
-        num_classes=data.num_classes,
-        seed=config.seed,
-    ).to(runtime.device)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("model.name", given=config.model.name, expected="trainable parameters")
-    check_batch_norm(model, plan)
-    flat = flatten_parameters(model, config.compile, precision, runtime.device)
-    total_windows = config.train.epochs * plan.steps_per_epoch
-    return Local(
-        data=data,
-        plan=plan,
-        loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
-        model=model,
-        flat=flat,
-        optimizer=build_optimizer(
-            config.optimizer,
-            model.parameters(),
-            runtime.device,
-            scaled=precision.scaler.is_enabled(),
-            flat=flat,
-        ),
-        normalize=Normalize(data, runtime.device),
-        augment=build_augment(config.data.augment, data.input_shape),
-        precision=precision,
-        schedule=build_schedule(
-            config.schedule,
-            peak=config.optimizer.lr,
-            total_steps=min(total_windows, config.train.max_steps or total_windows),
-            steps_per_epoch=plan.steps_per_epoch,
-        ),
-        total_windows=total_windows,
-    )
-
-
-def check_batch_norm(model: nn.Module, plan: Plan) -> None:
-    """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
-    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if normed and plan.smallest_micro_batch < 2:
-        raise InputError(
-            "batch normalisation",
-            given=f"a micro-batch of {plan.smallest_micro_batch} samples on rank {plan.rank}",
-            expected="2 or more in every micro-batch, also in the last one of an epoch",
-            remedy="Change train.global_batch_size, train.micro_batch_size or parallel.shards, or "
-            "use --data.drop_last true.",
-        )
-
-
 def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
     decay = config.train.ema_decay
@@ -242,7 +151,7 @@ def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
         local.model,
         normalize=local.normalize,
         precision=local.precision,
-        label_smoothing=config.train.label_smoothing,
+        task=local.task,
     )
     engine = NativeEngine(
         loss,
@@ -251,7 +160,7 @@ def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
         parallel=config.parallel,
         compile_=config.compile,
         plan=local.plan,
-        example=torch.as_tensor(local.data.train[0][0])[None],
+        example=local.example,
     )
     # The weights came from one stream on every rank; dropout must not.
     seed_stream(config.seed, "rank", runtime.rank)
@@ -326,6 +235,8 @@ def _open_outputs(
             environment=environment,
             total_steps=local.schedule.total_steps,
             samples_per_step=config.train.global_batch_size,
+            score_name=local.task.score_name,
+            best=local.best,
             first_step=resume.step,
         )
     )

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig, ParallelConfig
+from data.loader import Batch
 from data.sampler import MicroBatch, Plan, Window
 from trainer.capture import CapturedPasses, record_graph
 from trainer.explicit import ExplicitPasses, describe
@@ -21,6 +22,7 @@ from trainer.passes import AutogradPasses, LossModule, Passes
 from trainer.precision import Precision
 from trainer.reduction import AllReduce, FlatAllReduce, PairwiseTree, Reduction, SingleRank
 from trainer.runtime import Runtime
+from trainer.task import Task
 
 
 class Engine(Protocol):
@@ -47,8 +49,42 @@ class Engine(Protocol):
         """After the last micro-batch: `.grad` holds the gradient of the whole global batch."""
         ...
 
+    def weights(self) -> dict[str, Tensor]:
+        """The whole state dict of the raw module; every rank calls it, rank 0 needs the answer."""
+        ...
 
-class NativeEngine:
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take over a whole state dict, which every rank has."""
+        ...
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The whole state dict of the optimizer, parameters numbered as by torch.optim."""
+        ...
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Take over what `optimizer_state` gave, on whatever engine and number of ranks."""
+        ...
+
+
+class WholeModel:
+    """Every rank holds all weights and all of the optimizer's state."""
+
+    module: nn.Module
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.module.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(weights)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        optimizer.load_state_dict(state)
+
+
+class NativeEngine(WholeModel):
     """Written-out passes where the network allows it, else autograd, with DDP for several ranks."""
 
     def __init__(
@@ -60,7 +96,7 @@ class NativeEngine:
         parallel: ParallelConfig,
         compile_: CompileConfig,
         plan: Plan,
-        example: Tensor,
+        example: Batch,
     ) -> None:
         """
         Args:
@@ -70,7 +106,7 @@ class NativeEngine:
             parallel: How ranks share the gradient.
             compile_: Whether autograd's passes are compiled.
             plan: Who trains on what.
-            example: A batch as the data set gives it, `(B, ...)`.
+            example: A batch as the data set gives it, of one sample or more.
         """
         self.module = loss.module
         reduction: Reduction = SingleRank()
@@ -78,7 +114,10 @@ class NativeEngine:
             shapes = describe(self.module)
             assert shapes is not None
             explicit = ExplicitPasses(
-                shapes, flat, normalize=loss.normalize, label_smoothing=loss.label_smoothing
+                shapes,
+                flat,
+                normalize=loss.normalize,
+                label_smoothing=loss.task.label_smoothing or 0.0,
             )
             self.passes: Passes = explicit
             if runtime.device.type == "cuda":
@@ -108,7 +147,7 @@ class NativeEngine:
         runtime: Runtime,
         parallel: ParallelConfig,
         plan: Plan,
-        example: Tensor,
+        example: Batch,
     ) -> DistributedDataParallel:
         ddp = DistributedDataParallel(
             model,
@@ -118,11 +157,13 @@ class NativeEngine:
             bucket_cap_mb=parallel.bucket_mb,
         )
         size = plan.window(0).micro_batches[0].size
-        inputs = example.new_zeros(size, *example.shape[1:], device=runtime.device)
-        self._settle_buckets(ddp, inputs)
+        zeros = [t.new_zeros(size, *t.shape[1:], device=runtime.device) for t in example]
+        self._settle_buckets(ddp, *zeros)
         return ddp
 
-    def _settle_buckets(self, ddp: DistributedDataParallel, inputs: Tensor) -> None:
+    def _settle_buckets(
+        self, ddp: DistributedDataParallel, inputs: Tensor, targets: Tensor
+    ) -> None:
         """Two passes over zeros that leave no trace but DDP's final bucket layout.
 
         DDP lays its buckets out anew after the first backward pass (with a static graph the second
@@ -131,7 +172,6 @@ class NativeEngine:
         undisturbed run.
         """
         before = [buffer.clone() for buffer in self.module.buffers()]
-        targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
         ddp.train()  # type: ignore[no-untyped-call]
         for _ in range(2):
             ddp(inputs, targets)[0].backward()
@@ -153,7 +193,11 @@ class NativeEngine:
 
 
 def flatten_parameters(
-    module: nn.Module, config: CompileConfig, precision: Precision, device: torch.device
+    module: nn.Module,
+    config: CompileConfig,
+    precision: Precision,
+    task: Task,
+    device: torch.device,
 ) -> FlatParameters | None:
     """The parameters in a flat buffer if the passes of this network are to be written out.
 
@@ -163,13 +207,15 @@ def flatten_parameters(
     shapes = None
     asked = config.backward == "explicit"
     compiled = should_compile(config, device) and not (asked and config.enabled == "auto")
-    if precision.dtype is None and not compiled:
+    plain = precision.dtype is None and task.label_smoothing is not None
+    if plain and not compiled:
         shapes = describe(module)
     if asked and shapes is None:
         raise InputError(
             "compile.backward",
             given="explicit",
-            expected="a network of Linear, ReLU and Dropout, in fp32, not compiled",
+            expected="a network of Linear, ReLU and Dropout for a classification by cross-entropy, "
+            "in fp32, not compiled",
             remedy="Use --compile.backward auto.",
         )
     if shapes is None or config.backward == "autograd":

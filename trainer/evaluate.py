@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from data.datasets import Normalize
@@ -15,20 +14,28 @@ from data.sampler import evaluation_batches
 from trainer.collectives import sum_
 from trainer.precision import Precision
 from trainer.runtime import Runtime
+from trainer.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Counts over the whole test set."""
+    """Metrics over the whole test set, each from one sum over all of its samples."""
 
-    loss: float
-    """Mean cross-entropy."""
-    correct: int
-    count: int
+    values: dict[str, float]
+    """By name: the mean loss, the metrics of the task, and the count of samples."""
 
     @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
+    def loss(self) -> float:
+        return self.values["loss"]
+
+    @property
+    def count(self) -> int:
+        return int(self.values["count"])
+
+    @property
+    def correct(self) -> int:
+        """Correct predictions of a classification."""
+        return int(self.values["correct"])
 
 
 @torch.inference_mode()
@@ -39,6 +46,7 @@ def evaluate(
     num_samples: int,
     batch_size: int,
     normalize: Normalize,
+    task: Task,
     precision: Precision,
     runtime: Runtime,
     interrupted: Callable[[], bool],
@@ -52,7 +60,7 @@ def evaluate(
         The counts, or None if `interrupted` said so; all ranks ask it equally often.
     """
     num_batches = len(evaluation_batches(num_samples, batch_size))
-    sums = torch.zeros(num_batches, 3, dtype=torch.float64, device=runtime.device)
+    sums = torch.zeros(num_batches, task.width, dtype=torch.float64, device=runtime.device)
     batches = loader.evaluation(batch_size, runtime.rank, runtime.world_size)
     modes = [(part, part.training) for part in module.modules()]  # a user may have frozen some
     module.eval()
@@ -65,14 +73,12 @@ def evaluate(
                 continue
             index, (inputs, targets) = found
             with precision.autocast():
-                logits = module(normalize(inputs))
-            sums[index, 0] = F.cross_entropy(logits.double(), targets, reduction="sum")
-            sums[index, 1] = (logits.argmax(1) == targets).sum()
-            sums[index, 2] = len(targets)
+                outputs = module(normalize(inputs))
+            sums[index] = task.measure(outputs, targets)
     finally:
         for part, mode in modes:
             part.training = mode
     # Float64 holds these integers exactly, and only one rank adds to each row.
-    loss, correct, count = sum_(runtime, sums).sum(0).tolist()
-    assert count == num_samples
-    return Evaluation(loss / count, int(correct), int(count))
+    result = Evaluation(task.report(sum_(runtime, sums).sum(0).tolist()))
+    assert result.count == num_samples
+    return result

@@ -25,6 +25,7 @@ from trainer.saver import Saver
 from trainer.sinks import Record, Sinks
 from trainer.state import Stateful, capture
 from trainer.step import TrainStep
+from trainer.task import Best, Task
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class Parts:
     num_test: int
     step: TrainStep
     normalize: Normalize
+    task: Task
+    best: Best
     state: Stateful
     total_windows: int
     sinks: Sinks
@@ -121,7 +124,7 @@ def log_training(parts: Parts) -> None:
     progress, scaler = parts.state.progress, parts.state.precision.scaler
     record = start_record(parts) | {
         "train/loss": totals.loss,
-        "train/accuracy": totals.accuracy,
+        f"train/{parts.task.score_name}": totals.score,
         "train/lr": parts.step.schedule(max(progress.step - 1, 0)),
         "train/grad_norm": float(parts.step.gradient_norm()),
         "train/samples_per_second": parts.watch.read(),
@@ -153,6 +156,7 @@ def run_evaluation(parts: Parts) -> bool:
         num_samples=parts.num_test,
         batch_size=parts.config.evaluate.batch_size,
         normalize=parts.normalize,
+        task=parts.task,
         precision=state.precision,
         runtime=parts.runtime,
         interrupted=Poll(parts.stop, parts.runtime),
@@ -161,19 +165,10 @@ def run_evaluation(parts: Parts) -> bool:
     if result is None:
         return False
     progress.evaluation_due = False
-    progress.accuracy, progress.loss = result.accuracy, result.loss
-    if progress.best_accuracy is None or result.accuracy > progress.best_accuracy:
-        progress.best_accuracy, progress.best_loss = result.accuracy, result.loss
-        progress.best_step = progress.step
-    parts.sinks.record(
-        start_record(parts)
-        | {
-            "eval/loss": result.loss,
-            "eval/accuracy": result.accuracy,
-            "eval/correct": result.correct,
-            "eval/count": result.count,
-        }
-    )
+    progress.metrics = result.values
+    if parts.best.improves(result.values, progress.best):
+        progress.best, progress.best_step = result.values, progress.step
+    parts.sinks.record(start_record(parts) | under("eval", result.values))
     write_summary(parts, "running")
     return True
 
@@ -195,7 +190,7 @@ def save(parts: Parts) -> None:
         config_digest=digest(parts.config),
         identity=identity(parts.config),
     )
-    is_best = progress.best_accuracy is not None and progress.best_step == progress.step
+    is_best = bool(progress.best) and progress.best_step == progress.step
     parts.saver.submit(weights, trainer, position, is_best=is_best)
 
 
@@ -225,6 +220,10 @@ def start_record(parts: Parts) -> Record:
     }
 
 
+def under(group: str, values: dict[str, float]) -> Record:
+    return {f"{group}/{name}": value for name, value in values.items()}
+
+
 def write_summary(parts: Parts, status: str) -> None:
     if parts.runtime.is_main:
         progress = parts.state.progress
@@ -234,12 +233,10 @@ def write_summary(parts: Parts, status: str) -> None:
                 "name": parts.config.name,
                 "step": progress.step,
                 "epoch": round(progress.window / parts.plan.steps_per_epoch, 6),
-                "eval/accuracy": progress.accuracy,
-                "eval/loss": progress.loss,
-                "best/accuracy": progress.best_accuracy,
-                "best/loss": progress.best_loss,
-                "best/step": progress.best_step if progress.best_accuracy is not None else None,
                 "skipped_steps": progress.skipped_steps,
                 "elapsed_seconds": round(parts.elapsed_seconds, 3),
+                "best/step": progress.best_step if progress.best else None,
             }
+            | under("eval", progress.metrics)
+            | under("best", progress.best)
         )

@@ -1,4 +1,4 @@
-"""Training loss and accuracy, kept on the device until a logging step."""
+"""Training loss and score, kept on the device until a logging step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Totals:
     """Means over all samples of all ranks since the last collection."""
 
     loss: float
-    accuracy: float
+    score: float
 
 
 @dataclass(slots=True)
@@ -27,32 +27,32 @@ class Meter:
 
     windows: list[int] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
-    correct: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
-    def add(self, window: int, loss_sum: Tensor, correct: Tensor, count: int) -> None:
-        """Remember the summed loss and the number of correct predictions of a micro-batch."""
+    def add(self, window: int, loss_sum: Tensor, score: Tensor, count: int) -> None:
+        """Remember the summed loss and the summed score of a micro-batch."""
         self.windows.append(window)
         self.losses.append(loss_sum)
-        self.correct.append(correct)
+        self.scores.append(score)
         self.counts.append(count)
 
     def forget(self, window: int) -> None:
         """Drop a global batch whose optimizer step was skipped."""
         while self.windows and self.windows[-1] == window:
-            self.windows.pop(), self.losses.pop(), self.correct.pop(), self.counts.pop()
+            self.windows.pop(), self.losses.pop(), self.scores.pop(), self.counts.pop()
 
     def collect(self, runtime: Runtime) -> Totals:
         """Average over micro-batches and ranks, and start anew. Waits for the device."""
         rows = torch.zeros(runtime.world_size, 3, dtype=torch.float64, device=runtime.device)
         if self.losses:
             rows[runtime.rank, 0] = torch.stack(self.losses).double().sum()
-            rows[runtime.rank, 1] = torch.stack(self.correct).sum()
+            rows[runtime.rank, 1] = torch.stack(self.scores).sum()
             rows[runtime.rank, 2] = sum(self.counts)
         # Every rank fills its own row of zeros, so the sum is exact and has a fixed order.
-        loss, correct, count = sum_(runtime, rows).sum(0).tolist()
-        self.windows, self.losses, self.correct, self.counts = [], [], [], []
-        return Totals(loss / max(count, 1), correct / max(count, 1))
+        loss, score, count = sum_(runtime, rows).sum(0).tolist()
+        self.windows, self.losses, self.scores, self.counts = [], [], [], []
+        return Totals(loss / max(count, 1), score / max(count, 1))
 
     def first_bad_window(self, runtime: Runtime) -> int | None:
         """First global batch since the last collection whose loss was not finite on some rank.
@@ -72,7 +72,7 @@ class Meter:
         """Take over the micro-batches of another rank."""
         self.windows += other.windows
         self.losses += other.losses
-        self.correct += other.correct
+        self.scores += other.scores
         self.counts += other.counts
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,14 +80,14 @@ class Meter:
         return {
             "windows": list(self.windows),
             "losses": torch.stack(self.losses).cpu() if self.losses else empty,
-            "correct": torch.stack(self.correct).cpu() if self.correct else empty,
+            "scores": torch.stack(self.scores).cpu() if self.scores else empty,
             "counts": list(self.counts),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.windows = list(state["windows"])
         self.losses = list(state["losses"].to(device).unbind())
-        self.correct = list(state["correct"].to(device).unbind())
+        self.scores = list(state["scores"].to(device).unbind())
         self.counts = list(state["counts"])
 
 

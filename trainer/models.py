@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
@@ -13,6 +14,7 @@ from configs.imports import call_with
 from configs.schema_training import ModelConfig
 from trainer.registry import resolve
 from trainer.rng import seed_stream
+from trainer.task import Task
 
 
 class MLP(nn.Module):
@@ -90,3 +92,29 @@ def build_model(
             "model.name", given=config.name, expected="a callable that returns a torch.nn.Module"
         )
     return model
+
+
+def check_outputs(model: nn.Module, inputs: Tensor, target: Tensor, task: Task) -> None:
+    """Try one sample, so that a model that does not suit the task is refused before it trains.
+
+    Raises:
+        InputError: With the shape of the outputs.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(inputs)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    try:
+        task.measure(outputs, target.to(inputs.device))
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"outputs of the model for task.name={task.name} ({reason})",
+            given=f"{given} for inputs {tuple(inputs.shape)}",
+            expected=f"a tensor that suits targets {tuple(target.shape)}: {task.outputs}",
+        ) from None

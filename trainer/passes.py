@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.datasets import Normalize
 from trainer.precision import Precision
+from trainer.task import Task
 
 
 class Passes(Protocol):
@@ -27,12 +27,12 @@ class Passes(Protocol):
 
         Args:
             inputs: `(B, ...)` as the data set holds them, not normalised.
-            targets: `(B,)` int64.
+            targets: `(B,)` int64, or what the task learns from.
             share: Factor of the loss.
 
         Returns:
-            The summed loss (float32) and the number of correct predictions (int64), both on the
-            device and without a graph.
+            The summed loss (float32) and the summed score of the task (for a classification the
+            number of correct predictions, int64), both on the device and without a graph.
         """
         ...
 
@@ -49,27 +49,19 @@ class LossModule(nn.Module):
     """Normalisation, model and loss as one module: one compiled region, one call of DDP."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        *,
-        normalize: Normalize,
-        precision: Precision,
-        label_smoothing: float,
+        self, module: nn.Module, *, normalize: Normalize, precision: Precision, task: Task
     ) -> None:
         super().__init__()
         self.module = module
         self.normalize = normalize
         self.precision = precision
-        self.label_smoothing = label_smoothing
+        self.task = task
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over the micro-batch in float32, and correct predictions."""
+        """The task's loss in float32 and its score, both summed over the micro-batch."""
         with self.precision.autocast():
-            logits = self.module(self.normalize(inputs))
-        loss = F.cross_entropy(
-            logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing
-        )
-        return loss, (logits.detach().argmax(1) == targets).sum()
+            outputs = self.module(self.normalize(inputs))
+        return self.task.learn(outputs, targets)
 
 
 class AutogradPasses:
@@ -86,9 +78,9 @@ class AutogradPasses:
             parameter.grad = None
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        loss, correct = self.model(inputs, targets)
+        loss, score = self.model(inputs, targets)
         self.scaler.scale(loss * share).backward()
-        return loss.detach(), correct
+        return loss.detach(), score
 
     def take(self, out: Tensor) -> None:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]

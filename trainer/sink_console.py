@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 2.0
 """At most one plain training line in this time; evaluations are always printed."""
+SHARES = ("accuracy", "label_accuracy", "f1", "precision", "recall", "exact_match")
+"""Metrics that are read as percentages."""
 
 
 def build_console(progress: Literal["auto", "rich", "plain", "off"]) -> list[Sink]:
@@ -29,8 +31,10 @@ class RichSink:
     def __init__(self) -> None:
         self.progress: Progress | None = None
         self.task: TaskID | None = None
+        self.facts: RunFacts | None = None
 
     def start(self, facts: RunFacts) -> None:
+        self.facts = facts
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -54,11 +58,13 @@ class RichSink:
     def record(self, record: Record) -> None:
         assert self.progress is not None
         assert self.task is not None
-        if "eval/accuracy" in record:
-            self.progress.console.print(_evaluation_line(record), highlight=False)
+        assert self.facts is not None
+        if "eval/loss" in record:
+            line = _evaluation_line(record, self.facts)
+            self.progress.console.print(line, highlight=False)
         if "train/loss" in record:
             metrics = (
-                f"loss {record['train/loss']:.4f}  acc {record['train/accuracy']:.2%}  "
+                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}  "
                 f"{record['train/samples_per_second']:,.0f} samples/s"
             )
             self.progress.update(
@@ -89,20 +95,29 @@ class PlainSink:
             left = (self.facts.total_steps - record["step"]) * self.facts.samples_per_step / rate
             print(
                 f"step {record['step']}/{self.facts.total_steps}  epoch {record['epoch']:.2f}  "
-                f"loss {record['train/loss']:.4f}  acc {record['train/accuracy']:.2%}  "
+                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}  "
                 f"lr {record['train/lr']:.3g}  {rate:,.0f} samples/s  "
                 f"ETA {int(left) // 60}:{int(left) % 60:02d}",
                 flush=True,
             )
-        if "eval/accuracy" in record:
-            print(_evaluation_line(record), flush=True)
+        if "eval/loss" in record:
+            print(_evaluation_line(record, self.facts), flush=True)
 
     def finish(self, status: str) -> None:
         pass
 
 
-def _evaluation_line(record: Record) -> str:
-    return (
-        f"epoch {record['epoch']:g}  step {record['step']}  "
-        f"test accuracy {record['eval/accuracy']:.2%}  test loss {record['eval/loss']:.4f}"
-    )
+def _score(record: Record, facts: RunFacts) -> str:
+    name = facts.score_name
+    return f"{'acc' if name == 'accuracy' else name} {shown(name, record[f'train/{name}'])}"
+
+
+def _evaluation_line(record: Record, facts: RunFacts) -> str:
+    names = dict.fromkeys((facts.best.metric, "loss"))
+    values = "  ".join(f"test {name} {shown(name, record[f'eval/{name}'])}" for name in names)
+    return f"epoch {record['epoch']:g}  step {record['step']}  {values}"
+
+
+def shown(name: str, value: float) -> str:
+    """A metric in print: shares as percentages."""
+    return f"{value:.2%}" if name in SHARES else f"{value:.4f}"

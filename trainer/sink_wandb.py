@@ -7,13 +7,13 @@ import logging
 import os
 import re
 import secrets
-from math import inf
 from pathlib import Path
 from typing import Any
 
 from configs.identity import nest
 from configs.schema_execution import WandbConfig
 from trainer.sinks import Record, RunFacts
+from trainer.task import Best
 
 log = logging.getLogger("convoy")
 ID_FILE, SENT_FILE = "wandb.json", "wandb_sent.json"
@@ -35,8 +35,10 @@ class WandbSink:
         self.sent: dict[str, float] = {}
         """Last step of each group of keys that W&B has."""
         self.best: dict[str, float] = {}
+        self.which: Best | None = None
 
     def start(self, facts: RunFacts) -> None:
+        self.which = facts.best
         mode = os.environ.get("WANDB_MODE") or self.config.mode
         if mode == "disabled":
             return
@@ -98,9 +100,10 @@ class WandbSink:
             return
         try:
             self.run.log({key: v for key, v in record.items() if "/" not in key or key in new})
-            if record.get("eval/accuracy", -inf) > self.best.get("best/accuracy", -inf):
-                names = ("accuracy", "loss")
-                self.best = {f"best/{name}": record[f"eval/{name}"] for name in names}
+            values = {key[5:]: value for key, value in record.items() if key.startswith("eval/")}
+            known = {key[5:]: value for key, value in self.best.items()}
+            if values and self.which is not None and self.which.improves(values, known):
+                self.best = {f"best/{name}": value for name, value in values.items()}
                 self.best["best/step"] = step
                 self.run.summary.update(self.best)
             self.sent |= {_group(key): step for key in new}

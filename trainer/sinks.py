@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.task import Best
+
 Record = dict[str, float]
 """`step`, `epoch`, `time`, and values such as `train/loss` or `eval/accuracy`."""
 
@@ -20,6 +22,10 @@ class RunFacts:
     environment: dict[str, Any]
     total_steps: int
     samples_per_step: int
+    score_name: str
+    """What `train/SCORE_NAME` records beside the loss."""
+    best: Best
+    """Which evaluation is better."""
     first_step: int
     """Step the run starts or continues from; records after it from an earlier try are void."""
 

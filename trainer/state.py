@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -33,11 +33,10 @@ class Progress:
     """Wall time of the run over all its restarts."""
     evaluation_due: bool = False
     """An evaluation was interrupted and comes first when the run continues."""
-    accuracy: float | None = None
-    """Test accuracy of the latest evaluation, and its loss."""
-    loss: float | None = None
-    best_accuracy: float | None = None
-    best_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the latest evaluation said, by name; empty before the first."""
+    best: dict[str, float] = field(default_factory=dict)
+    """The same of the best one, at `best_step`."""
     best_step: int = 0
 
 
@@ -60,11 +59,11 @@ def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Every rank must call it: random generators and unlogged metrics are gathered from all.
     """
-    weights = {name: host_copy(value) for name, value in run.engine.module.state_dict().items()}
+    weights = {name: host_copy(value) for name, value in run.engine.weights().items()}
     mine = {"rng": capture_rng(run.runtime.device), "meter": run.meter.state_dict()}
     trainer = {
         "progress": asdict(run.progress),
-        "optimizer": host_copy(run.optimizer.state_dict()),
+        "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
         "optimizer_class": type(run.optimizer).__name__,
         "scaler": run.precision.scaler.state_dict(),
         "ema": host_copy(run.ema.module.state_dict()) if run.ema else None,
@@ -86,10 +85,10 @@ def restore(
         InputError: If the state does not belong to this model, optimizer or precision.
     """
     try:
-        run.engine.module.load_state_dict(weights)
+        run.engine.load_weights(weights)
         if run.ema is not None:  # an average begun later starts from the weights
             run.ema.module.load_state_dict(trainer["ema"] or weights)
-        _restore_optimizer(run.optimizer, trainer)
+        _restore_optimizer(run.engine, run.optimizer, trainer)
         if run.precision.scaler.is_enabled() and trainer["scaler"]:
             run.precision.scaler.load_state_dict(trainer["scaler"])
         for name, value in trainer["progress"].items():
@@ -123,7 +122,9 @@ def restore(
     ]
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, trainer: dict[str, Any]) -> None:
+def _restore_optimizer(
+    engine: Engine, optimizer: torch.optim.Optimizer, trainer: dict[str, Any]
+) -> None:
     """Its running averages come from the checkpoint, its hyperparameters from the config."""
     saved = trainer["optimizer_class"]
     if saved not in [kind.__name__ for kind in type(optimizer).__mro__]:
@@ -132,7 +133,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, trainer: dict[str, Any]
         {name: value for name, value in group.items() if name not in ("params", "lr")}
         for group in optimizer.param_groups
     ]
-    optimizer.load_state_dict(copy.deepcopy(trainer["optimizer"]))
+    engine.load_optimizer_state(optimizer, copy.deepcopy(trainer["optimizer"]))
     for group, chosen in zip(optimizer.param_groups, options, strict=True):
         group.update(chosen)
 

@@ -65,8 +65,8 @@ class TrainStep:
         for micro in window.micro_batches:
             inputs, targets = next(batches)
             with self.engine.micro_batch(window, micro):
-                loss, correct = self.engine.differentiate(self.augment(inputs), targets, share)
-            self.meter.add(window.index, loss, correct, micro.size)
+                loss, score = self.engine.differentiate(self.augment(inputs), targets, share)
+            self.meter.add(window.index, loss, score, micro.size)
         self.engine.reduce()
 
         scaler.unscale_(self.optimizer)

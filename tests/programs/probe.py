@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
             num_samples=parts.num_test,
             batch_size=config.evaluate.batch_size,
             normalize=parts.normalize,
+            task=parts.task,
             precision=parts.state.precision,
             runtime=runtime,
             interrupted=lambda: False,

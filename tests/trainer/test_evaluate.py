@@ -17,6 +17,7 @@ from trainer.evaluate import Evaluation, evaluate
 from trainer.models import MLP
 from trainer.precision import build_precision
 from trainer.runtime import Runtime
+from trainer.task import classification
 
 CPU = torch.device("cpu")
 NUM_SAMPLES, BATCH = 10_007, 1_000
@@ -77,6 +78,7 @@ def run(
         num_samples=NUM_SAMPLES,
         batch_size=batch_size,
         normalize=Normalize(FACTS, device),
+        task=classification(),
         precision=build_precision(PrecisionConfig(), device),
         runtime=Runtime(launcher="python", device=device),
         interrupted=interrupted,
@@ -101,7 +103,7 @@ def test_the_counts_are_exact(kind: str, batch_size: int) -> None:
     loss, correct = expected_counts(module)
     assert result is not None
     assert (result.correct, result.count) == (correct, NUM_SAMPLES)
-    assert result.accuracy == correct / NUM_SAMPLES
+    assert result.values["accuracy"] == correct / NUM_SAMPLES
     assert result.loss == pytest.approx(loss, rel=1e-6)
 
 

@@ -243,6 +243,7 @@ def test_curve_and_picture_are_written_with_and_without_a_suggestion(
 def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
     from data.datasets import Normalize
     from trainer.evaluate import evaluate
+    from trainer.task import classification
 
     arguments = [f"--seed={seed}", f"--optimizer.lr={learning_rate}", "--train.epochs=1"]
     found = assemble(load_config(arguments, prog="", description=""), ONE_RANK)
@@ -256,12 +257,13 @@ def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
         num_samples=len(found.data.test),
         batch_size=1000,
         normalize=Normalize(found.data, ONE_RANK.device),
+        task=classification(),
         precision=found.state.precision,
         runtime=ONE_RANK,
         interrupted=lambda: False,
     )
     assert result is not None
-    return result.accuracy
+    return result.values["accuracy"]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def meter(*micro_batches: tuple[int, float, int, int]) -> Meter:
 
 def test_the_means_are_over_samples_not_over_micro_batches() -> None:
     totals = meter((0, 8.0, 2, 4), (0, 1.0, 1, 1), (1, 6.0, 0, 5)).collect(ALONE)
-    assert (totals.loss, totals.accuracy) == (15 / 10, 3 / 10)
+    assert (totals.loss, totals.score) == (15 / 10, 3 / 10)
 
 
 def test_a_collection_starts_anew() -> None:
@@ -32,7 +32,7 @@ def test_a_collection_starts_anew() -> None:
     made.collect(ALONE)
     made.add(1, torch.tensor(3.0), torch.tensor(1), 2)
     totals = made.collect(ALONE)
-    assert (totals.loss, totals.accuracy) == (1.5, 0.5)
+    assert (totals.loss, totals.score) == (1.5, 0.5)
 
 
 def test_sums_are_taken_in_double_precision() -> None:
@@ -43,7 +43,7 @@ def test_sums_are_taken_in_double_precision() -> None:
 def test_an_empty_meter_has_means_of_zero_and_no_bad_window() -> None:
     assert Meter().first_bad_window(ALONE) is None
     totals = Meter().collect(ALONE)
-    assert (totals.loss, totals.accuracy) == (0.0, 0.0)
+    assert (totals.loss, totals.score) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("num_skipped", [1, 3])
@@ -52,14 +52,14 @@ def test_a_forgotten_window_counts_neither_its_loss_nor_its_samples(num_skipped:
     made.forget(1)
     assert made.first_bad_window(ALONE) is None
     totals = made.collect(ALONE)
-    assert (totals.loss, totals.accuracy) == (2.0, 0.5)
+    assert (totals.loss, totals.score) == (2.0, 0.5)
 
 
 def test_only_the_latest_window_is_forgotten() -> None:
     made = meter((0, 8.0, 2, 4), (1, 4.0, 4, 4))
     made.forget(0)
     totals = made.collect(ALONE)
-    assert (totals.loss, totals.accuracy) == (1.5, 0.75)
+    assert (totals.loss, totals.score) == (1.5, 0.75)
 
 
 def test_forgetting_in_an_empty_meter_is_nothing() -> None:
@@ -98,7 +98,7 @@ def test_no_value_is_read_before_a_collection() -> None:
     made.add(1, torch.empty((), device="meta"), torch.empty((), device="meta"), 4)
     made.forget(1)
     totals = made.collect(ALONE)
-    assert (totals.loss, totals.accuracy) == (2.0, 0.5)
+    assert (totals.loss, totals.score) == (2.0, 0.5)
 
 
 def test_a_stopwatch_counts_what_lies_between_mark_and_lap(monkeypatch: pytest.MonkeyPatch) -> None:

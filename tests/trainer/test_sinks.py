@@ -14,6 +14,7 @@ from trainer.sink_console import PlainSink, RichSink, build_console
 from trainer.sink_jsonl import JsonlSink
 from trainer.sink_wandb import WandbSink
 from trainer.sinks import Record, RunFacts, Sinks
+from trainer.task import Best
 
 CONFIG = {"optimizer.lr": 0.25, "model.kwargs": {"hidden": [4]}, "seed": 3}
 
@@ -25,6 +26,8 @@ def facts(folder: Path, *, first_step: int = 0) -> RunFacts:
         environment={"git_commit": "abc", "world_size": 2},
         total_steps=100,
         samples_per_step=50,
+        score_name="accuracy",
+        best=Best("accuracy", higher=True),
         first_step=first_step,
     )
 

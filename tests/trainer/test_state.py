@@ -195,7 +195,7 @@ class RunSubject:
 
     def advance(self, step: int) -> None:
         self.rig.drive()
-        self.rig.progress.accuracy, self.rig.progress.best_step = step / 10, step
+        self.rig.progress.metrics, self.rig.progress.best_step = {"accuracy": step / 10}, step
 
     def save(self) -> Any:
         weights, trainer = capture(self.state)
@@ -378,7 +378,7 @@ def test_fewer_ranks_take_over_the_metrics_and_say_what_cannot_be_the_same(
     assert "dropout" in note
     merged = fresh.rig.meter.collect(ALONE)
     assert merged.loss == pytest.approx((mine.loss * count + 100) / (count + 10))
-    assert merged.accuracy == pytest.approx((mine.accuracy * count + 7) / (count + 10))
+    assert merged.score == pytest.approx((mine.score * count + 7) / (count + 10))
     assert_same_bits(capture(fresh.state)[0], state["weights"])
 
 

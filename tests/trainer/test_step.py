@@ -31,6 +31,7 @@ from trainer.runtime import Runtime
 from trainer.schedule import Schedule, build_schedule
 from trainer.state import Progress
 from trainer.step import TrainStep
+from trainer.task import classification
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -138,16 +139,17 @@ def make(
     precision = build_precision(
         PrecisionConfig(dtype=dtype, init_scale=init_scale, growth_interval=growth_interval), device
     )
+    task = classification(label_smoothing=smoothing)
     normalize, compile_ = Normalize(facts, device), CompileConfig(enabled=False, backward=backward)
-    flat = flatten_parameters(module, compile_, precision, device)
+    flat = flatten_parameters(module, compile_, precision, task, device)
     engine = NativeEngine(
-        LossModule(module, normalize=normalize, precision=precision, label_smoothing=smoothing),
+        LossModule(module, normalize=normalize, precision=precision, task=task),
         flat=flat,
         runtime=runtime,
         parallel=parallel,
         compile_=compile_,
         plan=plan,
-        example=inputs[:1],
+        example=(inputs[:1], data.targets[:1]),
     )
     config = OptimizerConfig(name=optimizer, lr=0.1, momentum=momentum, weight_decay=weight_decay)
     built = build_optimizer(config, module.parameters(), device, scaled=dtype == "fp16", flat=flat)
@@ -274,7 +276,7 @@ def test_the_metrics_are_those_of_the_whole_batch_before_the_step(
         rig.drive()
     totals = rig.meter.collect(Runtime(launcher="python"))
     assert count == 37
-    assert totals.accuracy == hits / count
+    assert totals.score == hits / count
     assert totals.loss == pytest.approx(float(sum(losses)) / count, rel=1e-5)
 
 

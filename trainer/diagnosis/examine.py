@@ -12,7 +12,6 @@ from configs.schema import RunConfig
 from data.acquire import acquire
 from data.catalog import CATALOG
 from data.datasets import Datasets, Normalize, load_datasets
-from trainer.build import check_batch_norm
 from trainer.collectives import gather_objects, together
 from trainer.diagnosis.check_cluster import check_agreement
 from trainer.diagnosis.check_data import check_data
@@ -24,6 +23,7 @@ from trainer.diagnosis.data_sample import take_sample
 from trainer.diagnosis.findings import Finding
 from trainer.diagnosis.trial import Subject, Trial, collect, plan_alone, predict, run_trial
 from trainer.drift import weight_digest
+from trainer.local import check_batch_norm
 from trainer.models import build_model
 from trainer.runtime import Runtime
 

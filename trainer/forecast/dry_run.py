@@ -22,10 +22,11 @@ from data.acquire import acquire, cache_folder, find_files
 from data.catalog import CATALOG, DatasetFacts
 from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.sampler import Plan, evaluation_batches
-from trainer.build import build_local, build_state, check_batch_norm, continue_from
+from trainer.build import build_state, continue_from
 from trainer.checkpoint import list_checkpoints
 from trainer.engine import should_compile
 from trainer.forecast.memory import Need, largest_micro_batch, memory_of_rank
+from trainer.local import build_local, check_batch_norm
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime, place
 from trainer.schedule import Schedule

@@ -6,16 +6,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import RunConfig
 from data.datasets import ArrayDataset, Datasets
 from data.loader import ResidentLoader
 from data.sampler import Plan
-from trainer.build import Local
 from trainer.engine import NativeEngine
 from trainer.explicit import ExplicitPasses
+from trainer.local import Local
 from trainer.state import Stateful
 
 
@@ -88,7 +87,7 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
     shape = (size, *local.data.input_shape)
     engine = state.engine
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
-        engine.differentiate(torch.zeros(shape), torch.zeros(size, dtype=torch.int64), 1.0)
+        engine.differentiate(torch.zeros(shape), _zeros(local.example[1], size), 1.0)
         local.optimizer.step()
         found = vars(engine.passes.workspaces[size]).values()
         tensors = [
@@ -109,14 +108,18 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
         return tensor
 
     inputs = local.normalize(torch.zeros(shape, device=device))
-    targets = torch.zeros(size, dtype=torch.int64, device=device)
+    targets = _zeros(local.example[1], size).to(device)
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         with local.precision.autocast():
-            logits = module(inputs)
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+            outputs = module(inputs)
+        loss, _ = local.task.learn(outputs, targets)
     loss.backward()  # type: ignore[no-untyped-call]
     local.optimizer.step()
     return sum(kept.values())
+
+
+def _zeros(example: Tensor, size: int) -> Tensor:
+    return example.new_zeros(size, *example.shape[1:])
 
 
 def _tree_bytes(plan: Plan, module: nn.Module) -> int:

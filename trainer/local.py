@@ -1,0 +1,119 @@
+"""What a rank builds by itself, and may refuse, before ranks come together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from configs.errors import InputError
+from configs.schema import RunConfig
+from data.augment import Augment, build_augment
+from data.datasets import Datasets, Normalize
+from data.loader import Batch, Loader, build_loader
+from data.sampler import Plan
+from trainer.engine import flatten_parameters
+from trainer.flat import FlatParameters
+from trainer.models import build_model, check_outputs
+from trainer.optim import build_optimizer
+from trainer.precision import Precision, build_precision
+from trainer.runtime import Runtime
+from trainer.schedule import Schedule, build_schedule
+from trainer.task import Best, Task, build_task, choose_best
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What a rank can build, and refuse, without talking to the others."""
+
+    data: Datasets
+    plan: Plan
+    loader: Loader
+    task: Task
+    best: Best
+    example: Batch
+    """The first training sample as a batch of one, in host memory."""
+    model: nn.Module
+    flat: FlatParameters | None
+    optimizer: torch.optim.Optimizer
+    normalize: Normalize
+    augment: Augment
+    precision: Precision
+    schedule: Schedule
+    total_windows: int
+
+
+def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
+    """The parts of one rank, which need not be one of the process group's.
+
+    Raises:
+        InputError: If this rank's part of the run cannot be had.
+    """
+    precision = build_precision(config.precision, runtime.device)
+    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+    inputs, target = (torch.as_tensor(part) for part in data.train[0])
+    task.check_target(target)
+    plan = Plan(
+        num_samples=len(data.train),
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        seed=config.seed,
+        drop_last=config.data.drop_last,
+        shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
+    )
+    model = build_model(
+        config.model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        seed=config.seed,
+    ).to(runtime.device)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("model.name", given=config.model.name, expected="trainable parameters")
+    check_batch_norm(model, plan)
+    normalize = Normalize(data, runtime.device)
+    check_outputs(model, normalize(inputs[None].to(runtime.device)), target[None], task)
+    flat = flatten_parameters(model, config.compile, precision, task, runtime.device)
+    total_windows = config.train.epochs * plan.steps_per_epoch
+    return Local(
+        data=data,
+        plan=plan,
+        task=task,
+        best=choose_best(task, config.evaluate.best, config.evaluate.best_mode),
+        example=(inputs[None], target[None]),
+        loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
+        model=model,
+        flat=flat,
+        optimizer=build_optimizer(
+            config.optimizer,
+            model.parameters(),
+            runtime.device,
+            scaled=precision.scaler.is_enabled(),
+            flat=flat,
+        ),
+        normalize=normalize,
+        augment=build_augment(config.data.augment, data.input_shape),
+        precision=precision,
+        schedule=build_schedule(
+            config.schedule,
+            peak=config.optimizer.lr,
+            total_steps=min(total_windows, config.train.max_steps or total_windows),
+            steps_per_epoch=plan.steps_per_epoch,
+        ),
+        total_windows=total_windows,
+    )
+
+
+def check_batch_norm(model: nn.Module, plan: Plan) -> None:
+    """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normed and plan.smallest_micro_batch < 2:
+        raise InputError(
+            "batch normalisation",
+            given=f"a micro-batch of {plan.smallest_micro_batch} samples on rank {plan.rank}",
+            expected="2 or more in every micro-batch, also in the last one of an epoch",
+            remedy="Change train.global_batch_size, train.micro_batch_size or parallel.shards, or "
+            "use --data.drop_last true.",
+        )
