@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,28 @@ def import_object(key: str, path: str) -> Any:
             key,
             given=path,
             expected="an importable module",
-            remedy=f"No module {error.name!r}: run from its folder or put it on PYTHONPATH.",
+            remedy=f"No module {error.name!r}: keep it beside the config file, run from its "
+            "folder, or put it on PYTHONPATH.",
         ) from None
     for name in attribute.split("."):
         if not hasattr(found, name):
             raise InputError(key, given=path, expected=f"an attribute {name!r} in {_name(found)}")
         found = getattr(found, name)
     return found
+
+
+def find_beside(config_file: Path, values: Iterable[Any]) -> None:
+    """Let import paths among the values find modules that lie beside the config file."""
+    folder = config_file.resolve().parent
+    paths = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    names = [path.partition(":")[0].partition(".")[0] for path in paths if _may_name_module(path)]
+    beside = any((folder / f"{name}.py").is_file() or (folder / name).is_dir() for name in names)
+    if beside and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _may_name_module(value: Any) -> bool:
+    return isinstance(value, str) and is_import_path(value) and value[0].isidentifier()
 
 
 def import_extra(module: str, extra: str) -> Any:

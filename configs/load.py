@@ -11,6 +11,8 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from configs.errors import InputError
+from configs.identity import flatten
+from configs.imports import find_beside
 from configs.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_RECIPE = RECIPES / "mnist.yaml"
-OPEN_KEYS = ("model.kwargs",)
-"""Keys that hold a mapping with keys of the user's own."""
 SWITCHES = ("profile",)
 """Groups that are switched on by their bare flag: `--profile` is `--profile.enabled=true`."""
 
@@ -67,7 +67,10 @@ def load_config(argv: Sequence[str], *, prog: str, description: str) -> RunConfi
     except argparse.ArgumentError as error:
         raise _translate(str(error)) from None
     groups = {key: value for key, value in groups.items() if key in _names(RunConfig)}
-    return RunConfig(**groups)
+    config = RunConfig(**groups)
+    for file in files:
+        find_beside(file, flatten(config).values())
+    return config
 
 
 def known_keys() -> list[str]:
@@ -165,7 +168,7 @@ def _check_flags(argv: Sequence[str]) -> None:
     for token in argv:
         key = token[2:].partition("=")[0].rstrip("+")
         if token.startswith("--") and not key.startswith(("help", "print_config")):
-            open_key = any(key.startswith(f"{name}.") for name in OPEN_KEYS)
+            open_key = ".kwargs." in key  # a mapping with keys of the user's own
             if key not in known and not open_key:
                 raise _unknown(key, known, " on the command line")
             if _is_group(key):

@@ -7,7 +7,7 @@ before any device is touched. (No `slots`: jsonargparse reads nested defaults th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from configs.errors import expect
 from configs.schema_execution import (
@@ -32,16 +32,24 @@ from configs.schema_training import (
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     shift: float = 0.0
-    """Most pixels that a training image is moved by, along either axis."""
+    """Most pixels that a training image is moved by, along either axis; whole pixels unless it is
+    turned, scaled or sheared as well."""
     rotate: float = 0.0
     """Most degrees that it is turned by, either way."""
     scale: float = 0.0
     """Most that either side is stretched or shrunk by, as a fraction."""
     shear: float = 0.0
     """Most that it is slanted by: columns moved per row."""
+    flip: float = 0.0
+    """Probability that left and right change places."""
+    mixup: float = 0.0
+    """Blend pairs of samples and of their classes in proportions from Beta(mixup, mixup)."""
+    cutmix: float = 0.0
+    """Paste a box of another image, its area from Beta(cutmix, cutmix), and mix the classes."""
 
     def __post_init__(self) -> None:
-        for key, most in (("shift", 1e4), ("rotate", 180.0), ("scale", 0.9), ("shear", 10.0)):
+        limits = {"shift": 1e4, "rotate": 180, "scale": 0.9, "shear": 10, "flip": 1}
+        for key, most in (limits | {"mixup": 100, "cutmix": 100}).items():
             value = getattr(self, key)
             expect(self, f"data.augment.{key}", 0 <= value <= most, f"a number from 0 to {most:g}")
 
@@ -49,8 +57,11 @@ class AugmentConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     dataset: str = "mnist"
-    """Catalogue name (mnist, fashion_mnist, kmnist), `idx` for any four IDX files, or an import
-    path `package.module:attribute`."""
+    """Catalogue name (mnist, fashion_mnist, kmnist, emnist_SPLIT, cifar10, cifar100), files of your
+    own (idx, image_folder, npy, huggingface, webdataset), or an import path
+    `package.module:attribute`."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Options of the data set (docs/data.md), or keyword arguments of one by import path."""
     root: str | None = None
     """Folder that holds the files, directly or in a subfolder named after the data set."""
     download: bool = True
@@ -67,7 +78,7 @@ class DataConfig:
     drop_last: bool = False
     """Leave out the last, short global batch of an epoch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random geometry of training images, on the device."""
+    """Random geometry of training images and mixtures of them, on the device."""
 
     def __post_init__(self) -> None:
         expect(self, "data.workers", self.workers >= 0, "0 or more")
@@ -130,6 +141,20 @@ class RunConfig:
         )
         expect(self, "output_dir", bool(self.output_dir), "a folder")
         expect(self, "seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
+        expect(
+            self.compile,
+            "compile.backward",
+            self.compile.backward != "explicit" or self.parallel.engine == "native",
+            "auto or autograd with parallel.engine=accelerate",
+            "Passes that are written out are the native engine's.",
+        )
+        expect(
+            self.parallel,
+            "parallel.compression",
+            self.parallel.compression != "powersgd" or self.precision.dtype != "fp16",
+            "none, bf16 or fp16 with precision.dtype=fp16",
+            "PowerSGD would feed back gradients that are not finite, those of a step that fp16 skips.",
+        )
         if self.parallel.reduction == "exact":
             size, shards = self.train.global_batch_size, self.parallel.shards
             expect(

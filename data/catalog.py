@@ -1,4 +1,4 @@
-"""Facts of each data set: files, digests, mirrors, shape, mean and standard deviation, classes.
+"""Every published data set by name; here the three that follow MNIST's files.
 
 Sources: the publishers' pages (http://yann.lecun.com/exdb/mnist/,
 https://github.com/zalandoresearch/fashion-mnist, http://codh.rois.ac.jp/kmnist/). Mean and standard
@@ -7,39 +7,11 @@ deviation are of the training pixels scaled to [0, 1].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-ROLES = ("train_images", "train_labels", "test_images", "test_labels")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFacts:
-    """One published file: `name` without .gz, sizes in bytes, hex digests."""
-
-    name: str
-    gz_bytes: int
-    gz_sha256: str
-    """SHA-256 of the compressed file as published, checked after a download."""
-    sha256: str | None = None
-    """SHA-256 of the uncompressed content, where it is known: checked at every read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetFacts:
-    """One published data set of images with `classes`, in four IDX files."""
-
-    name: str
-    files: dict[str, FileFacts]
-    mirrors: tuple[str, ...]
-    num_train: int
-    num_test: int
-    image_shape: tuple[int, int]
-    mean: float
-    std: float
-    classes: tuple[str, ...]
-    licence: str
-    embedded: Path | None = None
+from data.catalog_cifar import CIFAR10, CIFAR100
+from data.catalog_emnist import EMNIST
+from data.entry import ROLES, DatasetFacts, FileFacts
 
 
 def _files(*facts: tuple[int, str, str | None]) -> dict[str, FileFacts]:
@@ -86,8 +58,8 @@ MNIST = DatasetFacts(
     num_train=60_000,
     num_test=10_000,
     image_shape=(28, 28),
-    mean=0.1307,
-    std=0.3081,
+    mean=(0.1307,),
+    std=(0.3081,),
     classes=tuple("0123456789"),
     licence="CC BY-SA 3.0, Y. LeCun, C. Cortes, C. Burges",
     embedded=Path(__file__).resolve().parent / "embedded" / "mnist",
@@ -108,8 +80,8 @@ FASHION_MNIST = DatasetFacts(
     num_train=60_000,
     num_test=10_000,
     image_shape=(28, 28),
-    mean=0.2860,
-    std=0.3530,
+    mean=(0.2860,),
+    std=(0.3530,),
     classes=(
         "T-shirt/top",
         "Trouser",
@@ -140,10 +112,12 @@ KMNIST = DatasetFacts(
     num_train=60_000,
     num_test=10_000,
     image_shape=(28, 28),
-    mean=0.1918,
-    std=0.3483,
+    mean=(0.1918,),
+    std=(0.3483,),
     classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     licence="CC BY-SA 4.0, KMNIST Dataset (created by CODH), adapted from Kuzushiji Dataset",
 )
 
-CATALOG = {facts.name: facts for facts in (MNIST, FASHION_MNIST, KMNIST)}
+CATALOG = {
+    facts.name: facts for facts in (MNIST, FASHION_MNIST, KMNIST, *EMNIST, CIFAR10, CIFAR100)
+}

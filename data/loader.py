@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, default_collate
 
 from configs.errors import InputError
 from configs.schema import DataConfig
-from data.datasets import ArrayDataset, MapDataset
 from data.prefetch import prefetch
 from data.sampler import Plan, derive_seed, evaluation_batches
+from data.samples import ArrayDataset, BatchDataset, MapDataset
 
 Batch = tuple[Tensor, Tensor]
 """Inputs `(B, ...)` and targets `(B,)`, on the device."""
@@ -88,6 +88,9 @@ class Fetcher:
     A data set read sample by sample may draw random numbers (augmentation). Each sample is then
     read under a seed of its own, f(seed, epoch, index), so what a run sees depends neither on the
     number of workers nor on ranks, nor on where it was interrupted.
+
+    An InputError (a picture that cannot be read) is handed over instead of the batch: raised here,
+    a DataLoader would bury it in the traceback of its worker.
     """
 
     def __init__(self, dataset: MapDataset, seed: int) -> None:
@@ -97,9 +100,15 @@ class Fetcher:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, request: Request) -> Batch:
-        if isinstance(self.dataset, ArrayDataset):
-            return self.dataset.gather(request.indices)
+    def __getitems__(self, request: Request) -> Batch | InputError:
+        try:
+            if isinstance(self.dataset, BatchDataset):
+                return self.dataset.gather(request.indices)
+            return self._one_by_one(request)
+        except InputError as error:
+            return error
+
+    def _one_by_one(self, request: Request) -> Batch:
         samples = []
         indices = request.indices.tolist()
         with _borrowed_rng():
@@ -109,9 +118,26 @@ class Fetcher:
                 random.seed(sample_seed)
                 np.random.seed(sample_seed % 2**32)
                 samples.append(self.dataset[index])
-        inputs, targets = default_collate(samples)
+        inputs, targets = _stack(samples)
         # A rank without samples in a short batch gets none of one, which has the right shape.
         return inputs[: len(indices)], targets[: len(indices)]
+
+
+def _stack(samples: list[Any]) -> Batch:
+    try:
+        inputs, targets = default_collate(samples)
+    except RuntimeError:
+        for number, what in enumerate(("inputs", "targets")):
+            shapes = {tuple(torch.as_tensor(sample[number]).shape) for sample in samples}
+            if len(shapes) > 1:
+                raise InputError(
+                    f"{what} of one batch",
+                    given=f"shapes {sorted(shapes)[:4]}",
+                    expected="the same shape for every sample",
+                    remedy="Crop, resize or pad in the data set.",
+                ) from None
+        raise
+    return inputs, targets
 
 
 class HostLoader:
@@ -126,6 +152,7 @@ class HostLoader:
         device: torch.device,
         workers: int,
         prefetch_factor: int,
+        pinned: bool = True,
     ) -> None:
         self.train = train
         self.test = test
@@ -133,13 +160,14 @@ class HostLoader:
         self.device = device
         self.workers = workers
         self.prefetch_factor = prefetch_factor
+        self.pinned = pinned and device.type == "cuda"
         if workers:
             atexit.register(_end_workers)
         self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
 
     def stream(self, window: int) -> Iterator[Batch]:
         requests = _TrainRequests(self.plan, window)
-        return prefetch(iter(self._loader(self.train, requests)), self.device)
+        return prefetch(_delivered(self._loader(self.train, requests)), self.device)
 
     def evaluation(
         self, batch_size: int, rank: int, world_size: int
@@ -149,7 +177,8 @@ class HostLoader:
         if batch_size not in self.evaluators:
             requests = [Request(torch.arange(*bounds[index]), 0) for index in mine]
             self.evaluators[batch_size] = self._loader(self.test, requests)
-        return zip(mine, prefetch(iter(self.evaluators[batch_size]), self.device), strict=True)
+        batches = _delivered(self.evaluators[batch_size])
+        return zip(mine, prefetch(batches, self.device), strict=True)
 
     def _loader(self, dataset: MapDataset, requests: Any) -> DataLoader[Any]:
         return DataLoader(
@@ -159,7 +188,7 @@ class HostLoader:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             prefetch_factor=self.prefetch_factor if self.workers else None,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.pinned,
             worker_init_fn=_start_worker,
             # A generator of its own: iterating must not draw from the stream dropout uses.
             generator=torch.Generator().manual_seed(derive_seed(self.plan.seed, "workers")),
@@ -219,6 +248,16 @@ def _fits(num_bytes: int, device: torch.device) -> bool:
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return num_bytes <= RESIDENT_FRACTION * free
+
+
+def _delivered(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
+    """What workers read; what they refused is refused here."""
+    for batch in batches:
+        if isinstance(batch, InputError):
+            # A new one: raised itself, it would hold this frame, and the frame it, and the workers
+            # would be left to the garbage collector, which cannot end them in time.
+            raise InputError(str(batch))
+        yield batch
 
 
 def _as_is(batch: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from data.reading import Reading
 
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 """Modes of Pillow that uint8 can hold."""
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Modes of Pillow by number of channels."""
 ROTATED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
@@ -36,15 +39,13 @@ class Picture:
                 expected=f"{reading.dtype_name} of shape {facts.input_shape} as NPY or IDX, as in "
                 "training",
             )
-        if facts.input_shape[0] not in (1, 3, 4):
-            raise InputError(name, given="a picture", expected=f"{facts.input_shape[0]} channels")
-        with self._open() as image:
+        self.channels = facts.input_shape[0]
+        if self.channels not in MODES:
+            raise InputError(name, given="a picture", expected=f"{self.channels} channels")
+        with opened(path, name) as image:
             rotated = image.getexif().get(0x0112) in ROTATED
             size = image.size if rotated else image.size[::-1]
-            if getattr(image, "n_frames", 1) > 1:
-                raise InputError(name, given=f"{image.n_frames} frames", expected="one picture")
-            if image.mode not in EIGHT_BIT:
-                raise InputError(name, given=f"mode {image.mode}", expected="8 bits per channel")
+            check_picture(image, name)
         if size != facts.input_shape[1:] and not reading.resize:
             raise reading.wrong_size(name, size)
 
@@ -52,45 +53,58 @@ class Picture:
         return 1
 
     def read(self, start: int, stop: int) -> Tensor:
-        ops = import_extra("PIL.ImageOps", "images")
-        with self._open() as image:
-            image = self._convert(ops.exif_transpose(image))
-            values = np.array(image, dtype=np.uint8)
-        channels_last = values[..., None] if values.ndim == 2 else values
-        images = torch.from_numpy(np.ascontiguousarray(channels_last.transpose(2, 0, 1)))
-        return self.reading.finish(images[None])
+        with opened(self.path, self.name) as image:
+            pixels = to_tensor(image, self.channels, self.name)
+        return self.reading.finish(pixels[None])
 
-    def _convert(self, image: Any) -> Any:
-        """To the model's channels. What lies under transparent pixels is anybody's guess."""
-        channels = self.reading.facts.input_shape[0]
-        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            if channels < 4 and image.getchannel("A").getextrema()[0] < 255:
-                raise InputError(
-                    self.name,
-                    given="transparent pixels",
-                    expected="an opaque picture",
-                    remedy="Save it on a background of its own.",
-                )
-            if channels < 4:
-                image = image.convert("RGB")
-        return image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[Any]:
-        """The picture; whatever Pillow finds wrong with it is an InputError."""
-        pillow = import_extra("PIL.Image", "images")
-        try:
-            with pillow.open(self.path) as image:
-                yield image
-        except InputError:
-            raise
-        except pillow.UnidentifiedImageError:
+@contextlib.contextmanager
+def opened(source: Path | bytes, name: str) -> Iterator[Any]:
+    """A picture as Pillow opens it; whatever Pillow finds wrong with it is an InputError."""
+    pillow = import_extra("PIL.Image", "images")
+    try:
+        with pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            yield image
+    except InputError:
+        raise
+    except pillow.UnidentifiedImageError:
+        raise InputError(
+            f"{name} is not an image",
+            expected="an IDX, NPY or PNG file, or another one that Pillow can read",
+        ) from None
+    except Exception as error:  # damaged bytes can make a decoder raise almost anything
+        raise InputError(
+            f"{name} cannot be read as a picture ({' '.join(str(error).split())[:200]})"
+        ) from None
+
+
+def check_picture(image: Any, name: str) -> None:
+    """Refuse what is not one picture of 8 bits per channel."""
+    if getattr(image, "n_frames", 1) > 1:
+        raise InputError(name, given=f"{image.n_frames} frames", expected="one picture")
+    if image.mode not in EIGHT_BIT:
+        raise InputError(name, given=f"mode {image.mode}", expected="8 bits per channel")
+
+
+def to_tensor(image: Any, channels: int, name: str) -> Tensor:
+    """An open picture, turned as its EXIF data say -> uint8 `(channels, H, W)`."""
+    ops = import_extra("PIL.ImageOps", "images")
+    values = np.array(_convert(ops.exif_transpose(image), channels, name), dtype=np.uint8)
+    channels_last = values[..., None] if values.ndim == 2 else values
+    return torch.from_numpy(np.ascontiguousarray(channels_last.transpose(2, 0, 1)))
+
+
+def _convert(image: Any, channels: int, name: str) -> Any:
+    """To the model's channels. What lies under transparent pixels is anybody's guess."""
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if channels < 4 and image.getchannel("A").getextrema()[0] < 255:
             raise InputError(
-                f"{self.name} is not an image",
-                expected="an IDX, NPY or PNG file, or another one that Pillow can read",
-            ) from None
-        except Exception as error:  # damaged bytes can make a decoder raise almost anything
-            raise InputError(
-                f"{self.name} cannot be read as a picture ({' '.join(str(error).split())[:200]})"
-            ) from None
+                name,
+                given="transparent pixels",
+                expected="an opaque picture",
+                remedy="Save it on a background of its own.",
+            )
+        if channels < 4:
+            image = image.convert("RGB")
+    return image.convert(MODES[channels])

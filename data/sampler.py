@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,6 +71,8 @@ class Plan:
         seed: Seed of the order.
         drop_last: Leave out the short last batch of an epoch.
         shards: Number of parts of a global batch under exact reduction; None: one per rank.
+        even: Cut every part into as many micro-batches as the largest one needs, for ranks that
+            must go through the model equally often.
 
     Raises:
         InputError: If a rank or an epoch would be left without samples.
@@ -83,6 +86,7 @@ class Plan:
     seed: int = 0
     drop_last: bool = False
     shards: int | None = None
+    even: bool = False
 
     def __post_init__(self) -> None:
         size, world = self.global_batch_size, self.world_size
@@ -157,11 +161,21 @@ class Plan:
         cuts: list[tuple[int, int, int, bool, bool]] = []
         for shard in range(self.rank * mine, (self.rank + 1) * mine):
             start, stop = size * shard // parts, size * (shard + 1) // parts
-            most = self.micro_batch_size or max(stop - start, 1)
-            # A part may be empty in the short last batch: its rank still takes part in the step.
-            starts = range(start, stop, most) or range(start, start + 1)
-            cuts += [(s, min(s + most, stop), shard, s == start, s == starts[-1]) for s in starts]
+            bounds = self._bounds(start, stop, -(-size // parts))
+            last = len(bounds) - 1
+            cuts += [(*bound, shard, i == 0, i == last) for i, bound in enumerate(bounds)]
         return tuple(MicroBatch(*cut, ends_window=cut is cuts[-1]) for cut in cuts)
+
+    def _bounds(self, start: int, stop: int, largest: int) -> list[tuple[int, int]]:
+        """Micro-batches of a part; `largest` is the size of the largest part."""
+        if self.even:
+            count = -(-largest // (self.micro_batch_size or largest))
+            edges = [start + (stop - start) * i // count for i in range(count + 1)]
+            return list(itertools.pairwise(edges))
+        most = self.micro_batch_size or max(stop - start, 1)
+        # A part may be empty in the short last batch: its rank still takes part in the step.
+        starts = range(start, stop, most) or range(start, start + 1)
+        return [(s, min(s + most, stop)) for s in starts]
 
 
 @functools.lru_cache(maxsize=2)

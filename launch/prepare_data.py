@@ -11,7 +11,11 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.errors import InputError
 from launch.entry import run_command
+
+DEFAULT = ("mnist", "fashion_mnist", "kmnist")
+"""The small ones: EMNIST and CIFAR are some 900 MB more."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +24,10 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="launch/prepare_data.py", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"data sets: {', '.join(CATALOG)} (default: all)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"data sets: {', '.join(CATALOG)} (default: {', '.join(DEFAULT)})",
     )
     parser.add_argument(
         "--root", help="folder to look in and to download to (made if need be); default: the cache"
@@ -31,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.root is not None:
         Path(arguments.root).expanduser().mkdir(parents=True, exist_ok=True)
-    for name in arguments.names or CATALOG:
+    for name in arguments.names or DEFAULT:
         prepare(name, arguments.root, tuple(arguments.mirror or ()) or None)
     return 0
 
@@ -42,8 +49,16 @@ def prepare(name: str, root: str | None, mirrors: tuple[str, ...] | None) -> Non
 
     from configs.schema import DataConfig
     from data.acquire import acquire
-    from data.datasets import catalog_facts, load_datasets
+    from data.datasets import READERS, catalog_facts, load_datasets
 
+    if name in READERS:
+        raise InputError(
+            name,
+            given="a format of your own files",
+            expected="a published data set",
+            remedy="There is nothing to fetch: train with "
+            f"--data.dataset {name} --data.root FOLDER.",
+        )
     facts = catalog_facts(name)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
     tasks: dict[str, TaskID] = {}
@@ -55,10 +70,11 @@ def prepare(name: str, root: str | None, mirrors: tuple[str, ...] | None) -> Non
             progress.update(tasks[file], completed=received)
 
         paths = acquire(facts, root, mirrors=mirrors, progress=show)
+    folder = next(iter(paths.values())).parent
     data = load_datasets(DataConfig(dataset=name, root=root, download=False), seed=0)
     print(
         f"{name}: {len(data.train):,} + {len(data.test):,} samples of shape {data.input_shape} in "
-        f"{data.num_classes} classes, verified, in {paths['train_images'].parent} ({facts.licence})"
+        f"{data.num_classes} classes, verified, in {folder} ({facts.licence})"
     )
 
 

@@ -34,7 +34,10 @@ class Images:
 
     def normalised(self) -> NDArray[np.float32]:
         """`(pixels / 255 - mean) / std` in float32, (N, 784)."""
-        offset, factor = np.float32(MNIST.mean / MNIST.std), np.float32(1 / (255 * MNIST.std))
+        offset, factor = (
+            np.float32(MNIST.mean[0] / MNIST.std[0]),
+            np.float32(1 / (255 * MNIST.std[0])),
+        )
         return self.pixels.astype(np.float32) * factor - offset
 
 

@@ -21,7 +21,8 @@ import pytest
 from configs.errors import InputError
 from data import acquire as module
 from data.acquire import acquire, cache_folder, find_files, verify_published
-from data.catalog import MNIST, ROLES, DatasetFacts, FileFacts
+from data.catalog import MNIST
+from data.entry import ROLES, DatasetFacts, FileFacts
 from data.idx import write_idx
 from tests.conftest import start, wait
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 from configs.schema import DataConfig
-from data.catalog import CATALOG, MNIST, DatasetFacts
+from data.catalog import CATALOG, MNIST
 from data.datasets import ArrayDataset, Datasets, Normalize, load_datasets
+from data.entry import DatasetFacts
 from data.idx import read_idx, write_idx
 from tests.conftest import make_idx
 
@@ -265,7 +266,7 @@ def test_mnist_needs_no_network_and_has_the_facts_of_its_entry() -> None:
     data = load("mnist", download=False)
     assert (len(data.train), len(data.test)) == (MNIST.num_train, MNIST.num_test)
     assert data.input_shape == (1, 28, 28)
-    assert (data.mean, data.std, data.scale) == ((MNIST.mean,), (MNIST.std,), 255.0)
+    assert (data.mean, data.std, data.scale) == (MNIST.mean, MNIST.std, 255.0)
     assert (data.num_classes, data.classes) == (10, MNIST.classes)
 
 
@@ -450,6 +451,16 @@ def test_root_and_seed_are_given_to_those_who_ask(
         "    return Points(10 + locals().get('seed', 0)), Points(4)"
     )
     assert len(load(path, tmp_path, seed=5).train) == 10 + expected
+
+
+def test_options_are_the_keyword_arguments_of_the_users_callable(
+    user: Callable[[str], str],
+) -> None:
+    """Law: data.kwargs win over what is offered, and what the callable lacks is refused."""
+    path = user("def build(count, seed): return Points(count + seed), Points(4)")
+    assert len(load(path, kwargs={"count": 9}, seed=5).train) == 14
+    assert len(load(path, kwargs={"count": 9, "seed": 1}, seed=5).train) == 10
+    assert "arguments of build(count, seed)" in refusal(path, kwargs={"cuont": 9})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -325,6 +326,28 @@ def test_as_many_ranks_as_samples_in_a_batch_are_enough() -> None:
     plans = [Plan(num_samples=9, global_batch_size=4, rank=r, world_size=4) for r in range(4)]
     assert [[m.size for m in plan.window(0).micro_batches] for plan in plans] == [[1]] * 4
     assert sum(m.size for plan in plans for m in plan.window(2).micro_batches) == 1
+
+
+@LAWS
+@given(run=runs(), world_size=st.integers(1, 5))
+def test_even_ranks_go_through_the_model_equally_often(
+    run: dict[str, Any], world_size: int
+) -> None:
+    """Law: the samples of a rank are those of an uneven plan, in micro-batches no larger."""
+    assume(world_size <= run["global_batch_size"])
+    plans = [Plan(**run, rank=rank, world_size=world_size, even=True) for rank in range(world_size)]
+    most = run["micro_batch_size"] or run["global_batch_size"]
+    for index in {0, plans[0].steps_per_epoch - 1}:
+        cuts = [plan.window(index).micro_batches for plan in plans]
+        assert len({len(cut) for cut in cuts}) == 1
+        for plan, cut in zip(plans, cuts, strict=True):
+            uneven = replace(plan, even=False).window(index).micro_batches
+            assert len(cut) >= len(uneven)
+            assert (cut[0].start, cut[-1].stop) == (uneven[0].start, uneven[-1].stop)
+            assert all(a.stop == b.start for a, b in itertools.pairwise(cut))
+            assert all(0 <= micro.size <= most for micro in cut)
+            assert [micro.ends_window for micro in cut] == [False] * (len(cut) - 1) + [True]
+            assert [micro.begins_shard for micro in cut] == [True] + [False] * (len(cut) - 1)
 
 
 # -- evaluation ----------------------------------------------------------------------------------

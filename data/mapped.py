@@ -1,0 +1,229 @@
+"""Arrays in .npy files that do not fit into memory: mapped, and read a batch at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs.errors import InputError, expect
+from configs.schema import DataConfig
+from data.options import folder_of, read_options
+from data.samples import Datasets, moments
+
+FILES = ("train_inputs.npy", "train_targets.npy", "test_inputs.npy", "test_targets.npy")
+DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+MOMENTS_BYTES = 1 << 26
+"""Most of the inputs that mean and deviation are estimated from."""
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedOptions:
+    channels_last: bool = False
+    """Inputs are `(N, H, W, C)` in the file; the model gets `(N, C, H, W)`."""
+    num_classes: int | None = None
+    """Number of classes; default: the highest target plus one."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes."""
+    mean: tuple[float, ...] = ()
+    """Mean of the inputs (uint8: divided by 255); default: estimated."""
+    std: tuple[float, ...] = ()
+    """Their standard deviation; default: estimated."""
+
+    def __post_init__(self) -> None:
+        positive = self.num_classes is None or self.num_classes >= 1
+        expect(self, "data.kwargs.num_classes", positive, "1 or more")
+        expect(self, "data.kwargs.std", all(value > 0 for value in self.std), "numbers above 0")
+        expect(
+            self,
+            "data.kwargs.mean",
+            len(self.mean) == len(self.std),
+            "as many values as data.kwargs.std has",
+        )
+
+
+class MappedDataset:
+    """Inputs and targets in two .npy files, mapped into memory and never read whole.
+
+    A batch is read in the order of the file, which a disk likes better than that of an epoch, and
+    then put into the order asked for. The system keeps in memory what fits.
+
+    Args:
+        inputs: Path of inputs `(N, ...)`.
+        targets: Path of whole numbers `(N,)`, or of numbers `(N, ...)` for other tasks.
+        channels_last: Whether inputs `(N, H, W, C)` become `(N, C, H, W)`.
+
+    Raises:
+        InputError: If a file cannot be mapped or the two do not belong together.
+    """
+
+    def __init__(self, inputs: Path, targets: Path, *, channels_last: bool = False) -> None:
+        self.paths = inputs, targets
+        self.channels_last = channels_last
+        self.inputs, self.targets = map_npy(inputs), map_npy(targets)
+        if channels_last and self.inputs.ndim != 4:
+            raise InputError(
+                f"{inputs}: shape",
+                given=self.inputs.shape,
+                expected="(N, H, W, C) with data.kwargs.channels_last",
+            )
+        if len(self.inputs) != len(self.targets):
+            raise InputError(
+                f"{targets}: number of targets",
+                given=len(self.targets),
+                expected=f"one for each of the {len(self.inputs)} inputs in {inputs.name}",
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # numpy would pickle the whole array for a worker that is not forked
+        return _map_again, (*self.paths, self.channels_last)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.gather(torch.tensor([index]))
+        return inputs[0], targets[0]
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch, copied out of the files."""
+        wanted = indices.numpy()
+        order = np.argsort(wanted, kind="stable")
+        return self._read(self.inputs, wanted, order, self.channels_last), _as_targets(
+            self._read(self.targets, wanted, order)
+        )
+
+    @staticmethod
+    def _read(
+        array: NDArray[Any], wanted: NDArray[Any], order: NDArray[Any], channels_last: bool = False
+    ) -> Tensor:
+        rows = array[wanted[order]]
+        if channels_last:
+            rows = rows.transpose(0, 3, 1, 2)
+        found = np.empty(rows.shape, rows.dtype)
+        found[order] = rows
+        return torch.from_numpy(found)
+
+
+def load_mapped(config: DataConfig) -> Datasets:
+    """The four files in `data.root`.
+
+    Mean and standard deviation, unless given, are those of up to 64 MiB of training inputs spread
+    evenly over the file: the same on every rank, and no pass over all of it.
+
+    Raises:
+        InputError: If a file is missing, cannot be mapped, or does not fit the others.
+    """
+    options = read_options(MappedOptions, config)
+    folder = folder_of(config.root, ", ".join(FILES))
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} lacks {', '.join(missing)}", expected=", ".join(FILES))
+    train, test = (
+        MappedDataset(
+            folder / f"{split}_inputs.npy",
+            folder / f"{split}_targets.npy",
+            channels_last=options.channels_last,
+        )
+        for split in ("train", "test")
+    )
+    for first, second in ((train.inputs, test.inputs), (train.targets, test.targets)):
+        if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
+            raise InputError(
+                f"test files in {folder}",
+                given=f"{second.dtype}{second.shape[1:]}",
+                expected=f"{first.dtype}{first.shape[1:]}, as in training",
+            )
+    sample = _spread(train)
+    mean, std, scale = moments(sample)
+    shape = tuple(sample.shape[1:])
+    channels = shape[0] if len(shape) == 3 else 1
+    expect(
+        options,
+        "data.kwargs.mean",
+        len(options.mean) in (0, 1, channels),
+        f"one number, or one for each of {channels} channels",
+    )
+    return Datasets(
+        train=train,
+        test=test,
+        input_shape=shape,
+        num_classes=_num_classes(options, train, test),
+        mean=options.mean or mean,
+        std=options.std or std,
+        scale=scale,
+        classes=options.classes,
+        dtype=train.inputs.dtype.name,
+    )
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """Map an .npy file into memory, read-only.
+
+    Raises:
+        InputError: If it is truncated, holds no samples, or numbers that tensors do not have.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} cannot be mapped into memory ({reason})",
+            expected="one array of numbers, as numpy.save writes it",
+        ) from None
+    if not isinstance(array, np.ndarray) or array.ndim == 0 or 0 in array.shape:
+        raise InputError(
+            f"{path}: shape",
+            given=getattr(array, "shape", "an archive of arrays"),
+            expected="(N, ...) with one sample or more",
+        )
+    if array.dtype.name not in DTYPES or not array.dtype.isnative:
+        raise InputError(
+            f"{path}: type", given=array.dtype.str, expected=f"{', '.join(DTYPES)}, native order"
+        )
+    return array
+
+
+def _map_again(inputs: Path, targets: Path, channels_last: bool) -> MappedDataset:
+    return MappedDataset(inputs, targets, channels_last=channels_last)
+
+
+def _as_targets(targets: Tensor) -> Tensor:
+    """Classes are int64; what other tasks learn from stays as it is."""
+    return targets.long() if targets.ndim == 1 and not targets.is_floating_point() else targets
+
+
+def _spread(train: MappedDataset) -> Tensor:
+    each = max(train.inputs[0].nbytes, 1)
+    count = min(len(train), max(MOMENTS_BYTES // each, 1))
+    places = torch.arange(count) * len(train) // count
+    return train.gather(places)[0]
+
+
+def _num_classes(options: MappedOptions, train: MappedDataset, test: MappedDataset) -> int:
+    """Classes of whole numbers `(N,)`, else the numbers in a target."""
+    if train.targets.ndim > 1 or train.targets.dtype.kind == "f":
+        return options.num_classes or int(np.prod(train.targets.shape[1:], dtype=int))
+    highest = -1
+    for dataset in (train, test):
+        for start in range(0, len(dataset), CHUNK):
+            part = dataset.targets[start : start + CHUNK]
+            if part.min() < 0:
+                raise InputError(
+                    f"{dataset.paths[1]}: target", given=int(part.min()), expected="0 or more"
+                )
+            highest = max(highest, int(part.max()))
+    number = options.num_classes or len(options.classes) or highest + 1
+    if highest >= number:
+        raise InputError(
+            "data.kwargs.num_classes",
+            given=number,
+            expected=f"more than the highest target {highest}",
+        )
+    return number

@@ -1,0 +1,104 @@
+"""What a data set is: samples by index, alone or a batch at a time; a training and a test set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from data.facts import InputFacts
+
+
+class MapDataset(Protocol):
+    """What a user's data set must offer: a length, and `(input, target)` pairs by index.
+
+    The target is a class (a whole number), or the tensor that another task learns from.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@runtime_checkable
+class BatchDataset(Protocol):
+    """A data set that reads a batch in one go, and draws no random numbers doing so."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs `(B, ...)` and targets `(B, ...)` of int64 `indices` `(B,)`, in their order."""
+        ...
+
+
+class ArrayDataset:
+    """Samples held whole in memory, gathered a batch at a time.
+
+    Args:
+        inputs: `(N, ...)`, any dtype; images are uint8 `(N, C, H, W)`.
+        targets: `(N,)` int64 classes, or `(N, ...)` for other tasks.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        assert len(inputs) == len(targets)
+        self.inputs = inputs
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """`(inputs[indices], targets[indices])` in two gathers."""
+        return self.inputs.index_select(0, indices), self.targets.index_select(0, indices)
+
+    def to(self, device: torch.device) -> ArrayDataset:
+        return ArrayDataset(self.inputs.to(device), self.targets.to(device))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.inputs.nbytes + self.targets.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Datasets(InputFacts):
+    """A training and a test set, and what a model must know of them."""
+
+    train: MapDataset
+    test: MapDataset
+
+    def facts(self) -> InputFacts:
+        """The facts alone; the type of inputs held in memory is found from them."""
+        known = {item.name: getattr(self, item.name) for item in fields(InputFacts)}
+        if not self.dtype and isinstance(self.train, ArrayDataset):
+            known["dtype"] = dtype_name(self.train.inputs)
+        return InputFacts(**known)
+
+
+def dtype_name(inputs: Tensor) -> str:
+    return str(inputs.dtype).removeprefix("torch.")
+
+
+def moments(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Mean and standard deviation per channel, in units of inputs / scale; exact for uint8."""
+    scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
+    means, stds = [], []
+    for channel in range(inputs.shape[1] if inputs.ndim == 4 else 1):
+        values = inputs[:, channel] if inputs.ndim == 4 else inputs
+        if values.dtype == torch.uint8:
+            counts = torch.bincount(values.reshape(-1), minlength=256).double()
+            levels = torch.arange(256, dtype=torch.float64)
+            mean = float((counts * levels).sum() / counts.sum())
+            var = float((counts * (levels - mean) ** 2).sum() / counts.sum())
+        else:
+            mean, var = float(values.double().mean()), float(values.double().var(correction=0))
+        means.append(mean / scale)
+        constant = bool((values == values.reshape(-1)[0]).all())  # nothing to divide by
+        stds.append(1.0 if constant else var**0.5 / scale)
+    return tuple(means), tuple(stds), scale

@@ -1,0 +1,67 @@
+"""Data sets of the user's own, by import path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from configs.errors import InputError
+from configs.imports import call_with, import_object
+from configs.schema import DataConfig
+from data.samples import Datasets, dtype_name
+
+PROTOCOL = (
+    "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
+    "data.datasets.Datasets, or a pair (train, test) of map-style data sets of (input tensor, "
+    "target); a target is a whole number, the first then with `num_classes` or `classes`, or a "
+    "tensor of numbers"
+)
+
+
+def load_user(config: DataConfig, seed: int) -> Datasets:
+    """What `data.dataset: package.module:attribute` makes of `data.kwargs`.
+
+    Raises:
+        InputError: If it is nothing to train on; the message shows the protocol.
+    """
+    build = import_object("data.dataset", config.dataset)
+    if not callable(build):
+        raise InputError("data.dataset", given=config.dataset, expected=PROTOCOL)
+    offered = {"root": config.root, "seed": seed}
+    made = call_with("data.dataset", build, dict(config.kwargs), offered)
+    return made if isinstance(made, Datasets) else _from_pair(config.dataset, made)
+
+
+def _from_pair(name: str, made: Any) -> Datasets:
+    """What the pair (train, test) says of itself, or a message that shows the protocol."""
+    refusal = InputError(f"data.dataset {name}", given=type(made).__name__, expected=PROTOCOL)
+    if not (isinstance(made, Sequence) and len(made) == 2):
+        raise refusal
+    train, test = made
+    classes = getattr(train, "classes", None) or ()
+    num_classes = getattr(train, "num_classes", None) or len(classes)
+    for part in made:
+        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__") or not len(part):
+            raise refusal
+    first = train[0]
+    if not isinstance(first, Sequence) or len(first) != 2:
+        raise refusal
+    try:
+        inputs, target = torch.as_tensor(first[0]), torch.as_tensor(first[1])
+    except (TypeError, ValueError, RuntimeError):
+        raise refusal from None
+    if target.ndim or target.is_floating_point():
+        num_classes = num_classes or target.numel()  # outputs of the model
+    if not num_classes:
+        raise refusal
+    return Datasets(
+        train=train,
+        test=test,
+        input_shape=tuple(inputs.shape),
+        num_classes=int(num_classes),
+        scale=255.0 if inputs.dtype == torch.uint8 else 1.0,
+        classes=tuple(classes),
+        dtype=dtype_name(inputs),
+    )
