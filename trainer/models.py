@@ -1,10 +1,22 @@
-"""The reference networks, and how a config becomes one."""
+"""The reference networks, and how a config becomes one.
+
+A network is a `torch.nn.Module` that turns `(B, *input_shape)` floats into outputs that suit the
+task. One that is deep may say which of its modules are sharded, checkpointed or wrapped one by one:
+
+    def blocks(self) -> list[nn.Module]
+
+returns them in the order in which they are applied. They are modules of the network, none lies
+within another, and the network calls each by `block(...)`, not by its `forward`. `model_blocks`
+reads that, and the attribute `blocks` that the networks of many libraries have.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +24,11 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.imports import call_with
 from configs.schema_training import ModelConfig
+from trainer.networks import from_timm
+from trainer.networks.convnet import ConvNet
+from trainer.networks.resnet import resnet18, resnet50
+from trainer.networks.resnet9 import ResNet9
+from trainer.networks.vit import ViT
 from trainer.registry import resolve
 from trainer.rng import seed_stream
 from trainer.task import Task
@@ -63,11 +80,23 @@ class MLP(nn.Module):
         return logits
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "convnet": ConvNet,
+    "resnet9": ResNet9,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vit": ViT,
+}
 
 
 def build_model(
-    config: ModelConfig, *, input_shape: tuple[int, ...], num_classes: int, seed: int
+    config: ModelConfig,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    weights_follow: bool = False,
 ) -> nn.Module:
     """Build the model with initial weights that depend on the seed alone, on every rank alike.
 
@@ -75,14 +104,23 @@ def build_model(
     them, and with `model.kwargs`. It must return a module whose output is `(B, num_classes)`
     logits.
 
+    Args:
+        config: Which model.
+        input_shape: Shape of one sample.
+        num_classes: Number of logits.
+        seed: Of the run.
+        weights_follow: The caller loads all weights, so timm need not fetch pretrained ones.
+
     Raises:
         InputError: If the factory does not exist, refuses its arguments or makes no module.
     """
-    factory = resolve("model.name", config.name, MODELS)
+    factory, kwargs = _find(config.name), dict(config.kwargs)
+    if weights_follow and config.name.startswith(from_timm.PREFIX):
+        kwargs = {key: kwargs[key] for key in kwargs if key not in from_timm.WEIGHTS}
     seed_stream(seed, "weights")
     facts = {"input_shape": input_shape, "num_classes": num_classes}
     try:
-        model = call_with("model.kwargs", factory, dict(config.kwargs), facts)
+        model = call_with("model.kwargs", factory, kwargs, facts)
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError) or factory not in MODELS.values():
             raise
@@ -92,6 +130,44 @@ def build_model(
             "model.name", given=config.name, expected="a callable that returns a torch.nn.Module"
         )
     return model
+
+
+def _find(name: str) -> Callable[..., nn.Module]:
+    if name.startswith(from_timm.PREFIX):
+        return functools.partial(from_timm.timm_model, name.removeprefix(from_timm.PREFIX))
+    return resolve("model.name", name, MODELS)
+
+
+def model_blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules of a network to wrap one by one, in order; none if it does not say.
+
+    That is what its method `blocks()` returns, or the modules in its attribute `blocks`, be it a
+    list, a `ModuleList` or a `Sequential`; nested ones are taken apart.
+
+    Raises:
+        InputError: If these are no modules of the network.
+    """
+    declared: Any = getattr(model, "blocks", None)
+    if callable(declared) and not isinstance(declared, nn.Module):
+        declared = declared()
+    blocks = list(_flat(declared))
+    known = set(model.modules())
+    strangers = [block for block in blocks if block not in known]
+    if strangers or len(set(blocks)) < len(blocks):
+        raise InputError(
+            f"blocks of {type(model).__name__}",
+            given=[type(block).__name__ for block in strangers or blocks],
+            expected="a list of modules of the network, each once",
+        )
+    return blocks
+
+
+def _flat(declared: Any) -> Iterator[nn.Module]:
+    if isinstance(declared, nn.ModuleList | nn.Sequential | list | tuple):
+        for part in declared:
+            yield from _flat(part) if isinstance(part, nn.ModuleList | nn.Sequential) else (part,)
+    elif declared is not None:
+        yield declared
 
 
 def check_outputs(model: nn.Module, inputs: Tensor, target: Tensor, task: Task) -> None:

@@ -33,7 +33,7 @@ class Trained:
     checkpoint: Path
     step: int
     weights: str
-    """average: the moving average that the run evaluated (train.ema_decay); raw: the weights."""
+    """average: what the run evaluated (train.ema_decay, train.swa_from_epoch); raw: the weights."""
     config: RunConfig
     facts: InputFacts
     module: nn.Module
@@ -93,9 +93,11 @@ def load_trained(
         input_shape=facts.input_shape,
         num_classes=facts.num_classes,
         seed=config.seed,
+        weights_follow=True,
     )
     raw, trainer = load_checkpoint(path)
-    average = trainer.get("ema") if config.train.ema_decay is not None else None
+    averaged = config.train.ema_decay is not None or config.train.swa_from_epoch is not None
+    average = trainer.get("ema") if averaged else None
     _load_weights(module, average or raw, path)
     return Trained(
         directory=directory,
@@ -109,6 +111,21 @@ def load_trained(
         precision=build_precision(config.precision, runtime.device),
         runtime=runtime,
     )
+
+
+def require_classes(config: RunConfig) -> None:
+    """Refuse a run that does not tell classes apart, where only classes make sense.
+
+    Raises:
+        InputError: With the task.
+    """
+    if config.task.name != "classification":
+        raise InputError(
+            "task.name",
+            given=config.task.name,
+            expected="classification",
+            remedy="The metrics of other tasks are in metrics.jsonl and summary.json of the run.",
+        )
 
 
 def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
