@@ -11,7 +11,8 @@ from configs.errors import expect
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str = "mlp"
-    """Registered name (mlp) or an import path `package.module:attribute`."""
+    """Registered name (mlp, convnet, resnet9, resnet18, resnet50, vit), timm/NAME or an import
+    path `package.module:attribute`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model, such as {hidden: [256, 128], dropout: 0.2}."""
 
@@ -31,11 +32,19 @@ class TaskConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: str = "adam"
-    """Registered name: sgd, adam, adamw."""
+    """sgd, adam, adamw, another class of torch.optim (in any case), or an import path."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.0
     """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer's constructor, such as {alpha: 0.9} for rmsprop."""
+    decay_norms_and_biases: bool = True
+    """Whether weight decay applies to biases, norms and other vectors too."""
+    layer_decay: float | None = None
+    """Factor of the learning rate for every layer further away from the output."""
+    groups: str | None = None
+    """Import path of a function model -> parameter groups, as torch.optim takes them."""
     momentum: float = 0.9
     """Momentum of sgd."""
     nesterov: bool = False
@@ -62,12 +71,39 @@ class OptimizerConfig:
             "two numbers, each 0 <= beta < 1",
         )
         expect(self, "optimizer.eps", 0 < self.eps < float("inf"), "a number above 0")
+        decay = self.layer_decay
+        expect(
+            self,
+            "optimizer.layer_decay",
+            decay is None or 0 < decay <= 1,
+            "0 < layer_decay <= 1, or null",
+        )
+        own = [key for key in ("lr", "weight_decay", "params") if key in self.kwargs]
+        expect(
+            self,
+            "optimizer.kwargs",
+            not own,
+            f"no {' and no '.join(own)} in it",
+            "optimizer.lr and optimizer.weight_decay are keys of their own.",
+        )
+        expect(
+            self,
+            "optimizer.groups",
+            self.groups is None or (self.decay_norms_and_biases and decay is None),
+            "null with optimizer.decay_norms_and_biases=false or optimizer.layer_decay",
+            "Groups of your own say it all.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     name: str = "constant"
-    """Shape after the warm-up: constant, cosine, one_cycle, step, exponential."""
+    """constant, cosine, one_cycle, step, exponential, a class of torch.optim.lr_scheduler (in any
+    case), or an import path."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a scheduler of torch's, such as {step_size: 5, gamma: 0.5} for StepLR."""
+    interval: Literal["step", "epoch"] = "step"
+    """When a scheduler of torch's is stepped (ReduceLROnPlateau: always after evaluations)."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up from lr / warmup_steps to lr."""
     final_fraction: float = 0.0
@@ -104,12 +140,22 @@ class TrainConfig:
     micro_batch_size: int | None = None
     """Most samples a rank sends through the model at once; fewer than its share means gradient
     accumulation. Default: its whole share."""
+    auto_batch: bool = False
+    """Find the largest micro-batch that fits into the memory of every rank; the global batch
+    stays."""
     clip_norm: float | None = None
     """Clip the gradient to this global L2 norm."""
     label_smoothing: float = 0.0
     """Label smoothing of the training loss."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay and evaluate it."""
+    swa_from_epoch: int | None = None
+    """Average the weights at the ends of the epochs from this one on (counted from 1), all alike,
+    and evaluate the average."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better one; null: never."""
+    min_gain: float = 0.0
+    """How much better an evaluation must be for `train.patience` to start anew."""
 
     def __post_init__(self) -> None:
         expect(self, "train.epochs", self.epochs >= 1, "1 or more")
@@ -145,6 +191,17 @@ class TrainConfig:
             self.ema_decay is None or 0 < self.ema_decay < 1,
             "0 < ema_decay < 1, or null",
         )
+        for key in ("swa_from_epoch", "patience"):
+            value = getattr(self, key)
+            expect(self, f"train.{key}", value is None or value >= 1, "1 or more, or null")
+        expect(
+            self,
+            "train.swa_from_epoch",
+            self.swa_from_epoch is None or self.ema_decay is None,
+            "null with train.ema_decay",
+            "One average is evaluated: choose either.",
+        )
+        expect(self, "train.min_gain", 0 <= self.min_gain < float("inf"), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

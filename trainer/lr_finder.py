@@ -18,10 +18,11 @@ from configs.errors import expect
 from configs.imports import import_extra
 from configs.schema_training import ScheduleConfig
 from trainer.build import Workbench
+from trainer.collectives import broadcast_object
 from trainer.failures import Diverged
 from trainer.files import replacing
 from trainer.run_directory import write_atomically
-from trainer.schedule import Schedule
+from trainer.schedule import PureSchedule
 from trainer.state import capture, restore
 
 WORTH_A_FALL = 0.02
@@ -106,7 +107,8 @@ def range_test(bench: Workbench, options: FinderOptions) -> Curve:
     """
     state, step = bench.state, bench.step
     module = state.engine.module
-    saved, schedule, training = capture(state), step.schedule, module.training
+    schedule, training = step.schedule, module.training
+    saved = broadcast_object(bench.runtime, capture(state))  # rank 0 has the whole weights
     try:
         module.train()
         return _climb(bench, options)
@@ -120,7 +122,7 @@ def _climb(bench: Workbench, options: FinderOptions) -> Curve:
     plan, step, progress, meter = bench.plan, bench.step, bench.state.progress, bench.state.meter
     total = plan.steps_per_epoch if options.steps == "epoch" else options.steps
     curve = Curve(span=max(options.smoothing * total, 1.0))
-    step.schedule = exponential_range(options, total)
+    step.schedule = rates = exponential_range(options, total)
     meter.collect(bench.runtime)  # empties it
     progress.step = progress.window = 0
     batches = bench.loader.stream(0)
@@ -134,7 +136,7 @@ def _climb(bench: Workbench, options: FinderOptions) -> Curve:
         loss = meter.collect(bench.runtime).loss
         if progress.step == before:  # fp16 skipped it: the same rate again
             continue
-        rate = step.schedule(before)
+        rate = rates(before)
         if not math.isfinite(loss):
             curve.stopped = f"the loss was not finite at {rate:.1e}"
             break
@@ -145,14 +147,14 @@ def _climb(bench: Workbench, options: FinderOptions) -> Curve:
     return curve
 
 
-def exponential_range(options: FinderOptions, total_steps: int) -> Schedule:
+def exponential_range(options: FinderOptions, total_steps: int) -> PureSchedule:
     """From `min_lr` at step 0 to `max_lr` at the last one, by the same factor every step."""
     ratio = options.min_lr / options.max_lr
 
     def shape(config: ScheduleConfig, progress: float, epochs: float) -> float:
         return math.pow(ratio, 1 - progress)
 
-    return Schedule(shape, ScheduleConfig(), options.max_lr, total_steps, total_steps)
+    return PureSchedule(shape, ScheduleConfig(), options.max_lr, total_steps, total_steps)
 
 
 def suggest(curve: Curve) -> Suggestion | None:

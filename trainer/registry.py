@@ -24,7 +24,8 @@ def resolve(key: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Cal
         factory: Callable[..., Any] = found
         return factory
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=1)
+        lowered = {known.lower(): known for known in table}
+        close = [lowered[found] for found in difflib.get_close_matches(name.lower(), lowered, n=1)]
         raise InputError(
             key,
             given=name,
@@ -32,3 +33,10 @@ def resolve(key: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Cal
             remedy=f"Did you mean {close[0]!r}?" if close else "",
         )
     return table[name]
+
+
+def any_case(name: str, table: Mapping[str, Any]) -> str:
+    """The name as the table spells it, if it has it in any case; else as it is given."""
+    if name in table or is_import_path(name):
+        return name
+    return {known.lower(): known for known in table}.get(name.lower(), name)

@@ -1,14 +1,59 @@
-"""The learning rate as a pure function of the optimizer step. To add one, list it in SHAPES."""
+"""The learning rate: a pure function of the optimizer step, or a scheduler of torch's.
+
+To add a pure one, list it in SHAPES; schedulers of torch's are driven by torch_schedule.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
 
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
-from trainer.registry import resolve
+from trainer.registry import any_case, resolve
+from trainer.task import Best
+from trainer.torch_schedule import SCHEDULERS, TorchSchedule, makes_scheduler, set_rate
+
+
+class Schedule(Protocol):
+    """Sets the learning rate before every step."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        ...
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:
+        """Set the rate of the step that comes after `step` finished ones.
+
+        A group's rate is the schedule's times the group's `lr_scale`. Asking again changes nothing.
+
+        Args:
+            optimizer: Its groups are set.
+            step: Optimizer steps taken, without those that fp16 skipped.
+            window: Global batches delivered.
+
+        Returns:
+            The rate of a group without a scale.
+        """
+        ...
+
+    def evaluated(self, values: dict[str, float], window: int) -> None:
+        """What an evaluation said after `window` global batches."""
+        ...
+
+    def preview(self, steps: Sequence[int]) -> list[float]:
+        """The rates of steps in ascending order, as far as they can be told beforehand."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
 
 Shape = Callable[[ScheduleConfig, float, float], float]
 """(config, progress after warm-up from 0 to 1, epochs after warm-up) -> fraction of the peak."""
@@ -51,8 +96,8 @@ SHAPES: dict[str, Shape] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """Learning rate of the optimizer step that comes after `step` finished ones."""
+class PureSchedule:
+    """Learning rate of the optimizer step that comes after `step` finished ones: no state."""
 
     shape: Shape
     config: ScheduleConfig
@@ -69,23 +114,74 @@ class Schedule:
         progress = min(after / max(self.total_steps - warmup - 1, 1), 1.0)
         return self.peak * self.shape(self.config, progress, after / self.steps_per_epoch)
 
+    def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:
+        return set_rate(optimizer, self(step))
+
+    def evaluated(self, values: dict[str, float], window: int) -> None:
+        pass
+
+    def preview(self, steps: Sequence[int]) -> list[float]:
+        return [self(step) for step in steps]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
 
 def build_schedule(
-    config: ScheduleConfig, *, peak: float, total_steps: int, steps_per_epoch: int
+    config: ScheduleConfig,
+    *,
+    optimizer: torch.optim.Optimizer,
+    peak: float,
+    total_steps: int,
+    steps_per_epoch: int,
+    best: Best,
+    evaluate_every: int | None,
 ) -> Schedule:
     """The schedule of a run of `total_steps` optimizer steps.
 
+    Args:
+        config: Name and arguments.
+        optimizer: What schedulers of torch's look at: its hyperparameters.
+        peak: The learning rate of the config.
+        total_steps: Optimizer steps of the run.
+        steps_per_epoch: Global batches of an epoch.
+        best: The metric that ReduceLROnPlateau watches.
+        evaluate_every: Epochs between evaluations, if there are any before the end.
+
     Raises:
-        InputError: For an unknown name or a warm-up that outlasts the run.
+        InputError: For an unknown name, arguments that a scheduler does not take, or a warm-up that
+            outlasts the run.
     """
-    shape = resolve("schedule.name", config.name, SHAPES)
+    table: dict[str, Callable[..., Any]] = {**SHAPES, **SCHEDULERS}
+    shape = resolve("schedule.name", any_case(config.name, table), table)
     if config.warmup_steps >= total_steps and config.warmup_steps:
         raise InputError(
             "schedule.warmup_steps",
             given=config.warmup_steps,
             expected=f"fewer than the {total_steps} steps of the run",
         )
-    return Schedule(shape, config, peak, total_steps, steps_per_epoch)
+    if makes_scheduler(shape):
+        return TorchSchedule(
+            shape,
+            config,
+            optimizer,
+            peak=peak,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            best=best,
+            evaluate_every=evaluate_every,
+        )
+    if config.kwargs and config.name in SHAPES:
+        raise InputError(
+            "schedule.kwargs",
+            given=config.kwargs,
+            expected=f"none with schedule.name={config.name}, which has keys of its own",
+            remedy="See schedule.final_fraction, peak_fraction, every_epochs and gamma.",
+        )
+    return PureSchedule(shape, config, peak, total_steps, steps_per_epoch)
 
 
 def _anneal(start: float, end: float, progress: float) -> float:

@@ -18,14 +18,24 @@ from torch.optim import lr_scheduler
 
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
-from trainer.schedule import SHAPES, Schedule, build_schedule
+from trainer.schedule import SHAPES, PureSchedule, build_schedule
+from trainer.task import Best
 
 PEAK = 0.3
 
 
-def make(total: int = 60, per_epoch: int = 10, peak: float = PEAK, **keys: Any) -> Schedule:
-    config = ScheduleConfig(**keys)
-    return build_schedule(config, peak=peak, total_steps=total, steps_per_epoch=per_epoch)
+def make(total: int = 60, per_epoch: int = 10, peak: float = PEAK, **keys: Any) -> PureSchedule:
+    built = build_schedule(
+        ScheduleConfig(**keys),
+        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak),
+        peak=peak,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        best=Best("accuracy", True),
+        evaluate_every=1,
+    )
+    assert isinstance(built, PureSchedule)
+    return built
 
 
 def torch_rates(
@@ -165,10 +175,13 @@ FRACTIONS = st.floats(0, 1)
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> Schedule:
+def schedules(draw: st.DrawFn) -> PureSchedule:
     total = draw(st.integers(1, 3000))
     warmup = draw(st.integers(0, total - 1))
-    config = ScheduleConfig(
+    return make(
+        total,
+        draw(st.integers(1, 1000)),
+        draw(st.floats(1e-12, 1e3)),
         name=draw(st.sampled_from(list(SHAPES))),
         warmup_steps=warmup,
         final_fraction=draw(FRACTIONS),
@@ -177,18 +190,12 @@ def schedules(draw: st.DrawFn) -> Schedule:
         every_epochs=draw(st.floats(1e-3, 1e3)),
         gamma=draw(st.floats(0, 1, exclude_min=True)),
     )
-    return build_schedule(
-        config,
-        peak=draw(st.floats(1e-12, 1e3)),
-        total_steps=total,
-        steps_per_epoch=draw(st.integers(1, 1000)),
-    )
 
 
 @settings(deadline=None, max_examples=400)
 @given(schedule=schedules(), data=st.data())
 def test_the_rate_is_never_negative_and_never_above_its_peak(
-    schedule: Schedule, data: st.DataObject
+    schedule: PureSchedule, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(0, schedule.total_steps + 5))
     warmup = schedule.config.warmup_steps

@@ -1,0 +1,76 @@
+"""The loss of a global batch as a function of the weights, for optimizers that ask for it often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data.loader import Batch
+from data.sampler import Window
+from trainer.collectives import sum_
+from trainer.meter import Meter
+from trainer.rng import capture_rng, restore_rng
+from trainer.runtime import Runtime
+
+
+class Differentiable(Protocol):
+    """Whoever computes the gradient of a global batch: the train step."""
+
+    def differentiate(self, window: Window, batches: Iterator[Batch], meter: Meter) -> None: ...
+
+    def gradient_norm(self) -> Tensor: ...
+
+
+class Closure:
+    """What LBFGS calls, several times a step: gradient and loss at the weights of the moment.
+
+    Every call sees the same samples, the same random numbers (dropout, augmentation) and the same
+    batch-norm statistics, so that it is a function of the weights. Ranks get the same loss to the
+    last bit, and so take the same decisions. After the step, generators and statistics have moved
+    by one evaluation.
+    """
+
+    def __init__(
+        self,
+        step: Differentiable,
+        window: Window,
+        batches: Iterator[Batch],
+        module: nn.Module,
+        runtime: Runtime,
+    ) -> None:
+        self.step = step
+        self.window = window
+        self.batches = [next(batches) for _ in window.micro_batches]
+        self.module = module
+        self.runtime = runtime
+        self.rng = capture_rng(runtime.device)
+        self.buffers = [buffer.clone() for buffer in module.buffers()]
+        self.meter = Meter()
+        """Of the first evaluation: at the weights before the step, as with any optimizer."""
+        self.norm: Tensor | None = None
+        """Norm of its gradient."""
+
+    def __call__(self) -> Tensor:
+        """Fill `.grad`; returns the mean loss over the samples of all ranks, float64."""
+        first = self.norm is None
+        meter = self.meter if first else Meter()
+        if not first:
+            restore_rng(self.rng, self.runtime.device)
+            for buffer, before in zip(self.module.buffers(), self.buffers, strict=True):
+                buffer.copy_(before)
+        self.step.differentiate(self.window, iter(self.batches), meter)
+        if first:
+            self.norm = self.step.gradient_norm()
+        return self._mean(meter.losses)
+
+    def _mean(self, losses: list[Tensor]) -> Tensor:
+        """Every micro-batch has a place of its own, so that the sum has one order on all ranks."""
+        places = torch.zeros(
+            self.window.size + 1, dtype=torch.float64, device=self.runtime.device
+        )  # an empty micro-batch may begin at the end
+        for micro, loss in zip(self.window.micro_batches, losses, strict=True):
+            places[micro.start] += loss
+        return sum_(self.runtime, places).sum() / self.window.size
