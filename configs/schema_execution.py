@@ -21,14 +21,31 @@ class CompileConfig:
     Dropout in fp32, on a GPU as CUDA graphs; auto: explicit on a CPU where that is possible."""
 
 
+NATIVE_ONLY = ("strategy", "cpu_offload", "reduction", "compression")
+"""Keys of `parallel` that only the native engine obeys."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    engine: Literal["native"] = "native"
-    """Who moves the model to its devices and runs it."""
-    strategy: Literal["ddp"] = "ddp"
-    """How several ranks share the model."""
+    engine: Literal["native", "accelerate"] = "native"
+    """Who runs the model and shares its gradients; accelerate: Hugging Face Accelerate."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several ranks share the model; ddp: each holds all of it. fsdp: each holds a part of
+    weights, gradients and optimizer state, and fetches a block when it computes with it."""
+    cpu_offload: bool = False
+    """Under fsdp, keep weights, gradients and optimizer state in host memory."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each block for the backward pass, and compute the rest again."""
+    sync_batch_norm: bool = False
+    """Batch statistics over the samples of all ranks instead of each rank's own; on GPUs."""
     reduction: Literal["fast", "exact"] = "fast"
     """fast: all-reduce. exact: a fixed pairwise tree, bit-identical on 1, 2, 4, ... ranks."""
+    compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
+    """What gradients travel as; powersgd: low-rank matrices, with the error fed back."""
+    powersgd_rank: int = 1
+    """Rank of the matrices that PowerSGD sends."""
+    powersgd_start_step: int = 1000
+    """Steps with uncompressed gradients before PowerSGD begins."""
     shards: int = 8
     """Fixed shards of the global batch under exact reduction, a power of two."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -47,6 +64,7 @@ class ParallelConfig:
     """How long a rank waits for the others inside training before it gives up."""
 
     def __post_init__(self) -> None:
+        self._check_strategy()
         shards = self.shards
         expect(
             self,
@@ -69,6 +87,63 @@ class ParallelConfig:
             value = getattr(self, key)
             expect(self, f"parallel.{key}", 0 < value < float("inf"), "a number above 0")
 
+    @property
+    def takes_written_out_passes(self) -> bool:
+        """Whether gradients may come from elsewhere than autograd."""
+        return (
+            self.strategy == "ddp"
+            and not self.activation_checkpointing
+            and self.compression != "powersgd"
+        )
+
+    def _check_strategy(self) -> None:
+        """What cannot be had together."""
+        exact, fsdp = self.reduction == "exact", self.strategy == "fsdp"
+        expect(
+            self,
+            "parallel.strategy",
+            not (exact and fsdp),
+            "ddp with parallel.reduction=exact",
+            "A reduce-scatter adds in an order that depends on the number of ranks.",
+        )
+        expect(
+            self,
+            "parallel.drift_every_steps",
+            not fsdp or self.drift_every_steps is None,
+            "null with parallel.strategy=fsdp",
+            "No two ranks hold the same weights: there is nothing to compare.",
+        )
+        expect(
+            self,
+            "parallel.compression",
+            self.compression == "none" or not exact,
+            "none with parallel.reduction=exact",
+        )
+        expect(
+            self,
+            "parallel.compression",
+            self.compression in ("none", "bf16") or not fsdp,
+            "none or bf16 with parallel.strategy=fsdp",
+        )
+        expect(
+            self,
+            "parallel.sync_batch_norm",
+            not (exact and self.sync_batch_norm),
+            "false with parallel.reduction=exact",
+            "There every shard has statistics of its own, wherever it is computed.",
+        )
+        expect(self, "parallel.powersgd_rank", self.powersgd_rank >= 1, "1 or more")
+        expect(self, "parallel.powersgd_start_step", self.powersgd_start_step >= 2, "2 or more")
+        for key in NATIVE_ONLY if self.engine == "accelerate" else ():
+            default = type(self).__dataclass_fields__[key].default
+            expect(
+                self,
+                f"parallel.{key}",
+                getattr(self, key) == default,
+                f"{default} with parallel.engine=accelerate",
+                "Use --parallel.engine native.",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
@@ -78,6 +153,8 @@ class CheckpointConfig:
     """Save every this many epochs; null: only every_steps and the end."""
     keep: int = 3
     """How many of the newest checkpoints to keep, besides the best."""
+    keep_best: int = 1
+    """How many of the best checkpoints to keep; above 1 every evaluated step is saved."""
     resume: str = "auto"
     """auto: continue the run in its directory if there is one. never: start afresh. PATH: continue
     from that checkpoint."""
@@ -102,6 +179,7 @@ class CheckpointConfig:
             "2 or more",
             "With one checkpoint, a save that goes wrong would leave none.",
         )
+        expect(self, "checkpoint.keep_best", self.keep_best >= 1, "1 or more")
         expect(self, "checkpoint.resume", bool(self.resume), "auto, never or a path")
 
 

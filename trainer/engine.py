@@ -16,11 +16,12 @@ from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loader import Batch
 from data.sampler import MicroBatch, Plan, Window
 from trainer.capture import CapturedPasses, record_graph
+from trainer.compression import reduce_with_ddp
 from trainer.explicit import ExplicitPasses, describe
 from trainer.flat import FlatParameters
 from trainer.passes import AutogradPasses, LossModule, Passes
-from trainer.precision import Precision
-from trainer.reduction import AllReduce, FlatAllReduce, PairwiseTree, Reduction, SingleRank
+from trainer.precision import DTYPES, Precision
+from trainer.reduction import FlatAllReduce, PairwiseTree, Reduction, SingleRank
 from trainer.runtime import Runtime
 from trainer.task import Task
 
@@ -65,6 +66,18 @@ class Engine(Protocol):
         """Take over what `optimizer_state` gave, on whatever engine and number of ranks."""
         ...
 
+    def reduction_state(self) -> dict[str, Any]:
+        """What this rank's reduction remembers from step to step, if anything."""
+        ...
+
+    def load_reduction_state(self, state: dict[str, Any]) -> None:
+        """Take over what the same rank of as many ranks gave."""
+        ...
+
+    def run_along(self, module: nn.Module) -> None:
+        """Take part in other ranks' forward pass of `module`, if it needs all ranks."""
+        ...
+
 
 class WholeModel:
     """Every rank holds all weights and all of the optimizer's state."""
@@ -82,6 +95,15 @@ class WholeModel:
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         optimizer.load_state_dict(state)
+
+    def reduction_state(self) -> dict[str, Any]:
+        return {}
+
+    def load_reduction_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def run_along(self, module: nn.Module) -> None:
+        pass
 
 
 class NativeEngine(WholeModel):
@@ -109,6 +131,7 @@ class NativeEngine(WholeModel):
             example: A batch as the data set gives it, of one sample or more.
         """
         self.module = loss.module
+        self.device = runtime.device
         reduction: Reduction = SingleRank()
         if flat is not None:
             shapes = describe(self.module)
@@ -123,7 +146,7 @@ class NativeEngine(WholeModel):
             if runtime.device.type == "cuda":
                 self.passes = CapturedPasses(explicit, record_graph)
             if runtime.world_size > 1:
-                reduction = FlatAllReduce(flat.gradients)
+                reduction = FlatAllReduce(flat.gradients, DTYPES.get(parallel.compression))
         else:
             # Every shape gets a graph of its own (there are at most four: full and short batches,
             # and the remainders of their micro-batches); a dynamic one would be slower for all.
@@ -132,7 +155,7 @@ class NativeEngine(WholeModel):
                 model = torch.compile(loss, dynamic=False, mode=compile_.mode)  # type: ignore[assignment]
             if runtime.world_size > 1 and parallel.reduction == "fast":
                 model = ddp = self._distribute(model, runtime, parallel, plan, example)
-                reduction = AllReduce(ddp, runtime.world_size)
+                reduction = reduce_with_ddp(ddp, parallel, runtime.world_size, plan.seed)
             self.passes = AutogradPasses(model, self.module, loss.precision.scaler)
         if parallel.reduction == "exact":
             reduction = PairwiseTree(
@@ -158,26 +181,8 @@ class NativeEngine(WholeModel):
         )
         size = plan.window(0).micro_batches[0].size
         zeros = [t.new_zeros(size, *t.shape[1:], device=runtime.device) for t in example]
-        self._settle_buckets(ddp, *zeros)
+        settle_buckets(ddp, self.module, *zeros)
         return ddp
-
-    def _settle_buckets(
-        self, ddp: DistributedDataParallel, inputs: Tensor, targets: Tensor
-    ) -> None:
-        """Two passes over zeros that leave no trace but DDP's final bucket layout.
-
-        DDP lays its buckets out anew after the first backward pass (with a static graph the second
-        one), and with three ranks or more the order of additions depends on the layout: without
-        this the first steps after a restart would not have the bits of the same steps in an
-        undisturbed run.
-        """
-        before = [buffer.clone() for buffer in self.module.buffers()]
-        ddp.train()  # type: ignore[no-untyped-call]
-        for _ in range(2):
-            ddp(inputs, targets)[0].backward()
-        self.module.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.module.buffers(), before, strict=True):
-            buffer.copy_(value)
 
     def clear(self) -> None:
         self.passes.clear()
@@ -191,6 +196,30 @@ class NativeEngine(WholeModel):
     def reduce(self) -> None:
         self.reduction.finish()
 
+    def reduction_state(self) -> dict[str, Any]:
+        return self.reduction.state_dict()
+
+    def load_reduction_state(self, state: dict[str, Any]) -> None:
+        self.reduction.load_state_dict(state, self.device)
+
+
+def settle_buckets(
+    ddp: DistributedDataParallel, module: nn.Module, inputs: Tensor, targets: Tensor
+) -> None:
+    """Two passes over zeros that leave no trace but DDP's final bucket layout.
+
+    DDP lays its buckets out anew after the first backward pass (with a static graph the second
+    one), and with three ranks or more the order of additions depends on the layout: without this
+    the first steps after a restart would not have the bits of the same steps in an undisturbed run.
+    """
+    before = [buffer.clone() for buffer in module.buffers()]
+    ddp.train()  # type: ignore[no-untyped-call]
+    for _ in range(2):
+        ddp(inputs, targets)[0].backward()
+    module.zero_grad(set_to_none=True)
+    for buffer, value in zip(module.buffers(), before, strict=True):
+        buffer.copy_(value)
+
 
 def flatten_parameters(
     module: nn.Module,
@@ -198,8 +227,14 @@ def flatten_parameters(
     precision: Precision,
     task: Task,
     device: torch.device,
+    parallel: ParallelConfig | None = None,
+    one_kernel: bool = True,
 ) -> FlatParameters | None:
     """The parameters in a flat buffer if the passes of this network are to be written out.
+
+    Not for other optimizers than those whose kernel steps the buffer (`one_kernel`): weights in it
+    are transposed, LBFGS cannot view them as vectors, and fused kernels would take a state that
+    was loaded in another layout for theirs.
 
     Raises:
         InputError: If `compile.backward: explicit` is asked for and not possible.
@@ -208,14 +243,16 @@ def flatten_parameters(
     asked = config.backward == "explicit"
     compiled = should_compile(config, device) and not (asked and config.enabled == "auto")
     plain = precision.dtype is None and task.label_smoothing is not None
-    if plain and not compiled:
+    plain = plain and (parallel is None or parallel.takes_written_out_passes)
+    if plain and one_kernel and not compiled:
         shapes = describe(module)
     if asked and shapes is None:
         raise InputError(
             "compile.backward",
             given="explicit",
             expected="a network of Linear, ReLU and Dropout for a classification by cross-entropy, "
-            "in fp32, not compiled",
+            "in fp32, not compiled, under parallel.strategy ddp, without PowerSGD or checkpointing,"
+            " and with sgd, adam or adamw without kwargs and parameter groups",
             remedy="Use --compile.backward auto.",
         )
     if shapes is None or config.backward == "autograd":

@@ -38,7 +38,7 @@ class Evaluation:
         return int(self.values["correct"])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: FSDP keeps the tensors that it gathers weights into
 def evaluate(
     module: nn.Module,
     loader: Loader,
@@ -50,11 +50,15 @@ def evaluate(
     precision: Precision,
     runtime: Runtime,
     interrupted: Callable[[], bool],
+    run_along: Callable[[nn.Module], None] = lambda module: None,
 ) -> Evaluation | None:
     """Evaluate the unwrapped module in eval mode, and leave it in the mode it was in.
 
     Batches are the same on every world size and each rank sends the sums of its own ones, so the
     counts are equal to the last integer and the loss to the last bit. One all-reduce.
+
+    Args:
+        run_along: What a rank does while others evaluate a batch and it has none left.
 
     Returns:
         The counts, or None if `interrupted` said so; all ranks ask it equally often.
@@ -70,6 +74,7 @@ def evaluate(
                 return None
             found = next(batches, None)
             if found is None:
+                run_along(module)
                 continue
             index, (inputs, targets) = found
             with precision.autocast():

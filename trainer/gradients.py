@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.sinks import Record
+from trainer.whole import whole
 
 
 class GradientLog:
@@ -47,7 +48,7 @@ class GradientLog:
         self.before = []
         if not names:
             return {}
-        norms = torch.stack([_whole(torch.linalg.vector_norm(c.float())) for c in columns])
+        norms = torch.stack([whole(torch.linalg.vector_norm(c.float())) for c in columns])
         gradient, moved, before, after = norms.view(-1, 4).unbind(1)
         ratio = (moved / torch.where(before > 0, before, after)).where(moved != 0, 0.0)
         record: Record = {}
@@ -55,8 +56,3 @@ class GradientLog:
         for name, row in zip(names, rows, strict=True):
             record[f"gradients/{name}/norm"], record[f"gradients/{name}/update_ratio"] = row
         return record
-
-
-def _whole(norm: Tensor) -> Tensor:
-    """The norm over all ranks, where a parameter is sharded over them (a DTensor)."""
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

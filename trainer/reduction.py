@@ -29,8 +29,26 @@ class Reduction(Protocol):
         """After the last micro-batch: every rank's `.grad` holds the sum over all ranks."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank remembers from step to step."""
+        ...
 
-class SingleRank:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take it over; an empty one is that of a new run."""
+        ...
+
+
+class Memoryless:
+    """One step knows nothing of the step before."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        pass
+
+
+class SingleRank(Memoryless):
     """Nobody to talk to: autograd accumulates in place."""
 
     gradient_scale = 1.0
@@ -42,7 +60,7 @@ class SingleRank:
         pass
 
 
-class AllReduce:
+class AllReduce(Memoryless):
     """DDP overlaps the all-reduce with the last backward pass; the earlier ones stay local."""
 
     def __init__(self, ddp: DistributedDataParallel, world_size: int) -> None:
@@ -56,7 +74,7 @@ class AllReduce:
         pass
 
 
-class FlatAllReduce:
+class FlatAllReduce(Memoryless):
     """One all-reduce of all gradients, which lie in one buffer.
 
     The largest gradient, that of the first layer, is ready last, so that little could overlap.
@@ -64,17 +82,28 @@ class FlatAllReduce:
 
     gradient_scale = 1.0
 
-    def __init__(self, gradients: Tensor) -> None:
+    def __init__(self, gradients: Tensor, dtype: torch.dtype | None = None) -> None:
+        """
+        Args:
+            gradients: The buffer, float32.
+            dtype: In which it travels and is added; None: as it is.
+        """
         self.gradients = gradients
+        self.dtype = dtype
 
     def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def finish(self) -> None:
-        dist.all_reduce(self.gradients)
+        if self.dtype is None:
+            dist.all_reduce(self.gradients)
+            return
+        cast = self.gradients.to(self.dtype)
+        dist.all_reduce(cast)
+        self.gradients.copy_(cast)
 
 
-class PairwiseTree:
+class PairwiseTree(Memoryless):
     """Shard gradients summed along one fixed binary tree, whoever computes them.
 
     Every shard draws its random numbers from a stream of its own, f(seed, window, shard). A rank

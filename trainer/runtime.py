@@ -17,6 +17,9 @@ from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from trainer.rendezvous import agent_store
 
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where Open MPI, MPICH and MVAPICH say how many processes they started."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
@@ -30,7 +33,7 @@ class Runtime:
     local_world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     backend: str = ""
-    """gloo or nccl; empty with one rank, which needs no process group."""
+    """gloo, nccl or both; empty with one rank, which needs no process group."""
 
     @property
     def is_main(self) -> bool:
@@ -50,6 +53,7 @@ def detect(env: Mapping[str, str]) -> Runtime:
         launcher = "srun"
         names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE")
     else:
+        _refuse_mpirun(env)
         return Runtime(launcher="python")
     try:
         rank, local_rank, world_size = (int(env[name]) for name in names[:3])
@@ -77,6 +81,18 @@ def _in_srun_step(env: Mapping[str, str]) -> bool:
     return "SLURM_PROCID" in env and step.isdecimal() and int(step) < 0xFFFFFFF0
 
 
+def _refuse_mpirun(env: Mapping[str, str]) -> None:
+    """Its processes would each take themselves for the only rank of the run."""
+    for name in MPI_SIZES:
+        if env.get(name, "1") not in ("0", "1"):
+            raise InputError(
+                f"launcher variables ({name})",
+                given=env[name],
+                expected="ranks started by torchrun, srun or `accelerate launch --multi_gpu`",
+                remedy="mpirun (which `accelerate launch --cpu` uses) is not supported.",
+            )
+
+
 def _contradiction(env: Mapping[str, str], names: tuple[str, ...], expected: str) -> InputError:
     return InputError(
         "launcher variables",
@@ -92,7 +108,9 @@ def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
     Raises:
         InputError: For a GPU that is not there, fewer GPUs than ranks, or NCCL without a GPU.
     """
-    num_gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    # `accelerate launch --cpu`, where the config leaves the device open.
+    cpu = config.device == "auto" and config.engine == "accelerate" and wants_cpu(os.environ)
+    num_gpus = torch.cuda.device_count() if config.device != "cpu" and not cpu else 0
     if config.device == "cuda" and num_gpus == 0:
         raise InputError(
             "parallel.device",
@@ -118,8 +136,17 @@ def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
             remedy="NCCL connects GPUs only: leave parallel.backend at auto.",
         )
     device = torch.device("cuda", index) if num_gpus else torch.device("cpu")
-    backend = config.backend if config.backend != "auto" else ("nccl" if num_gpus else "gloo")
+    backend: str = config.backend
+    if backend == "auto":
+        backend = "nccl" if num_gpus else "gloo"
+    if config.cpu_offload and backend == "nccl":
+        backend = "cpu:gloo,cuda:nccl"  # norms are summed, and weights gathered, in host memory
     return replace(runtime, device=device, backend=backend if runtime.world_size > 1 else "")
+
+
+def wants_cpu(env: Mapping[str, str]) -> bool:
+    """Whether an accelerate config asks for the CPU."""
+    return env.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "on")
 
 
 def use_device(runtime: Runtime, config: ParallelConfig) -> None:

@@ -54,6 +54,10 @@ def threads() -> Iterator[None]:
         # The batch script itself, before any srun, and a step of a single task.
         (without(SRUN, "SLURM_STEP_ID"), ("python", 0, 0, 1, 1)),
         (SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, ("python", 0, 0, 1, 1)),
+        # MPI's variables count for less than anybody else's; one process of it is one process.
+        (SRUN | {"PMI_SIZE": "5"}, ("srun", 2, 0, 5, 2)),
+        (TORCHRUN | {"OMPI_COMM_WORLD_SIZE": "2"}, ("torchrun", 3, 1, 4, 2)),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, ("python", 0, 0, 1, 1)),
     ],
 )
 def test_every_launcher_is_recognised_by_its_variables(
@@ -95,6 +99,8 @@ def test_the_first_node_of_srun_may_be_smaller_than_the_others() -> None:
         (SRUN | {"SLURM_PROCID": "x"}, "SLURM_PROCID"),
         (SRUN | {"SLURM_NTASKS": "many"}, "SLURM_NTASKS"),
         (SRUN | {"SLURM_TASKS_PER_NODE": "(x2)"}, "SLURM_TASKS_PER_NODE"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"PMI_SIZE": "4"}, "PMI_SIZE"),
     ],
 )
 def test_variables_that_contradict_each_other_or_are_missing_are_refused(

@@ -127,6 +127,10 @@ class TorchProfiler:
         self.profile.export_chrome_trace(str(unfinished))
         unfinished.replace(trace)
         dtype = self.precision.dtype or torch.float32
+        sharded = any(hasattr(p, "full_tensor") for p in module.parameters())
+        flops = (
+            count_flops(module, self.precision, self.input_shape, sizes) if not sharded else None
+        )
         text = markdown(
             break_down(read_trace(trace)),
             Facts(
@@ -136,7 +140,7 @@ class TorchProfiler:
                 device=_device_name(self.runtime.device),
                 dtype=str(dtype).removeprefix("torch."),
                 plain_step_seconds=self._plain_step_seconds(),
-                step_flops=count_flops(module, self.precision, self.input_shape, sizes),
+                step_flops=flops,
                 peak_flops_per_second=matmul_rate(self.runtime.device, dtype),
             ),
         )

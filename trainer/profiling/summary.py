@@ -26,8 +26,8 @@ class Facts:
     dtype: str
     plain_step_seconds: float | None
     """Time of a step before the profiler began; None if nothing was timed."""
-    step_flops: int
-    """Of one step on one rank."""
+    step_flops: int | None
+    """Of one step on one rank; None if they cannot be counted."""
     peak_flops_per_second: float
     """Of a large matrix product on this device in this dtype."""
 
@@ -39,7 +39,22 @@ class Facts:
 def utilisation(found: Breakdown, facts: Facts) -> float:
     """MFU: operations of a step over what a matrix product would have done in its time."""
     seconds = facts.plain_step_seconds or found.total_seconds / facts.num_steps
-    return facts.step_flops / (seconds * facts.peak_flops_per_second)
+    return (facts.step_flops or 0) / (seconds * facts.peak_flops_per_second)
+
+
+def _operations(found: Breakdown, facts: Facts) -> str:
+    if facts.step_flops is None:
+        return (
+            "- Model FLOP utilisation is not known: the operations of sharded weights are not "
+            "counted."
+        )
+    return (
+        f"- Model FLOP utilisation {utilisation(found, facts):.1%}: "
+        f"{facts.step_flops / 1e9:.4g} GFLOP a step on this rank (torch.utils.flop_counter; matrix "
+        "products, convolutions, attention) against "
+        f"{facts.peak_flops_per_second / 1e9:.4g} GFLOP/s, the best large {facts.dtype} matrix "
+        "product measured on this device at the end of this run."
+    )
 
 
 def markdown(found: Breakdown, facts: Facts) -> str:
@@ -79,11 +94,7 @@ def markdown(found: Breakdown, facts: Facts) -> str:
             "backward pass."
         )
     lines += [
-        f"- Model FLOP utilisation {utilisation(found, facts):.1%}: "
-        f"{facts.step_flops / 1e9:.4g} GFLOP a step on this rank (torch.utils.flop_counter; matrix "
-        "products, convolutions, attention) against "
-        f"{facts.peak_flops_per_second / 1e9:.4g} GFLOP/s, the best large {facts.dtype} matrix "
-        "product measured on this device at the end of this run.",
+        _operations(found, facts),
         "",
         *_table(
             ("operator (own time)", "calls a step", "µs a step", "%"),

@@ -1,0 +1,251 @@
+"""The same loop over Hugging Face Accelerate; the only file that imports it.
+
+Accelerate takes its own settings from `ACCELERATE_*` variables, which `accelerate launch` fills
+from its command line and its config file. Every question has one owner (docs/accelerate.md): what
+changes the arithmetic is the run's config, so a variable that says otherwise is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from configs.errors import InputError
+from configs.imports import import_extra
+from configs.schema import RunConfig
+from configs.schema_execution import CompileConfig, ParallelConfig
+from data.loader import Batch
+from data.sampler import MicroBatch, Plan, Window
+from trainer.engine import WholeModel, settle_buckets, should_compile
+from trainer.passes import AutogradPasses, LossModule
+from trainer.precision import DTYPES
+from trainer.runtime import MPI_SIZES, Runtime, wants_cpu
+
+log = logging.getLogger("convoy")
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""precision.dtype in Accelerate's words."""
+PLUGINS = {
+    "ACCELERATE_USE_FSDP": "For sharded weights use --parallel.engine native "
+    "--parallel.strategy fsdp.",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed scales, clips and steps by itself: for sharded weights "
+    "use --parallel.engine native --parallel.strategy fsdp.",
+    "ACCELERATE_USE_MEGATRON_LM": "Choose another distributed type with `accelerate config`.",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "Ranks share the batch only: leave it out.",
+    "ACCELERATE_USE_SAGEMAKER": "Start the ranks with torchrun.",
+}
+"""What Accelerate can be told to hand the model to, and what to do instead."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+class AccelerateEngine(WholeModel):
+    """Autograd's passes, distributed, synchronised and run backward by an `Accelerator`.
+
+    Numbers are cast where the native engine casts them, in LossModule, and the loss is scaled by
+    the run's own GradScaler: the arithmetic is the native engine's, and so are the checkpoints.
+    """
+
+    def __init__(
+        self,
+        loss: LossModule,
+        *,
+        runtime: Runtime,
+        parallel: ParallelConfig,
+        compile_: CompileConfig,
+        plan: Plan,
+        example: Batch,
+    ) -> None:
+        """
+        Args:
+            loss: The model with its normalisation and loss.
+            runtime: This rank, within the process group, which Accelerate joins.
+            parallel: How ranks share the gradient.
+            compile_: Whether the passes are compiled.
+            plan: Who trains on what.
+            example: A batch as the data set gives it, of one sample or more.
+
+        Raises:
+            InputError: If Accelerate is not installed, or does not agree with `runtime`.
+        """
+        self.module = loss.module
+        self.accelerator = build_accelerator(loss, runtime, parallel, plan)
+        model: nn.Module = loss
+        if should_compile(compile_, runtime.device):
+            model = torch.compile(loss, dynamic=False, mode=compile_.mode)  # type: ignore[assignment]
+        self.model: nn.Module = self.accelerator.prepare(model)
+        self.gradient_scale = 1.0
+        if runtime.world_size > 1:
+            assert isinstance(self.model, DistributedDataParallel)
+            self.gradient_scale = float(runtime.world_size)  # it averages, we want the sum
+            size = plan.window(0).micro_batches[0].size
+            zeros = [t.new_zeros(size, *t.shape[1:], device=runtime.device) for t in example]
+            settle_buckets(self.model, self.module, *zeros)
+        self.passes = AcceleratedPasses(self.model, loss, self.accelerator)
+
+    def clear(self) -> None:
+        self.passes.clear()
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        if micro.ends_window:
+            return nullcontext()
+        found: AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
+        return found
+
+    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        return self.passes(inputs, targets, share)
+
+    def reduce(self) -> None:
+        pass  # DDP has done it during the last backward pass
+
+
+class AcceleratedPasses(AutogradPasses):
+    """Autograd, with the backward pass in Accelerate's hands."""
+
+    def __init__(self, model: nn.Module, loss: LossModule, accelerator: Any) -> None:
+        super().__init__(model, loss.module, loss.precision.scaler)
+        self.accelerator = accelerator
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        loss, score = self.model(inputs, targets)
+        self.accelerator.backward(loss * share)
+        return loss.detach(), score
+
+
+def check_accelerate(config: RunConfig, runtime: Runtime, env: Mapping[str, str]) -> None:
+    """Refuse what the run's config and Accelerate's do not agree on.
+
+    Raises:
+        InputError: Also if Accelerate is not installed.
+    """
+    import_extra("accelerate", "accelerate")
+    for name, remedy in PLUGINS.items():
+        if env.get(name, "false").lower() == "true":
+            raise InputError(
+                f"the accelerate config ({name})",
+                given="true",
+                expected="one process, or data-parallel ranks, with parallel.engine=accelerate",
+                remedy=remedy,
+            )
+    dtype = config.precision.dtype
+    _agree(env, "MIXED_PRECISION", (MIXED_PRECISION[dtype],), f"precision.dtype={dtype}")
+    _agree(env, "GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), "train.micro_batch_size")
+    _agree(env, "DYNAMO_BACKEND", (), "compile.enabled")
+    _agree(env, "TORCH_DEVICE", (str(runtime.device), runtime.device.type), "parallel.device")
+    if wants_cpu(env) and runtime.device.type != "cpu":
+        raise InputError(
+            "the accelerate config (ACCELERATE_USE_CPU)",
+            given="true",
+            expected=f"no such wish with parallel.device={config.parallel.device}",
+            remedy="Leave parallel.device at auto, or `--cpu` out of `accelerate launch`.",
+        )
+    if runtime.launcher == "python" and wants_cpu(env) and "MASTER_PORT" in env:
+        log.warning(
+            "accelerate launch has started one process: on CPUs it leaves several to mpirun. For "
+            "several ranks use torchrun, or `accelerate launch --multi_gpu --num_processes N` with "
+            "--parallel.device cpu"
+        )
+
+
+def _agree(env: Mapping[str, str], name: str, accepted: tuple[str, ...], key: str) -> None:
+    """Refuse a variable of Accelerate that asks for something else than the run's config.
+
+    `no` is what `accelerate launch` sets where nothing was asked for.
+    """
+    value = env.get(f"ACCELERATE_{name}", "").lower()
+    if value not in ("", "no", *accepted):
+        raise InputError(
+            f"the accelerate config (ACCELERATE_{name})",
+            given=value,
+            expected=f"what the run's config says ({key})",
+            remedy="Say it there: the run's config decides, however the run is started.",
+        )
+
+
+def build_accelerator(
+    loss: LossModule, runtime: Runtime, parallel: ParallelConfig, plan: Plan
+) -> Any:
+    """An `Accelerator` for this rank, which must see the ranks and the device as `runtime` does.
+
+    Raises:
+        InputError: If it does not, or refuses by itself.
+    """
+    import_extra("accelerate", "accelerate")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import (
+        AutocastKwargs,
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+    )
+
+    names = {DTYPES[name]: theirs for name, theirs in MIXED_PRECISION.items()}
+    try:
+        with _ranks_in_environment(runtime):
+            # Its state is one per process; a process may train several runs.
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            accelerator = Accelerator(
+                cpu=runtime.device.type == "cpu",
+                mixed_precision=names[loss.precision.dtype],
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    AutocastKwargs(enabled=False),  # LossModule casts, and only the model
+                    DistributedDataParallelKwargs(
+                        gradient_as_bucket_view=True,
+                        static_graph=plan.micro_batches_per_step == 1,
+                        bucket_cap_mb=parallel.bucket_mb,
+                    ),
+                ],
+            )
+    except (ImportError, NotImplementedError, ValueError) as error:
+        raise InputError(f"Accelerate refuses: {' '.join(str(error).split())[:400]}") from None
+    found = (
+        accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU"),
+        accelerator.num_processes,
+        accelerator.process_index,
+        accelerator.device,
+    )
+    rank = runtime.rank if runtime.world_size > 1 else 0
+    if found != (True, runtime.world_size, rank, runtime.device):
+        raise InputError(
+            "Accelerate",
+            given=f"{accelerator.distributed_type.value}: rank {accelerator.process_index} of "
+            f"{accelerator.num_processes} on {accelerator.device}",
+            expected=f"rank {rank} of {runtime.world_size} on {runtime.device}, by DDP",
+            remedy="Use --parallel.engine native on this machine.",
+        )
+    # The run's own scaler, which the step unscales, steps and saves; Accelerate scales the loss.
+    accelerator.scaler = loss.precision.scaler if loss.precision.scaler.is_enabled() else None
+    return accelerator
+
+
+@contextmanager
+def _ranks_in_environment(runtime: Runtime) -> Iterator[None]:
+    """The variables that Accelerate reads, as `runtime` has them: srun and MPI set others.
+
+    A single rank is told nothing: Accelerate would begin a process group of one.
+    """
+    before = dict(os.environ)
+    for name in (*RANK_VARIABLES, *MPI_SIZES):
+        os.environ.pop(name, None)
+    if runtime.world_size > 1:
+        index = runtime.local_rank if runtime.device.index is None else runtime.device.index
+        ranks = (runtime.rank, index, runtime.world_size, runtime.local_world_size)
+        os.environ.update(zip(RANK_VARIABLES, map(str, ranks), strict=True))
+        os.environ.setdefault("MASTER_ADDR", "unused")  # the process group exists already
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(runtime.device)
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # it would choose others
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
