@@ -5,7 +5,8 @@
     python launch/benchmark.py --options      # what exactness, checkpoints and drift checks cost
     python launch/benchmark.py --growth       # samples/s against batch size, width and ranks
     python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
-    python launch/benchmark.py --seeds 20 --config mnist_fast    # a recipe, mean and spread
+    python launch/benchmark.py --seeds 20 --config mnist_fast    # recipes (a,b,c), mean and spread
+    python launch/benchmark.py --loader       # samples/s of data sets against workers, and pinning
     python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
 
 The contenders train the same network on the same data in turn, each as a process of its own, so
@@ -31,11 +32,12 @@ from configs.errors import InputError
 from launch.benchmarking import results
 from launch.benchmarking.contenders import Settings, choose
 from launch.benchmarking.growth import measure_growth, points, show_growth
+from launch.benchmarking.loaders import measure_loaders, show_loaders
 from launch.benchmarking.options import WARMUP_STEPS, compare_options, show_options
 from launch.benchmarking.peers import compare, show_peers
 from launch.benchmarking.pictures import growth_figure, peers_figure, roofline_figure
 from launch.benchmarking.roofline import measure_roofline, show_roofline
-from launch.benchmarking.seeds import measure_seeds, show_seeds
+from launch.benchmarking.seeds import measure_seeds, seeds_figure, show_seeds
 from launch.entry import run_command
 from launch.scaling import add_scaling_arguments, project_scaling
 
@@ -67,8 +69,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--options", action="store_true", help="options of Convoy")
     add("--growth", action="store_true", help="batch size, width and ranks")
     add("--roofline", action="store_true", help="steps against their floors")
+    add("--loader", dest="loaders", action="store_true", help="loaders, workers, pinned memory")
     add("--seeds", type=int, metavar="N", help="a recipe with N seeds")
-    add("--config", default="mnist_fast", help="the recipe of --seeds (default: mnist_fast)")
+    add("--config", default="mnist_fast", help="recipes of --seeds (default: mnist_fast)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for the runs of --seeds")
     add("--quick", action="store_true", help="one short round; writes only to --output")
     add("--only", metavar="NAME,...", help="these contenders; writes only to --output")
     add("--rounds", type=int, help=f"runs of each (default: {DEFAULT_ROUNDS})")
@@ -103,7 +107,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.kind == "project_scaling":
         return arguments  # it has an output of its own
     if arguments.output is None and not (quick or arguments.only):
-        name = Path(arguments.config).stem if arguments.kind == "seeds" else arguments.kind
+        name = Path(arguments.config).stem.replace(",", "+")
+        name = name if arguments.kind == "seeds" else arguments.kind
         arguments.output = RESULTS / f"{name}.json"
     results.check_output(arguments.output)
     return arguments
@@ -150,8 +155,25 @@ def benchmark_roofline(arguments: argparse.Namespace) -> int:
 
 
 def benchmark_seeds(arguments: argparse.Namespace) -> int:
-    found = measure_seeds(arguments.config, seeds=arguments.seeds, threads=arguments.threads)
+    found = measure_seeds(
+        arguments.config.split(","),
+        seeds=arguments.seeds,
+        threads=arguments.threads,
+        overrides=[f"--{item}" for item in arguments.set],
+    )
     show_seeds(found)
+    write(arguments, {"recipes": found}, lambda: seeds_figure(found))
+    return 0
+
+
+def benchmark_loaders(arguments: argparse.Namespace) -> int:
+    found = measure_loaders(
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+        device=arguments.device,
+        quick=arguments.quick,
+    )
+    show_loaders(found)
     write(arguments, found)
     return 0
 
@@ -161,6 +183,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "options": benchmark_options,
     "growth": benchmark_growth,
     "roofline": benchmark_roofline,
+    "loaders": benchmark_loaders,
     "seeds": benchmark_seeds,
     "project_scaling": project_scaling,
 }

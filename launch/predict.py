@@ -41,10 +41,12 @@ def main(argv: Sequence[str]) -> int:
 
     from data.reading import Reading
     from trainer.files import check_output
+    from trainer.inference.trained import require_classes
 
     if arguments.output is not None:
         check_output("--output", arguments.output)
     trained = load_run(arguments, overrides)
+    require_classes(trained.config)
     reading = Reading(facts=trained.facts, resize=arguments.resize, invert=arguments.invert)
     size = arguments.batch_size or trained.config.evaluate.batch_size
     with open_inputs(arguments, reading) as inputs:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from configs.identity import flatten
@@ -13,10 +15,13 @@ from data.catalog import CATALOG
 from data.datasets import Datasets, load_datasets
 from data.loader import Loader
 from data.sampler import Plan
+from trainer.auto_batch import fit_micro_batch
+from trainer.blocks import prepare_blocks
 from trainer.checkpoint import load_checkpoint
 from trainer.collectives import broadcast_object, together
-from trainer.ema import EMA
-from trainer.engine import NativeEngine
+from trainer.ema import Average, build_average
+from trainer.engine import Engine, NativeEngine
+from trainer.engine_accelerate import AccelerateEngine
 from trainer.gradients import GradientLog
 from trainer.local import Local, build_local
 from trainer.loop import Parts
@@ -60,7 +65,7 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
     Raises:
         InputError: On every rank alike, if any rank refuses its input.
     """
-    local = _prepare(config, runtime)
+    config, local = _prepare(config, runtime)
     use_training_timeout(runtime, config.parallel)
     state = build_state(config, runtime, local)
     return Workbench(
@@ -82,7 +87,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
     Raises:
         InputError: On every rank alike, if any rank refuses its input.
     """
-    local = _prepare(config, runtime)
+    config, local = _prepare(config, runtime)
     directory = RunDirectory(config)
     resume = broadcast_object(
         runtime,
@@ -112,7 +117,11 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
         total_windows=local.total_windows,
         sinks=sinks,
         directory=directory,
-        saver=Saver(directory.checkpoints, keep=config.checkpoint.keep),
+        saver=Saver(
+            directory.checkpoints,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+        ),
         stop=stop,
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         profiler=build_profiler(
@@ -127,13 +136,32 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
     )
 
 
-def _prepare(config: RunConfig, runtime: Runtime) -> Local:
+def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Local]:
     """Data and model on every rank, or one refusal on all of them."""
     together(runtime, lambda: _acquire(config, runtime))
-    return together(
-        runtime,
-        lambda: build_local(config, runtime, load_datasets(config.data, seed=config.seed)),
+    data = together(runtime, lambda: load_datasets(config.data, seed=config.seed))
+    if config.train.auto_batch:
+        config = fit_micro_batch(
+            config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
+        )
+    return config, together(runtime, lambda: build_local(config, runtime, data))
+
+
+def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
+    """One step over zeros, with the shapes of this rank and without the others."""
+    local = build_local(config, runtime, data)
+    alone = replace(runtime, world_size=1, backend="")
+    state = build_state(config, alone, local)
+    window = local.plan.window(0)
+    inputs, targets = (part.to(runtime.device) for part in local.example)
+    batches = (
+        (
+            inputs.new_zeros(micro.size, *inputs.shape[1:]),
+            targets.new_zeros(micro.size, *targets.shape[1:]),
+        )
+        for micro in window.micro_batches
     )
+    _build_step(config, alone, local, state)(window, batches)
 
 
 def _acquire(config: RunConfig, runtime: Runtime) -> None:
@@ -145,17 +173,16 @@ def _acquire(config: RunConfig, runtime: Runtime) -> None:
 
 def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
-    decay = config.train.ema_decay
-    ema = EMA(local.model, decay) if decay is not None else None
+    ema = build_average(config.train, local.model, local.plan.steps_per_epoch)
     loss = LossModule(
         local.model,
         normalize=local.normalize,
         precision=local.precision,
         task=local.task,
     )
-    engine = NativeEngine(
+    prepare_blocks(local.model, config.parallel, runtime.world_size)
+    engine = _choose_engine(config, runtime, local, ema)(
         loss,
-        flat=local.flat,
         runtime=runtime,
         parallel=config.parallel,
         compile_=config.compile,
@@ -167,6 +194,7 @@ def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
     return Stateful(
         engine=engine,
         optimizer=local.optimizer,
+        schedule=local.schedule,
         precision=local.precision,
         ema=ema,
         meter=Meter(),
@@ -174,6 +202,19 @@ def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
         seed=config.seed,
         runtime=runtime,
     )
+
+
+def _choose_engine(
+    config: RunConfig, runtime: Runtime, local: Local, average: Average | None
+) -> Callable[..., Engine]:
+    if config.parallel.engine == "accelerate":
+        return AccelerateEngine
+    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:  # slow to import
+        from trainer.fsdp import ShardedEngine
+
+        copied = average.module if average else None
+        return partial(ShardedEngine, optimizer=local.optimizer, average=copied)
+    return partial(NativeEngine, flat=local.flat)
 
 
 def _build_step(config: RunConfig, runtime: Runtime, local: Local, state: Stateful) -> TrainStep:
@@ -187,6 +228,7 @@ def _build_step(config: RunConfig, runtime: Runtime, local: Local, state: Statef
         meter=state.meter,
         progress=state.progress,
         clip_norm=config.train.clip_norm,
+        runtime=runtime,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ class Position:
     """The config keys that define the run, flat."""
     best_step: int = 0
     """Step of the best evaluation so far, 0 without one."""
+    score: float | None = None
+    """What `evaluate.best` said of these weights, negated where less is better; None: nothing."""
 
 
 class Refused(ValueError):
@@ -64,6 +67,7 @@ def save_checkpoint(
     position: Position,
     *,
     keep: int,
+    keep_best: int = 1,
     is_best: bool,
 ) -> Path:
     """Publish one checkpoint under `folder`, point `latest` (and `best`) at it, then prune.
@@ -104,7 +108,7 @@ def save_checkpoint(
     if is_best:
         _point(folder / "best", final)
     _flush(folder)
-    _prune(folder, keep)
+    _prune(folder, keep, keep_best)
     return final
 
 
@@ -240,9 +244,25 @@ def _point(link: Path, target: Path) -> None:
     temporary.replace(link)
 
 
-def _prune(folder: Path, keep: int) -> None:
+def _prune(folder: Path, keep: int, keep_best: int) -> None:
     best = folder / "best"
-    kept = best.resolve() if best.exists() else None
-    for path in list_checkpoints(folder)[:-keep]:
-        if path.resolve() != kept:
+    kept = {best.resolve()} if best.exists() else set()
+    found = list_checkpoints(folder)
+    if keep_best > 1:
+        scores = {path: _score(path) for path in found}
+        ranked = sorted(
+            (path for path in found if scores[path] > -math.inf), key=scores.__getitem__
+        )
+        kept |= {path.resolve() for path in ranked[-keep_best:]}
+    for path in found[:-keep]:
+        if path.resolve() not in kept:
             shutil.rmtree(path)
+
+
+def _score(path: Path) -> float:
+    """What its manifest says; whether its files are whole does not matter here."""
+    try:
+        score = json.loads((path / MANIFEST).read_text())["score"]
+        return -math.inf if score is None else float(score)
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf

@@ -1,11 +1,24 @@
-"""Exponential moving average of the weights."""
+"""Averages of the weights: an exponential moving one, or the plain mean over epochs."""
 
 from __future__ import annotations
 
 import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from configs.schema_training import TrainConfig
+
+
+class Average(Protocol):
+    """A copy of a model that follows it; evaluated in its place."""
+
+    module: nn.Module
+
+    def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:
+        """After the `num_updates`-th optimizer step, on the `num_windows`-th global batch."""
+        ...
 
 
 class EMA:
@@ -21,7 +34,7 @@ class EMA:
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def update(self, model: nn.Module, num_updates: int) -> None:
+    def update(self, model: nn.Module, num_updates: int, num_windows: int = 0) -> None:
         """Take one step towards `model`, after its `num_updates`-th optimizer step."""
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
         averaged: list[Tensor] = [parameter.data for parameter in self.module.parameters()]
@@ -29,3 +42,41 @@ class EMA:
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
+
+
+class SWA:
+    """The mean of the weights at the ends of epochs (Izmailov et al., arXiv:1803.05407).
+
+    Until `first_epoch` has ended it is the latest weights. Batch-norm statistics are averaged too,
+    as torch's AveragedModel does with use_buffers=True, instead of another pass over the data. How
+    many have been averaged follows from the position in the run: there is no state to save.
+    """
+
+    def __init__(self, model: nn.Module, first_epoch: int, steps_per_epoch: int) -> None:
+        self.first_epoch = first_epoch
+        self.steps_per_epoch = steps_per_epoch
+        self.module = copy.deepcopy(model).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:
+        """Take the weights into the mean if this global batch ended an epoch."""
+        epoch, rest = divmod(num_windows, self.steps_per_epoch)
+        before = max(epoch - self.first_epoch, 0)
+        if rest and epoch >= self.first_epoch:
+            return
+        mine = [*self.module.parameters(), *self.module.buffers()]
+        theirs = [*model.parameters(), *model.buffers()]
+        for average, current in zip(mine, theirs, strict=True):
+            if average.is_floating_point() and before:
+                average.lerp_(current, 1 / (before + 1))
+            else:
+                average.copy_(current)
+
+
+def build_average(config: TrainConfig, model: nn.Module, steps_per_epoch: int) -> Average | None:
+    """The average that a config asks for, as a copy of the raw module."""
+    if config.ema_decay is not None:
+        return EMA(model, config.ema_decay)
+    if config.swa_from_epoch is not None:
+        return SWA(model, config.swa_from_epoch, steps_per_epoch)
+    return None

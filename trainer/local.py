@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,10 +14,13 @@ from data.augment import Augment, build_augment
 from data.datasets import Datasets, Normalize
 from data.loader import Batch, Loader, build_loader
 from data.sampler import Plan
+from trainer.blocks import check_blocks
 from trainer.engine import flatten_parameters
+from trainer.engine_accelerate import check_accelerate
 from trainer.flat import FlatParameters
 from trainer.models import build_model, check_outputs
-from trainer.optim import build_optimizer
+from trainer.optim import build_optimizer, check_gradients, one_kernel
+from trainer.parameter_groups import group_parameters
 from trainer.precision import Precision, build_precision
 from trainer.runtime import Runtime
 from trainer.schedule import Schedule, build_schedule
@@ -50,6 +54,9 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
     Raises:
         InputError: If this rank's part of the run cannot be had.
     """
+    native = config.parallel.engine == "native"
+    if not native:
+        check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
     task = build_task(config.task, label_smoothing=config.train.label_smoothing)
     inputs, target = (torch.as_tensor(part) for part in data.train[0])
@@ -63,6 +70,8 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
         seed=config.seed,
         drop_last=config.data.drop_last,
         shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
+        # Then every forward pass is a collective.
+        even=config.parallel.strategy == "fsdp" or config.parallel.sync_batch_norm,
     )
     model = build_model(
         config.model,
@@ -73,34 +82,59 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("model.name", given=config.model.name, expected="trainable parameters")
     check_batch_norm(model, plan)
+    check_blocks(model, config.parallel, runtime.device, runtime.world_size)
     normalize = Normalize(data, runtime.device)
     check_outputs(model, normalize(inputs[None].to(runtime.device)), target[None], task)
-    flat = flatten_parameters(model, config.compile, precision, task, runtime.device)
+    classes = data.num_classes if task.name == "classification" else None
+    augment = build_augment(config.data.augment, data.input_shape, classes)
+    if config.data.augment.mixup or config.data.augment.cutmix:
+        task = replace(task, label_smoothing=None)  # passes written out know whole classes only
+    flat = None
+    if native:
+        flat = flatten_parameters(
+            model,
+            config.compile,
+            precision,
+            task,
+            runtime.device,
+            config.parallel,
+            one_kernel(config.optimizer),
+        )
+    optimizer = build_optimizer(
+        config.optimizer,
+        group_parameters(model, config.optimizer),
+        runtime.device,
+        scaled=precision.scaler.is_enabled(),
+        flat=flat,
+    )
+    check_gradients(model, optimizer, config.parallel)
+    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
+        from trainer.fsdp import check_sharding
+
+        check_sharding(config, optimizer)
     total_windows = config.train.epochs * plan.steps_per_epoch
+    best = choose_best(task, config.evaluate.best, config.evaluate.best_mode)
     return Local(
         data=data,
         plan=plan,
         task=task,
-        best=choose_best(task, config.evaluate.best, config.evaluate.best_mode),
+        best=best,
         example=(inputs[None], target[None]),
         loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
         model=model,
         flat=flat,
-        optimizer=build_optimizer(
-            config.optimizer,
-            model.parameters(),
-            runtime.device,
-            scaled=precision.scaler.is_enabled(),
-            flat=flat,
-        ),
+        optimizer=optimizer,
         normalize=normalize,
-        augment=build_augment(config.data.augment, data.input_shape),
+        augment=augment,
         precision=precision,
         schedule=build_schedule(
             config.schedule,
+            optimizer=optimizer,
             peak=config.optimizer.lr,
             total_steps=min(total_windows, config.train.max_steps or total_windows),
             steps_per_epoch=plan.steps_per_epoch,
+            best=best,
+            evaluate_every=config.evaluate.every_epochs,
         ),
         total_windows=total_windows,
     )

@@ -23,7 +23,7 @@ from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime
 from trainer.saver import Saver
 from trainer.sinks import Record, Sinks
-from trainer.state import Stateful, capture
+from trainer.state import Progress, Stateful, capture
 from trainer.step import TrainStep
 from trainer.task import Best, Task
 
@@ -58,8 +58,12 @@ class Parts:
 
     @property
     def finished(self) -> bool:
-        progress, most = self.state.progress, self.config.train.max_steps
-        return progress.window >= self.total_windows or (most or 1 << 62) <= progress.step
+        progress, train = self.state.progress, self.config.train
+        return (
+            progress.window >= self.total_windows
+            or (train.max_steps or 1 << 62) <= progress.step
+            or (train.patience or 1 << 62) <= progress.evaluations_without_gain
+        )
 
 
 def fit(parts: Parts) -> str:
@@ -103,6 +107,7 @@ def fit(parts: Parts) -> str:
             (stepped and due(progress.step, config.checkpoint.every_steps))
             or due(ended, config.checkpoint.every_epochs)
             or (progress.best_step == progress.step and ended)
+            or (config.checkpoint.keep_best > 1 and just_evaluated(progress))
             or parts.finished
             or stopping
         ):
@@ -125,7 +130,7 @@ def log_training(parts: Parts) -> None:
     record = start_record(parts) | {
         "train/loss": totals.loss,
         f"train/{parts.task.score_name}": totals.score,
-        "train/lr": parts.step.schedule(max(progress.step - 1, 0)),
+        "train/lr": parts.step.learning_rate,
         "train/grad_norm": float(parts.step.gradient_norm()),
         "train/samples_per_second": parts.watch.read(),
     }
@@ -146,7 +151,7 @@ def log_gradients(parts: Parts) -> None:
 def run_evaluation(parts: Parts) -> bool:
     """Evaluate on the whole test set; False if a stop request came first."""
     check_finite(parts)
-    state, progress = parts.state, parts.state.progress
+    config, state, progress = parts.config, parts.state, parts.state.progress
     progress.evaluation_due = True
     module = state.ema.module if state.ema else state.engine.module
     broadcast_(parts.runtime, list(module.buffers()))  # as DDP does before each forward pass
@@ -154,23 +159,32 @@ def run_evaluation(parts: Parts) -> bool:
         module,
         parts.loader,
         num_samples=parts.num_test,
-        batch_size=parts.config.evaluate.batch_size,
+        batch_size=config.evaluate.batch_size,
         normalize=parts.normalize,
         task=parts.task,
         precision=state.precision,
         runtime=parts.runtime,
         interrupted=Poll(parts.stop, parts.runtime),
+        run_along=state.engine.run_along,
     )
     parts.watch.mark()  # evaluation does not count as training time
     if result is None:
         return False
-    progress.evaluation_due = False
-    progress.metrics = result.values
-    if parts.best.improves(result.values, progress.best):
-        progress.best, progress.best_step = result.values, progress.step
+    every = (config.evaluate.every_epochs or 0) * parts.plan.steps_per_epoch
+    progress.evaluated(
+        result.values,
+        parts.best,
+        min_gain=config.train.min_gain,
+        regular=every > 0 and progress.window % every == 0,
+    )
+    parts.step.schedule.evaluated(result.values, progress.window)
     parts.sinks.record(start_record(parts) | under("eval", result.values))
     write_summary(parts, "running")
     return True
+
+
+def just_evaluated(progress: Progress) -> bool:
+    return progress.evaluated_step == progress.step and not progress.evaluation_due
 
 
 def save(parts: Parts) -> None:
@@ -187,6 +201,7 @@ def save(parts: Parts) -> None:
         position=plan.samples_before(progress.window),
         world_size=parts.runtime.world_size,
         best_step=progress.best_step,
+        score=parts.best.score(progress.metrics) if just_evaluated(progress) else None,
         config_digest=digest(parts.config),
         identity=identity(parts.config),
     )

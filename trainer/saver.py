@@ -22,9 +22,10 @@ class Saver:
     directory that nothing mistakes for a checkpoint.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, keep_best: int = 1) -> None:
         self.folder = folder
         self.keep = keep
+        self.keep_best = keep_best
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: Future[Path] | None = None
         self.step = 0
@@ -50,6 +51,7 @@ class Saver:
             trainer,
             position,
             keep=self.keep,
+            keep_best=self.keep_best,
             is_best=is_best,
         )
 

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from configs.errors import InputError
 from trainer.collectives import gather_objects
-from trainer.ema import EMA
+from trainer.ema import Average
 from trainer.engine import Engine
 from trainer.meter import Meter
 from trainer.precision import Precision
 from trainer.rng import capture_rng, restore_rng, seed_stream
 from trainer.runtime import Runtime
+from trainer.schedule import Schedule
+from trainer.task import Best
+from trainer.whole import load_whole_state, whole_state
 
 
 @dataclass(slots=True)
@@ -38,6 +41,30 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
     """The same of the best one, at `best_step`."""
     best_step: int = 0
+    evaluated_step: int = -1
+    """Step of the latest evaluation."""
+    evaluations_without_gain: int = 0
+    """In a row, for early stopping."""
+    to_beat: dict[str, float] = field(default_factory=dict)
+    """The evaluation that another must beat by `train.min_gain`."""
+
+    def evaluated(
+        self, values: dict[str, float], best: Best, *, min_gain: float, regular: bool
+    ) -> None:
+        """Take note of an evaluation at this step.
+
+        Only a `regular` one, at the end of an epoch, counts for early stopping: the one at the end
+        of a run would not be there in a longer run.
+        """
+        self.evaluation_due = False
+        self.metrics, self.evaluated_step = values, self.step
+        if best.improves(values, self.best):
+            self.best, self.best_step = values, self.step
+        if not regular:
+            return
+        self.evaluations_without_gain += 1
+        if best.improves(values, self.to_beat, by=min_gain):
+            self.to_beat, self.evaluations_without_gain = values, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +73,9 @@ class Stateful:
 
     engine: Engine
     optimizer: torch.optim.Optimizer
+    schedule: Schedule
     precision: Precision
-    ema: EMA | None
+    ema: Average | None
     meter: Meter
     progress: Progress
     seed: int
@@ -60,13 +88,18 @@ def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Every rank must call it: random generators and unlogged metrics are gathered from all.
     """
     weights = {name: host_copy(value) for name, value in run.engine.weights().items()}
-    mine = {"rng": capture_rng(run.runtime.device), "meter": run.meter.state_dict()}
+    mine = {
+        "rng": capture_rng(run.runtime.device),
+        "meter": run.meter.state_dict(),
+        "reduction": host_copy(run.engine.reduction_state()),
+    }
     trainer = {
         "progress": asdict(run.progress),
         "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
         "optimizer_class": type(run.optimizer).__name__,
+        "schedule": run.schedule.state_dict(),
         "scaler": run.precision.scaler.state_dict(),
-        "ema": host_copy(run.ema.module.state_dict()) if run.ema else None,
+        "ema": host_copy(whole_state(run.ema.module)) if run.ema else None,
         "device_type": run.runtime.device.type,
         "ranks": gather_objects(run.runtime, mine),
     }
@@ -87,8 +120,9 @@ def restore(
     try:
         run.engine.load_weights(weights)
         if run.ema is not None:  # an average begun later starts from the weights
-            run.ema.module.load_state_dict(trainer["ema"] or weights)
+            load_whole_state(run.ema.module, trainer["ema"] or weights)
         _restore_optimizer(run.engine, run.optimizer, trainer)
+        run.schedule.load_state_dict(trainer.get("schedule", {}))
         if run.precision.scaler.is_enabled() and trainer["scaler"]:
             run.precision.scaler.load_state_dict(trainer["scaler"])
         for name, value in trainer["progress"].items():
@@ -106,6 +140,7 @@ def restore(
     if len(ranks) == runtime.world_size and device_type == runtime.device.type:
         run.meter.load_state_dict(ranks[runtime.rank]["meter"], runtime.device)
         restore_rng(ranks[runtime.rank]["rng"], runtime.device)
+        run.engine.load_reduction_state(ranks[runtime.rank].get("reduction", {}))
         return []
     # Unlogged metrics are sums: rank 0 takes over those of ranks that are no more.
     for saved in ranks if runtime.is_main else []:
@@ -115,10 +150,14 @@ def restore(
     seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.window)
     if exact:
         return []  # every shard has a stream of its own, whoever computes it
+    notes = []
+    if any(saved.get("reduction") for saved in ranks):
+        notes = ["what PowerSGD left out so far is lost with the ranks that knew it"]
     return [
+        *notes,
         f"saved on {len(ranks)} ranks ({device_type}), continued on {runtime.world_size} "
         f"({runtime.device.type}): dropout draws new random numbers from here on "
-        "(parallel.reduction: exact would not)"
+        "(parallel.reduction: exact would not)",
     ]
 
 

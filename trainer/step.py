@@ -10,13 +10,17 @@ from torch import Tensor
 from data.augment import Augment
 from data.loader import Batch
 from data.sampler import Window
-from trainer.ema import EMA
+from trainer.closure import Closure
+from trainer.ema import Average
 from trainer.engine import Engine
 from trainer.failures import Diverged
 from trainer.meter import Meter
+from trainer.optim import needs_closure
 from trainer.precision import Precision
+from trainer.runtime import Runtime
 from trainer.schedule import Schedule
 from trainer.state import Progress
+from trainer.whole import whole
 
 HOPELESS_SKIPS = 100
 """fp16 steps skipped in a row after which the loss is taken for diverged."""
@@ -37,10 +41,11 @@ class TrainStep:
         schedule: Schedule,
         precision: Precision,
         augment: Augment,
-        ema: EMA | None,
+        ema: Average | None,
         meter: Meter,
         progress: Progress,
         clip_norm: float | None,
+        runtime: Runtime,
     ) -> None:
         self.engine = engine
         self.optimizer = optimizer
@@ -51,37 +56,50 @@ class TrainStep:
         self.meter = meter
         self.progress = progress
         self.clip_norm = clip_norm
+        self.runtime = runtime
+        self.needs_closure = needs_closure(optimizer)
+        self.learning_rate = 0.0
+        """That of the last step."""
         self.parameters = [p for p in engine.module.parameters() if p.requires_grad]
         self.clipped_from: Tensor | None = None
 
     def __call__(self, window: Window, batches: Iterator[Batch]) -> None:
         """Train on one global batch; `batches` yields this rank's micro-batches of it."""
-        scaler = self.precision.scaler
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.progress.step)
+        optimizer, progress, scaler = self.optimizer, self.progress, self.precision.scaler
+        self.learning_rate = self.schedule.apply(optimizer, progress.step, progress.window)
+        if self.needs_closure:
+            closure = Closure(self, window, batches, self.engine.module, self.runtime)
+            scaler.step(optimizer, closure)
+            self.meter.merge(closure.meter)
+            self.clipped_from = closure.norm
+        else:
+            self.differentiate(window, batches, self.meter)
+            scaler.step(optimizer)  # checks finite itself: with fp16 it may skip
+        self._finish(window)
 
+    def differentiate(self, window: Window, batches: Iterator[Batch], meter: Meter) -> None:
+        """The gradient of one global batch, as the optimizer uses it, to `.grad`."""
         self.engine.clear()
         share = self.engine.gradient_scale / window.size
         for micro in window.micro_batches:
             inputs, targets = next(batches)
             with self.engine.micro_batch(window, micro):
-                loss, score = self.engine.differentiate(self.augment(inputs), targets, share)
-            self.meter.add(window.index, loss, score, micro.size)
+                loss, score = self.engine.differentiate(*self.augment(inputs, targets), share)
+            meter.add(window.index, loss, score, micro.size)
         self.engine.reduce()
 
-        scaler.unscale_(self.optimizer)
+        self.clipped_from = None
+        self.precision.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             self.clipped_from = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        scaler.step(self.optimizer)  # checks finite itself: with fp16 it may skip
-        self._finish(window)
 
     def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the last step's gradient, before clipping."""
-        if self.clipped_from is not None:
-            return self.clipped_from
-        return torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
+        """Global L2 norm of the last step's gradient, before clipping; every rank asks for it."""
+        norm = self.clipped_from
+        if norm is None:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        return whole(norm)
 
     def _finish(self, window: Window) -> None:
         """Count the step, unless fp16 skipped it: then neither step, rate nor EMA moves."""
@@ -103,4 +121,4 @@ class TrainStep:
             progress.skipped_in_a_row = 0
         progress.step += 1
         if self.ema is not None:
-            self.ema.update(self.engine.module, progress.step)
+            self.ema.update(self.engine.module, progress.step, progress.window)

@@ -248,15 +248,17 @@ class Best:
     metric: str
     higher: bool
 
+    def score(self, values: dict[str, float]) -> float:
+        """The metric, negated where less of it is better."""
+        value = values[self.metric]
+        return value if self.higher else -value
+
     def improves(self, values: dict[str, float], best: dict[str, float], by: float = 0.0) -> bool:
         """Whether an evaluation beats the best one so far; what is not a number never does."""
-        value = values[self.metric]
-        if math.isnan(value):
+        score = self.score(values)
+        if math.isnan(score):
             return False
-        if self.metric not in best:
-            return True
-        gain = value - best[self.metric]
-        return (gain if self.higher else -gain) > by
+        return self.metric not in best or score - self.score(best) > by
 
 
 def choose_best(task: Task, metric: str | None, mode: str) -> Best:

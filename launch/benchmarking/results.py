@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -66,7 +67,9 @@ def write(path: Path, content: dict[str, Any], figure: Figure | None = None) -> 
 
     environment = describe_machine()
     environment["packages"] |= {name: _version(name) for name in PACKAGES}
-    command = f"python launch/benchmark.py {shlex.join(sys.argv[1:])}".strip()
+    # Where the data lies on this machine is of no use elsewhere.
+    words = [re.sub(r"(data\.root=).*", r"\1FOLDER", word) for word in sys.argv[1:]]
+    command = f"python launch/benchmark.py {shlex.join(words)}".strip()
     full = {"command": command, "environment": environment} | content
     with replacing(path) as file:
         file.write((json.dumps(full, indent=2) + "\n").encode())

@@ -51,6 +51,15 @@ REFUSED: list[tuple[type, dict[str, Any], str, str]] = [
     (OptimizerConfig, {"betas": (-0.1, 0.9)}, "optimizer.betas", "0 <= beta"),
     (OptimizerConfig, {"betas": (NAN, 0.9)}, "optimizer.betas", "0 <= beta"),
     (OptimizerConfig, {"eps": 0.0}, "optimizer.eps", "above 0"),
+    (OptimizerConfig, {"layer_decay": 0.0}, "optimizer.layer_decay", "layer_decay <= 1"),
+    (OptimizerConfig, {"layer_decay": 1.5}, "optimizer.layer_decay", "layer_decay <= 1"),
+    (OptimizerConfig, {"kwargs": {"lr": 1}}, "optimizer.kwargs", "no lr"),
+    (
+        OptimizerConfig,
+        {"layer_decay": 0.5, "groups": "a:b"},
+        "optimizer.groups",
+        "optimizer.layer_decay",
+    ),
     (ScheduleConfig, {"warmup_steps": -1}, "schedule.warmup_steps", "0 steps or more"),
     (ScheduleConfig, {"final_fraction": -0.1}, "schedule.final_fraction", "from 0 to 1"),
     (ScheduleConfig, {"final_fraction": 1.1}, "schedule.final_fraction", "from 0 to 1"),
@@ -78,6 +87,38 @@ REFUSED: list[tuple[type, dict[str, Any], str, str]] = [
     (ParallelConfig, {"shards": 0}, "parallel.shards", "power of two"),
     (ParallelConfig, {"shards": 6}, "parallel.shards", "power of two"),
     (ParallelConfig, {"shards": -2}, "parallel.shards", "power of two"),
+    (
+        ParallelConfig,
+        {"reduction": "exact", "strategy": "fsdp"},
+        "parallel.strategy",
+        "ddp with parallel.reduction=exact",
+    ),
+    (
+        ParallelConfig,
+        {"strategy": "fsdp", "drift_every_steps": 1},
+        "parallel.drift_every_steps",
+        "null with parallel.strategy=fsdp",
+    ),
+    (
+        ParallelConfig,
+        {"reduction": "exact", "compression": "bf16"},
+        "parallel.compression",
+        "none with parallel.reduction=exact",
+    ),
+    (
+        ParallelConfig,
+        {"strategy": "fsdp", "compression": "fp16"},
+        "parallel.compression",
+        "none or bf16",
+    ),
+    (
+        ParallelConfig,
+        {"reduction": "exact", "sync_batch_norm": True},
+        "parallel.sync_batch_norm",
+        "false with parallel.reduction=exact",
+    ),
+    (ParallelConfig, {"powersgd_rank": 0}, "parallel.powersgd_rank", "1 or more"),
+    (ParallelConfig, {"powersgd_start_step": 1}, "parallel.powersgd_start_step", "2 or more"),
     (ParallelConfig, {"threads": 0}, "parallel.threads", "1 or more, or null"),
     (ParallelConfig, {"drift_every_steps": 0}, "parallel.drift_every_steps", "1 or more, or null"),
     (ParallelConfig, {"bucket_mb": 0.0}, "parallel.bucket_mb", "above 0"),
@@ -204,6 +245,14 @@ def test_the_ends_of_every_range_belong_to_it(kind: type, arguments: dict[str, A
     assert {name: getattr(config, name) for name in arguments} == arguments
 
 
+def test_powersgd_is_refused_where_steps_are_skipped() -> None:
+    """It would feed back gradients that are not finite."""
+    parallel = ParallelConfig(compression="powersgd")
+    RunConfig(parallel=parallel, precision=PrecisionConfig(dtype="bf16"))
+    with pytest.raises(InputError, match=r"parallel\.compression: given 'powersgd', expected none"):
+        RunConfig(parallel=parallel, precision=PrecisionConfig(dtype="fp16"))
+
+
 def test_a_wrong_micro_batch_is_answered_with_the_sizes_that_fit() -> None:
     with pytest.raises(InputError, match=r"choose one of 1, 2, 3, 4, 6, 12\."):
         TrainConfig(global_batch_size=12, micro_batch_size=5)
@@ -264,11 +313,15 @@ def test_help_shows_every_key_with_its_sentence() -> None:
 MATHS: dict[str, Any] = {
     "seed": 1,
     "data.dataset": "idx",
+    "data.kwargs": {"size": 32},
     "data.drop_last": True,
     "data.augment.shift": 2.0,
     "data.augment.rotate": 10.0,
     "data.augment.scale": 0.1,
     "data.augment.shear": 0.1,
+    "data.augment.flip": 0.5,
+    "data.augment.mixup": 0.2,
+    "data.augment.cutmix": 1.0,
     "model.name": "package.module:Net",
     "model.kwargs": {"width": 48},
     "task.name": "regression",
@@ -278,11 +331,17 @@ MATHS: dict[str, Any] = {
     "optimizer.name": "sgd",
     "optimizer.lr": 0.5,
     "optimizer.weight_decay": 0.1,
+    "optimizer.kwargs": {"amsgrad": True},
+    "optimizer.decay_norms_and_biases": False,
+    "optimizer.layer_decay": 0.75,
+    "optimizer.groups": "package.module:groups",
     "optimizer.momentum": 0.5,
     "optimizer.nesterov": True,
     "optimizer.betas": (0.5, 0.5),
     "optimizer.eps": 1e-6,
     "schedule.name": "cosine",
+    "schedule.kwargs": {"T_0": 3},
+    "schedule.interval": "epoch",
     "schedule.warmup_steps": 3,
     "schedule.final_fraction": 0.5,
     "schedule.peak_fraction": 0.5,
@@ -293,12 +352,17 @@ MATHS: dict[str, Any] = {
     "train.clip_norm": 1.0,
     "train.label_smoothing": 0.1,
     "train.ema_decay": 0.9,
+    "train.swa_from_epoch": 3,
     "precision.dtype": "bf16",
     "precision.matmul": "high",
     "precision.init_scale": 2.0,
     "precision.growth_interval": 5,
     "parallel.reduction": "exact",
     "parallel.shards": 4,
+    "parallel.sync_batch_norm": True,
+    "parallel.compression": "bf16",
+    "parallel.powersgd_rank": 2,
+    "parallel.powersgd_start_step": 10,
 }
 EXECUTION: dict[str, Any] = {
     "name": "other",
@@ -312,11 +376,16 @@ EXECUTION: dict[str, Any] = {
     "train.epochs": 20,
     "train.max_steps": 7,
     "train.micro_batch_size": 16,
+    "train.auto_batch": True,
+    "train.patience": 3,
+    "train.min_gain": 0.1,
     "compile.enabled": True,
     "compile.mode": "max-autotune",
     "compile.backward": "autograd",
     "parallel.engine": "accelerate",
     "parallel.strategy": "fsdp",
+    "parallel.cpu_offload": True,
+    "parallel.activation_checkpointing": True,
     "parallel.device": "cpu",
     "parallel.backend": "gloo",
     "parallel.threads": 2,
@@ -327,6 +396,7 @@ EXECUTION: dict[str, Any] = {
     "checkpoint.every_steps": 5,
     "checkpoint.every_epochs": 2,
     "checkpoint.keep": 5,
+    "checkpoint.keep_best": 2,
     "checkpoint.resume": "never",
     "evaluate.every_epochs": 2,
     "evaluate.batch_size": 10,

@@ -299,8 +299,10 @@ def test_a_recipe_is_trained_once_for_every_seed(idx_folder: Path, tmp_path: Pat
         "launch/benchmark.py", "--seeds=2", f"--config={recipe}", f"--output={output}"
     )
     assert finished.status == 0, finished.output[-4000:]
-    found = json.loads(output.read_text())
+    (found,) = json.loads(output.read_text())["recipes"]
     assert [run["seed"] for run in found["runs"]] == [0, 1]
+    assert len(found["course"]) == 1
+    assert output.with_suffix(".png").exists()
     assert all(run["steps"] == 22 and run["train_seconds"] > 0 for run in found["runs"])
     accuracies = [run["test_accuracy"] for run in found["runs"]]
     assert found["test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2, abs=1e-6)

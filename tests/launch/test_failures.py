@@ -124,12 +124,12 @@ def test_a_second_signal_ends_at_once(small: Arguments, tmp_path: Path) -> None:
     assert wait(process, timeout=5).status == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
 def test_a_stop_request_during_evaluation_is_heard(
-    small: Arguments, tmp_path: Path, ranks: int
+    small: Arguments, tmp_path: Path, ranks: int, strategy: str
 ) -> None:
     """The evaluation is done again, and first, when the run continues; bits and records agree."""
-    extra = ["--evaluate.batch_size=1"]
+    extra = ["--evaluate.batch_size=1", f"--parallel.strategy={strategy}"]
     slow = faulty("", evaluation_sleep=0.05)
     command = (
         python_command("launch/train.py", *small("run", *extra), *slow)

@@ -39,9 +39,10 @@ def weights(value: float = 0.0) -> dict[str, Tensor]:
     return {"layer.weight": torch.full((3, 2), value), "layer.bias": torch.arange(3.0)}
 
 
-def position(step: int) -> Position:
+def position(step: int, score: float | None = None) -> Position:
     return Position(
         step=step,
+        score=score,
         epoch=step // 4,
         position=step * 16,
         world_size=2,
@@ -503,3 +504,21 @@ def test_a_file_that_vanished_is_refused(good: Path, name: str) -> None:
     (good / name).unlink()
     with pytest.raises(InputError, match="cannot be read"):
         load_checkpoint(good)
+
+
+def test_the_best_ones_are_kept_whatever_their_age(tmp_path: Path) -> None:
+    """Law: the newest `keep` and the `keep_best` of the highest score; no score is no rank."""
+    scores = [0.5, 0.9, None, 0.7, float("nan"), 0.8, 0.1, 0.2, 0.3]
+    for step, score in enumerate(scores, start=1):
+        save_checkpoint(
+            tmp_path,
+            weights(),
+            {"progress": {}},
+            position(step, score),
+            keep=2,
+            keep_best=3,
+            is_best=score == 0.9,
+        )
+    assert steps(tmp_path) == [2, 4, 6, 8, 9]
+    for path in list_checkpoints(tmp_path):
+        verify_checkpoint(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.ema import EMA
+from trainer.ema import EMA, SWA
 
 
 def network() -> nn.Module:
@@ -90,3 +90,24 @@ def test_an_update_leaves_the_model_and_its_gradients_alone() -> None:
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, gradient)
+
+
+def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs() -> None:
+    """Law: after epoch E the mean of epochs first..E; before, the latest weights."""
+    model, per_epoch, first = network(), 4, 3
+    swa = SWA(model, first, per_epoch)
+    ends: list[dict[str, torch.Tensor]] = []
+    for window in range(1, 6 * per_epoch + 1):
+        drift(model, window)
+        swa.update(model, window, window)
+        state = {name: value.clone().double() for name, value in model.state_dict().items()}
+        epoch, rest = divmod(window, per_epoch)
+        if rest == 0 and epoch >= first:
+            ends.append(state)
+        expected = state
+        if ends:
+            expected = {name: torch.stack([e[name] for e in ends]).mean(0) for name in state}
+        for name, value in swa.module.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                continue
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-4, atol=1e-5)

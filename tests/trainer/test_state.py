@@ -212,6 +212,7 @@ def stateful(rig: Rig, runtime: Runtime = ALONE) -> Stateful:
     return Stateful(
         engine=rig.step.engine,
         optimizer=rig.optimizer,
+        schedule=rig.schedule,
         precision=rig.step.precision,
         ema=rig.ema,
         meter=rig.meter,

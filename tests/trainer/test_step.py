@@ -24,14 +24,15 @@ from trainer.engine import NativeEngine, flatten_parameters
 from trainer.failures import Diverged
 from trainer.meter import Meter
 from trainer.models import MLP
-from trainer.optim import build_optimizer
+from trainer.optim import build_optimizer, one_kernel
+from trainer.parameter_groups import group_parameters
 from trainer.passes import LossModule
 from trainer.precision import build_precision
 from trainer.runtime import Runtime
-from trainer.schedule import Schedule, build_schedule
+from trainer.schedule import PureSchedule, Schedule, build_schedule
 from trainer.state import Progress
 from trainer.step import TrainStep
-from trainer.task import classification
+from trainer.task import Best, classification
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -72,6 +73,10 @@ class Rig:
         for _ in range(count):
             self.step(self.plan.window(self.progress.window), batches)
 
+    def rate(self, step: int) -> float:
+        assert isinstance(self.schedule, PureSchedule)
+        return self.schedule(step)
+
     def set_scale(self, scale: float) -> None:
         self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale})
 
@@ -100,6 +105,11 @@ def make(
     optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    lr: float = 0.1,
+    kwargs: dict[str, Any] | None = None,
+    decay_all: bool = True,
+    layer_decay: float | None = None,
+    schedule: ScheduleConfig | None = None,
     dropout: float = 0.0,
     batch_norm: bool = False,
     hidden: int = 8,
@@ -141,7 +151,18 @@ def make(
     )
     task = classification(label_smoothing=smoothing)
     normalize, compile_ = Normalize(facts, device), CompileConfig(enabled=False, backward=backward)
-    flat = flatten_parameters(module, compile_, precision, task, device)
+    config = OptimizerConfig(
+        name=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        kwargs=kwargs or {},
+        decay_norms_and_biases=decay_all,
+        layer_decay=layer_decay,
+    )
+    flat = flatten_parameters(
+        module, compile_, precision, task, device, one_kernel=one_kernel(config)
+    )
     engine = NativeEngine(
         LossModule(module, normalize=normalize, precision=precision, task=task),
         flat=flat,
@@ -151,25 +172,29 @@ def make(
         plan=plan,
         example=(inputs[:1], data.targets[:1]),
     )
-    config = OptimizerConfig(name=optimizer, lr=0.1, momentum=momentum, weight_decay=weight_decay)
-    built = build_optimizer(config, module.parameters(), device, scaled=dtype == "fp16", flat=flat)
-    schedule = build_schedule(
-        ScheduleConfig(name="cosine", warmup_steps=warmup),
+    parameters = group_parameters(module, config)
+    built = build_optimizer(config, parameters, device, scaled=dtype == "fp16", flat=flat)
+    rates = build_schedule(
+        schedule or ScheduleConfig(name="cosine", warmup_steps=warmup),
+        optimizer=built,
         peak=config.lr,
         total_steps=20,
         steps_per_epoch=plan.steps_per_epoch,
+        best=Best("accuracy", True),
+        evaluate_every=1,
     )
     meter, progress = Meter(), Progress()
     step = TrainStep(
         engine=engine,
         optimizer=built,
-        schedule=schedule,
+        schedule=rates,
         precision=precision,
-        augment=lambda inputs: inputs,
+        augment=lambda inputs, targets: (inputs, targets),
         ema=ema,
         meter=meter,
         progress=progress,
         clip_norm=clip,
+        runtime=runtime,
     )
     loader = ResidentLoader(data, data, plan=plan, device=device)
     return Rig(
@@ -179,7 +204,7 @@ def make(
         module,
         normalize,
         built,
-        schedule,
+        rates,
         precision.scaler,
         ema,
         meter,
@@ -296,7 +321,7 @@ def test_three_steps_are_those_of_a_plain_loop_that_clips_before_it_steps(
         plain.zero_grad()
         F.cross_entropy(module(rig.normalize(inputs)), targets).backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), clip or float("inf"))
-        plain.param_groups[0]["lr"] = rig.schedule(index)
+        plain.param_groups[0]["lr"] = rig.rate(index)
         plain.step()
         rig.drive()
         assert float(rig.step.gradient_norm()) == pytest.approx(float(norm), rel=1e-4)
@@ -324,7 +349,7 @@ def test_each_step_is_taken_at_the_rate_of_the_steps_before_it(warmup: int) -> N
     rig = make(warmup=warmup)
     for index in range(4):
         rig.drive()
-        assert rig.optimizer.param_groups[0]["lr"] == rig.schedule(index)
+        assert rig.optimizer.param_groups[0]["lr"] == rig.rate(index)
     assert (rig.progress.step, rig.progress.window) == (4, 4)
 
 
@@ -363,7 +388,7 @@ def test_a_step_whose_gradient_overflows_moves_nothing_but_the_window(
 
     rig.set_scale(MODERATE)
     rig.drive()
-    assert rig.optimizer.param_groups[0]["lr"] == rig.schedule(num_before)
+    assert rig.optimizer.param_groups[0]["lr"] == rig.rate(num_before)
     assert (rig.progress.step, rig.progress.window) == (num_before + 1, num_before + 2)
     assert rig.meter.collect(Runtime(launcher="python")).loss > 0.0
 

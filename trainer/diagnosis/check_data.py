@@ -11,8 +11,9 @@ from torch import Tensor
 
 from configs.schema import DataConfig
 from data.acquire import find_files
-from data.catalog import CATALOG, FileFacts
+from data.catalog import CATALOG
 from data.datasets import Datasets, Normalize, idx_files
+from data.entry import FileFacts
 from trainer.diagnosis.data_sample import Sample
 from trainer.diagnosis.findings import Finding, name_some
 

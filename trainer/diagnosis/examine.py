@@ -23,6 +23,7 @@ from trainer.diagnosis.data_sample import take_sample
 from trainer.diagnosis.findings import Finding
 from trainer.diagnosis.trial import Subject, Trial, collect, plan_alone, predict, run_trial
 from trainer.drift import weight_digest
+from trainer.inference.trained import require_classes
 from trainer.local import check_batch_norm
 from trainer.models import build_model
 from trainer.runtime import Runtime
@@ -45,6 +46,7 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
     Raises:
         InputError: On every rank alike, if the data or the model cannot be had.
     """
+    require_classes(config)
     together(runtime, lambda: _acquire(config, runtime))
     data = together(runtime, lambda: load_datasets(config.data, seed=config.seed))
     findings = []

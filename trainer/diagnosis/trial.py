@@ -14,14 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.errors import InputError
 from configs.schema import RunConfig
 from data.datasets import Datasets, Normalize
 from data.loader import Batch, build_loader
 from data.sampler import Plan
 from trainer.diagnosis.activity import ActivityWatch
-from trainer.optim import build_optimizer
+from trainer.optim import build_optimizer, needs_closure
+from trainer.parameter_groups import group_parameters
 from trainer.precision import Precision, build_precision
 from trainer.rng import seed_stream
+from trainer.torch_schedule import set_rate
 
 MOST_BYTES = 2**28
 MOST_SECONDS = 30.0
@@ -154,17 +157,23 @@ def run_trial(
     precision = build_precision(replace(config.precision, dtype=dtype), subject.device)
     optimizer = build_optimizer(
         replace(config.optimizer, lr=lr),
-        trial.model.parameters(),
+        group_parameters(trial.model, config.optimizer),
         subject.device,
         scaled=precision.scaler.is_enabled(),
     )
+    if needs_closure(optimizer):
+        raise InputError(
+            "optimizer.name",
+            given=config.optimizer.name,
+            expected="an optimizer that steps once per gradient, to look at single steps",
+            remedy="Examine the run with --optimizer.name adam.",
+        )
     rising = (
         steps // 2 if config.schedule.warmup_steps or config.schedule.name == "one_cycle" else 1
     )
     trial.missing = {name for name, p in trial.model.named_parameters() if p.requires_grad}
     for number in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min((number + 1) / max(rising, 1), 1.0)
+        set_rate(optimizer, lr * min((number + 1) / max(rising, 1), 1.0))
         began = time.perf_counter()
         batch = subject.batches[number % len(subject.batches)]
         _step(subject, trial, batch, optimizer, precision, watched, late=number >= steps // 2)

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from configs.schema import RunConfig
-from data.acquire import acquire, cache_folder, find_files
-from data.catalog import CATALOG, DatasetFacts
+from data.acquire import acquire, download_folder, find_files
+from data.catalog import CATALOG
 from data.datasets import ArrayDataset, Datasets, load_datasets
+from data.entry import DatasetFacts
 from data.sampler import Plan, evaluation_batches
 from trainer.build import build_state, continue_from
 from trainer.checkpoint import list_checkpoints
@@ -109,7 +110,7 @@ def examine(config: RunConfig) -> Report:
         total_steps=total_steps,
         shares=shares,
         proved_windows=tuple(windows),
-        learning_rates=_learning_rates(local.schedule),
+        learning_rates=_learning_rates(local.schedule, config.schedule.warmup_steps),
         num_test=len(data.test),
         evaluation_batches=len(evaluation_batches(len(data.test), config.evaluate.batch_size)),
         memory=(*memory, *memory_of_rank(config, local, state, largest)),
@@ -165,10 +166,10 @@ def _find_data(config: RunConfig) -> tuple[str, Datasets]:
         and config.data.download
         and (root is None or Path(root).expanduser().is_dir())
     ):
-        target = Path(root).expanduser() / facts.name if root else cache_folder(facts)
+        target = download_folder(facts, root)
         return f"{facts.name}: not here, would be downloaded to {target}", _stand_in(facts)
     # Nothing to download, or not allowed: as in the real run, this finds them or refuses.
-    folder = acquire(facts, root, download=False)["train_images"].parent
+    folder = next(iter(acquire(facts, root, download=False).values())).parent
     return f"{facts.name} in {folder}", load_datasets(config.data, seed=config.seed)
 
 
@@ -176,16 +177,16 @@ def _stand_in(facts: DatasetFacts) -> Datasets:
     """Data sets of the published sizes that take no memory: one value, seen many times."""
 
     def blank(count: int) -> ArrayDataset:
-        inputs = torch.zeros((), dtype=torch.uint8).expand(count, 1, *facts.image_shape)
+        inputs = torch.zeros((), dtype=torch.uint8).expand(count, *facts.input_shape)
         return ArrayDataset(inputs, torch.zeros((), dtype=torch.int64).expand(count))
 
     return Datasets(
         train=blank(facts.num_train),
         test=blank(facts.num_test),
-        input_shape=(1, *facts.image_shape),
+        input_shape=facts.input_shape,
         num_classes=len(facts.classes),
-        mean=(facts.mean,),
-        std=(facts.std,),
+        mean=facts.mean or (0.0,),
+        std=facts.std or (1.0,),
         scale=255.0,
         classes=facts.classes,
     )
@@ -231,14 +232,15 @@ def _shares(plans: Sequence[Plan]) -> tuple[Shares, ...]:
     return tuple(found)
 
 
-def _learning_rates(schedule: Schedule) -> dict[str, float]:
+def _learning_rates(schedule: Schedule, warmup: int) -> dict[str, float]:
     """At the ends of the run and where it is highest, by step (counted from 1)."""
     total = schedule.total_steps
-    steps = {0, total - 1, min(schedule.config.warmup_steps, total - 1)}
+    steps = {0, total - 1, min(warmup, total - 1)}
     steps |= {total * part // SCHEDULE_SAMPLES for part in range(SCHEDULE_SAMPLES)}
-    highest = max(sorted(steps), key=schedule)
+    rates = dict(zip(sorted(steps), schedule.preview(sorted(steps)), strict=True))
+    highest = max(sorted(steps), key=rates.__getitem__)
     chosen = sorted({0, highest, total - 1})
-    return {f"step {step + 1}": schedule(step) for step in chosen}
+    return {f"step {step + 1}": rates[step] for step in chosen}
 
 
 def _notes(config: RunConfig, shares: Sequence[Shares], num_test: int) -> list[str]:

@@ -12,9 +12,11 @@ from configs.schema import RunConfig
 from data.datasets import ArrayDataset, Datasets
 from data.loader import ResidentLoader
 from data.sampler import Plan
+from trainer.blocks import blocks
 from trainer.engine import NativeEngine
 from trainer.explicit import ExplicitPasses
 from trainer.local import Local
+from trainer.optim import needs_closure
 from trainer.state import Stateful
 
 
@@ -52,13 +54,22 @@ def memory_of_rank(config: RunConfig, local: Local, state: Stateful, plan: Plan)
         for value in state.values()
         if isinstance(value, Tensor)
     )
-    averaged = weights if config.train.ema_decay is not None else 0
+    if isinstance(local.optimizer, torch.optim.LBFGS):  # two vectors for every step it remembers
+        optimizer += 2 * gradients * int(local.optimizer.param_groups[0]["history_size"])
+    averaged = weights if state.ema is not None else 0
     resident = isinstance(local.loader, ResidentLoader)
+    sharded = config.parallel.strategy == "fsdp"
+    parts = plan.world_size if sharded else 1
+    here = not config.parallel.cpu_offload
+    how = (
+        f"one of {parts} parts of it" if sharded else "DDP's buckets are these, not copies of them"
+    )
     needs = [
-        Need("weights and buffers", weights, True, f"{_count(module):,} parameters"),
-        Need("gradients", gradients, True, "DDP's buckets are these, not copies of them"),
-        Need("optimizer state", optimizer, True, "after a real step"),
-        Need("averaged weights", averaged, True, "train.ema_decay"),
+        Need("weights and buffers", weights // parts, here, f"{_count(module):,} parameters"),
+        Need("gradients", gradients // parts, here, how),
+        Need("optimizer state", optimizer // parts, here, "after a real step"),
+        Need("averaged weights", averaged // parts, here, "train.ema_decay, train.swa_from_epoch"),
+        Need("fetched blocks", _fetched_bytes(plan, module) if sharded else 0, True, "at most"),
         Need("activations", kept, True, f"kept for the backward pass, {size} samples at once"),
         Need("micro-batch", _batch_bytes(data, size), True, "as it is read, before normalisation"),
         Need("exact reduction", _tree_bytes(plan, module), True, "partial sums and an exchange"),
@@ -114,12 +125,23 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
             outputs = module(inputs)
         loss, _ = local.task.learn(outputs, targets)
     loss.backward()  # type: ignore[no-untyped-call]
-    local.optimizer.step()
+    local.optimizer.step(loss.item if needs_closure(local.optimizer) else None)
     return sum(kept.values())
 
 
 def _zeros(example: Tensor, size: int) -> Tensor:
     return example.new_zeros(size, *example.shape[1:])
+
+
+def _fetched_bytes(plan: Plan, module: nn.Module) -> int:
+    """Under FSDP: whole weights of a block and the next one, and whole gradients.
+
+    Those of one block, or of all where several micro-batches are summed before they are reduced.
+    """
+    total = _num_bytes(module.parameters())
+    found = [_num_bytes(block.parameters()) for block in blocks(module)]
+    sizes = sorted([*found, total - sum(found)], reverse=True)
+    return sum(sizes[:2]) + (total if plan.micro_batches_per_step > 1 else sizes[0])
 
 
 def _tree_bytes(plan: Plan, module: nn.Module) -> int:

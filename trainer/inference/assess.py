@@ -15,7 +15,7 @@ from data.facts import InputFacts
 from data.loader import Batch, build_loader
 from data.sampler import Plan
 from trainer.inference.metrics import Metrics, Tally
-from trainer.inference.trained import Trained
+from trainer.inference.trained import Trained, require_classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,7 @@ def assess(trained: Trained, data: Datasets, *, num_mistakes: int) -> Assessment
         InputError: If the data do not have the shape, the type or the classes the model was trained
             on, or an output is not finite.
     """
+    require_classes(trained.config)
     check_same_kind(trained.facts, data.facts())
     tally = Tally(trained.facts.num_classes, trained.runtime.device)
     worst: list[tuple[float, int, int, int, Tensor]] = []
