@@ -153,7 +153,7 @@ class RunConfig:
             "parallel.compression",
             self.parallel.compression != "powersgd" or self.precision.dtype != "fp16",
             "none, bf16 or fp16 with precision.dtype=fp16",
-            "PowerSGD would feed back gradients that are not finite, those of a step that fp16 skips.",
+            "PowerSGD would feed back the infinite gradients of a step that fp16 skips.",
         )
         if self.parallel.reduction == "exact":
             size, shards = self.train.global_batch_size, self.parallel.shards
