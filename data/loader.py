@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import random
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from data.samples import ArrayDataset, BatchDataset, MapDataset
 Batch = tuple[Tensor, Tensor]
 """Inputs `(B, ...)` and targets `(B,)`, on the device."""
 
+LONGEST_TMPDIR = 75
+"""108 characters of an AF_UNIX path, less `/pymp-xxxxxxxx/listener-xxxxxxxx`."""
 RESIDENT_FRACTION = 0.25
 """Part of the free device memory that `data.placement: auto` gives to the data."""
 
@@ -162,6 +165,7 @@ class HostLoader:
         self.prefetch_factor = prefetch_factor
         self.pinned = pinned and device.type == "cuda"
         if workers:
+            _check_sockets()
             atexit.register(_end_workers)
         self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
 
@@ -201,7 +205,8 @@ def build_loader(
     """Choose where the data lives (`data.placement`) and how it reaches the device.
 
     Raises:
-        InputError: If data that is read sample by sample is to live on the device.
+        InputError: If data that is read sample by sample is to live on the device, or workers could
+            not answer.
     """
     arrays = isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset)
     if config.placement == "device" and not arrays:
@@ -262,6 +267,18 @@ def _delivered(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _check_sockets() -> None:
+    """Workers answer through sockets in TMPDIR, whose paths the system limits: else it hangs."""
+    folder = tempfile.gettempdir()
+    if len(folder) > LONGEST_TMPDIR:
+        raise InputError(
+            "TMPDIR",
+            given=folder,
+            expected=f"a folder of at most {LONGEST_TMPDIR} characters with data.workers",
+            remedy="Set TMPDIR=/tmp, or use --data.workers 0.",
+        )
 
 
 def _start_worker(worker: int) -> None:

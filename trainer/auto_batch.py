@@ -87,7 +87,7 @@ def _fits(config: RunConfig, runtime: Runtime, step_alone: Callable[[RunConfig],
             raise
         return False
     finally:
-        gc.collect()
         if runtime.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
     return True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from configs.identity import digest, identity
 from configs.schema import RunConfig
@@ -235,13 +237,14 @@ def start_record(parts: Parts) -> Record:
     }
 
 
-def under(group: str, values: dict[str, float]) -> Record:
+def under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}/{name}": value for name, value in values.items()}
 
 
 def write_summary(parts: Parts, status: str) -> None:
     if parts.runtime.is_main:
         progress = parts.state.progress
+        unknown = dict.fromkeys((parts.best.metric, "loss"))  # before the first evaluation
         parts.directory.write_summary(
             {
                 "status": status,
@@ -252,6 +255,6 @@ def write_summary(parts: Parts, status: str) -> None:
                 "elapsed_seconds": round(parts.elapsed_seconds, 3),
                 "best/step": progress.best_step if progress.best else None,
             }
-            | under("eval", progress.metrics)
-            | under("best", progress.best)
+            | under("eval", progress.metrics or unknown)
+            | under("best", progress.best or unknown)
         )

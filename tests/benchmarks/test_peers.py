@@ -69,6 +69,7 @@ def test_a_peer_learns_on_a_slice(name: str, reported: str, needs: str) -> None:
     assert not line["extrapolated"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "needs"), [("pytorch_ddp", "torch"), ("lightning_loop", "lightning")]
 )

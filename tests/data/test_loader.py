@@ -9,7 +9,9 @@ import os
 import random
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,16 @@ from torch import Tensor
 
 from configs.schema import DataConfig
 from data.datasets import ArrayDataset, MapDataset
-from data.loader import Batch, HostLoader, Loader, ResidentLoader, build_loader
+from data.loader import (
+    LONGEST_TMPDIR,
+    Batch,
+    HostLoader,
+    Loader,
+    ResidentLoader,
+    build_loader,
+)
 from data.sampler import Plan
-from tests.conftest import start, wait
+from tests.conftest import launch, start, wait
 
 CPU = torch.device("cpu")
 NUM_TRAIN, NUM_TEST, BATCH = 53, 23, 12
@@ -439,3 +448,20 @@ def test_arrays_live_on_the_device_unless_told_otherwise(
     )
     assert isinstance(loader, kind)
     assert getattr(loader, "workers", 0) == options.get("workers", 0)
+
+
+def test_a_folder_too_deep_for_sockets_is_refused_before_anything_hangs(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Law: the longest folder that is accepted works, with workers."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        for length, status in ((LONGEST_TMPDIR, 0), (LONGEST_TMPDIR + 1, 2)):
+            folder = Path(short) / ("x" * (length - len(short) - 1))
+            folder.mkdir()
+            finished = launch(
+                "launch/train.py",
+                *small(f"run{length}", "--data.workers=1", "--train.max_steps=2"),
+                env={"TMPDIR": str(folder)},
+            )
+            assert finished.status == status, finished.output
+    assert "Set TMPDIR=/tmp" in finished.output

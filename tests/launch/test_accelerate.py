@@ -73,6 +73,7 @@ def test_two_ranks_have_the_bits_of_the_native_engine(small: Arguments, tmp_path
     assert comparable(tmp_path / "parts", 13) == comparable(tmp_path / "native", 13)
 
 
+@pytest.mark.slow
 def test_accelerate_launch_starts_two_ranks(small: Arguments, tmp_path: Path) -> None:
     """In bf16, as its own options say as well, from a checkpoint of the native engine."""
     extra = [*EXTRA, "--precision.dtype=bf16", "--train.max_steps=25"]

@@ -241,6 +241,7 @@ def test_quick_and_partial_runs_do_not_replace_the_committed_result() -> None:
     assert [item.name for item in choose("bare,convoy")] == ["convoy", "bare"]
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     """Law: one command gives a table, a JSON file with its machine and runs, and a picture."""
     output = tmp_path / "new" / "peers.json"

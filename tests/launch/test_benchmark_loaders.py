@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 from launch.benchmarking.loaders import SOURCES, WORKERS, Case, summarise
@@ -24,13 +25,14 @@ def test_cases_are_compared_with_no_workers_round_by_round() -> None:
 
 
 def test_a_quick_run_measures_every_source_and_leaves_no_files(tmp_path: Path) -> None:
-    output, temporary = tmp_path / "loaders.json", tmp_path / "temporary"
-    temporary.mkdir()
-    finished = launch(
-        "launch/benchmark.py",
-        *("--loader", "--quick", "--output", output),
-        env={"TMPDIR": str(temporary)},
-    )
+    output = tmp_path / "loaders.json"
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # short: sockets lie there
+        finished = launch(
+            "launch/benchmark.py",
+            *("--loader", "--quick", "--output", output),
+            env={"TMPDIR": temporary},
+        )
+        assert list(Path(temporary).glob("benchmark-*")) == []
     assert finished.status == 0, finished.output
     content = json.loads(output.read_text())
     measured = [(case["source"], case["workers"]) for case in content["cases"]]
@@ -39,4 +41,3 @@ def test_a_quick_run_measures_every_source_and_leaves_no_files(tmp_path: Path) -
     assert content["environment"]["packages"]["torch"]
     assert content["settings"]["rounds"] == 1
     assert all(source in finished.stdout for source in SOURCES)
-    assert list(temporary.glob("benchmark-*")) == []

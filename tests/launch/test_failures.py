@@ -79,6 +79,7 @@ def test_a_hung_rank_is_given_up_on(small: Arguments, tmp_path: Path) -> None:
     assert status_of(tmp_path / "run") == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raise", "die"])
 def test_max_restarts_resumes_by_itself(small: Arguments, tmp_path: Path, fault: str) -> None:
     """The restarted ranks continue from the last checkpoint to the undisturbed end."""
@@ -124,7 +125,10 @@ def test_a_second_signal_ends_at_once(small: Arguments, tmp_path: Path) -> None:
     assert wait(process, timeout=5).status == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize(("ranks", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(
+    ("ranks", "strategy"),
+    [(1, "ddp"), (2, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow)],
+)
 def test_a_stop_request_during_evaluation_is_heard(
     small: Arguments, tmp_path: Path, ranks: int, strategy: str
 ) -> None:

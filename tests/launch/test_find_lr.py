@@ -27,6 +27,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, float]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime) for path in files}
 
 
+@pytest.mark.slow
 def test_ranks_find_what_one_rank_finds_and_a_run_there_is_untouched(
     small: Arguments, tmp_path: Path
 ) -> None:

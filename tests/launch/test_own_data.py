@@ -66,6 +66,7 @@ def arguments(root: Path, output: Path, name: str, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_augmented_pictures_end_with_the_same_bits_however_they_were_read(tmp_path: Path) -> None:
     """Law: neither workers nor an interruption in the middle of an epoch changes a bit."""
     root = make_tree(tmp_path / "tree")

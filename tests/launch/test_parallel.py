@@ -143,11 +143,13 @@ def test_a_journey_over_one_rank_fsdp_and_ddp_is_the_run_of_ddp(two: Path) -> No
     assert_close(two / "ddp", two / "journey", atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_ranks_with_unequal_shares_compute_what_ddp_does(three: Path) -> None:
     """Accumulated, clipped and averaged, with the short last batch, on three ranks."""
     assert_close(three / "ddp3", three / "fsdp3", atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same_losses(three: Path) -> None:
     losses = [series(three / name, "train/loss")[:2] for name in ("fsdp3", "compiled3")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)

@@ -25,7 +25,13 @@ WARM = ("--profile.warmup_steps=6", "--profile.steps=10", "--logging.every_steps
 
 @pytest.mark.parametrize(
     ("ranks", "more"),
-    [(1, ()), (2, ("--compile.backward=autograd", "--train.micro_batch_size=6"))],
+    [
+        (1, ()),
+        pytest.param(
+            *(2, ("--compile.backward=autograd", "--train.micro_batch_size=6")),
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_profiled_run_is_the_same_run(
     small: Arguments, tmp_path: Path, ranks: int, more: tuple[str, ...]

@@ -24,6 +24,7 @@ from tests.conftest import (
 )
 
 Arguments = Callable[..., list[str]]
+SLOW = pytest.mark.slow
 VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second")
 
 
@@ -101,7 +102,10 @@ def test_sigterm_to_one_process_saves_exits_75_and_continues(
     assert comparable(tmp_path / "stopped") == comparable(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGUSR1, *(pytest.param(n, marks=SLOW) for n in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_a_signal_to_one_rank_stops_all_of_them_together(
     small: Arguments, tmp_path: Path, number: signal.Signals
 ) -> None:

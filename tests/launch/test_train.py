@@ -320,7 +320,13 @@ def readme_commands() -> list[str]:
     return [line.split("#")[0].strip() for line in lines if re.match(r"(python|torchrun)\b", line)]
 
 
-@pytest.mark.parametrize("command", sorted(set(readme_commands())))
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow) if "--kills" in command else command
+        for command in sorted(set(readme_commands()))
+    ],
+)
 def test_readme_commands_work_as_written(command: str, tmp_path: Path) -> None:
     """Every one of them, cut short after 3 steps; names of folders stand for the user's own."""
     files = make_idx(tmp_path / "idx")

@@ -18,6 +18,9 @@ from tests.conftest import assert_same_bits, launch, make_idx, records, train
 from trainer.models import MODELS, build_model, model_blocks
 
 NETWORKS = [name for name in MODELS if name != "mlp"]
+RESNET50_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in NETWORKS
+]
 CONVOLUTIONAL = [name for name in NETWORKS if name != "vit"]
 SMALL: dict[str, dict[str, Any]] = {
     "convnet": {"widths": [8, 16]},
@@ -82,7 +85,7 @@ def test_the_gradient_reaches_every_parameter(name: str) -> None:
     assert untouched == []
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", RESNET50_SLOW)
 def test_a_few_steps_learn_ten_samples_by_heart(name: str) -> None:
     steps, lr = {"resnet18": (10, 1e-3), "resnet50": (5, 1e-3)}.get(name, (40, 1e-2))
     losses = learn(build(name, **SMALL.get(name, {})), steps=steps, lr=lr)
