@@ -32,6 +32,12 @@ RESIDENT_FRACTION = 0.25
 """Part of the free device memory that `data.placement: auto` gives to the data."""
 
 
+def zeros_of(example: Batch, size: int, device: torch.device) -> Batch:
+    """A batch of `size` samples of zeros, in the shapes and types of an example of any size."""
+    inputs, targets = (part.new_zeros(size, *part.shape[1:], device=device) for part in example)
+    return inputs, targets
+
+
 class Loader(Protocol):
     """Batches on the device, in the order of a plan."""
 

@@ -13,7 +13,7 @@ from configs.schema import RunConfig
 from data.acquire import acquire
 from data.catalog import CATALOG
 from data.datasets import Datasets, load_datasets
-from data.loader import Loader
+from data.loader import Loader, zeros_of
 from data.sampler import Plan
 from trainer.auto_batch import fit_micro_batch
 from trainer.blocks import prepare_blocks
@@ -153,14 +153,8 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     alone = replace(runtime, world_size=1, backend="")
     state = build_state(config, alone, local)
     window = local.plan.window(0)
-    inputs, targets = (part.to(runtime.device) for part in local.example)
-    batches = (
-        (
-            inputs.new_zeros(micro.size, *inputs.shape[1:]),
-            targets.new_zeros(micro.size, *targets.shape[1:]),
-        )
-        for micro in window.micro_batches
-    )
+    sizes = (micro.size for micro in window.micro_batches)
+    batches = (zeros_of(local.example, size, runtime.device) for size in sizes)
     _build_step(config, alone, local, state)(window, batches)
 
 

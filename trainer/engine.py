@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig, ParallelConfig
-from data.loader import Batch
+from data.loader import Batch, zeros_of
 from data.sampler import MicroBatch, Plan, Window
 from trainer.capture import CapturedPasses, record_graph
 from trainer.compression import reduce_with_ddp
@@ -80,9 +80,16 @@ class Engine(Protocol):
 
 
 class WholeModel:
-    """Every rank holds all weights and all of the optimizer's state."""
+    """Every rank holds all weights and all of the optimizer's state, and has passes of its own."""
 
     module: nn.Module
+    passes: Passes
+
+    def clear(self) -> None:
+        self.passes.clear()
+
+    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        return self.passes(inputs, targets, share)
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.module.state_dict())
@@ -142,7 +149,7 @@ class NativeEngine(WholeModel):
                 normalize=loss.normalize,
                 label_smoothing=loss.task.label_smoothing or 0.0,
             )
-            self.passes: Passes = explicit
+            self.passes = explicit
             if runtime.device.type == "cuda":
                 self.passes = CapturedPasses(explicit, record_graph)
             if runtime.world_size > 1:
@@ -179,19 +186,11 @@ class NativeEngine(WholeModel):
             static_graph=plan.micro_batches_per_step == 1,
             bucket_cap_mb=parallel.bucket_mb,
         )
-        size = plan.window(0).micro_batches[0].size
-        zeros = [t.new_zeros(size, *t.shape[1:], device=runtime.device) for t in example]
-        settle_buckets(ddp, self.module, *zeros)
+        settle_buckets(ddp, self.module, plan, example, runtime.device)
         return ddp
-
-    def clear(self) -> None:
-        self.passes.clear()
 
     def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
         return self.reduction.micro_batch(window, micro)
-
-    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        return self.passes(inputs, targets, share)
 
     def reduce(self) -> None:
         self.reduction.finish()
@@ -204,7 +203,11 @@ class NativeEngine(WholeModel):
 
 
 def settle_buckets(
-    ddp: DistributedDataParallel, module: nn.Module, inputs: Tensor, targets: Tensor
+    ddp: DistributedDataParallel,
+    module: nn.Module,
+    plan: Plan,
+    example: Batch,
+    device: torch.device,
 ) -> None:
     """Two passes over zeros that leave no trace but DDP's final bucket layout.
 
@@ -212,6 +215,7 @@ def settle_buckets(
     one), and with three ranks or more the order of additions depends on the layout: without this
     the first steps after a restart would not have the bits of the same steps in an undisturbed run.
     """
+    inputs, targets = zeros_of(example, plan.window(0).micro_batches[0].size, device)
     before = [buffer.clone() for buffer in module.buffers()]
     ddp.train()  # type: ignore[no-untyped-call]
     for _ in range(2):

@@ -84,22 +84,14 @@ class AccelerateEngine(WholeModel):
         if runtime.world_size > 1:
             assert isinstance(self.model, DistributedDataParallel)
             self.gradient_scale = float(runtime.world_size)  # it averages, we want the sum
-            size = plan.window(0).micro_batches[0].size
-            zeros = [t.new_zeros(size, *t.shape[1:], device=runtime.device) for t in example]
-            settle_buckets(self.model, self.module, *zeros)
+            settle_buckets(self.model, self.module, plan, example, runtime.device)
         self.passes = AcceleratedPasses(self.model, loss, self.accelerator)
-
-    def clear(self) -> None:
-        self.passes.clear()
 
     def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
         if micro.ends_window:
             return nullcontext()
         found: AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
         return found
-
-    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        return self.passes(inputs, targets, share)
 
     def reduce(self) -> None:
         pass  # DDP has done it during the last backward pass

@@ -12,6 +12,7 @@ from data.datasets import Normalize
 from data.loader import Loader
 from data.sampler import evaluation_batches
 from trainer.collectives import sum_
+from trainer.modes import evaluating
 from trainer.precision import Precision
 from trainer.runtime import Runtime
 from trainer.task import Task
@@ -66,9 +67,7 @@ def evaluate(
     num_batches = len(evaluation_batches(num_samples, batch_size))
     sums = torch.zeros(num_batches, task.width, dtype=torch.float64, device=runtime.device)
     batches = loader.evaluation(batch_size, runtime.rank, runtime.world_size)
-    modes = [(part, part.training) for part in module.modules()]  # a user may have frozen some
-    module.eval()
-    try:
+    with evaluating(module):
         for _ in range(-(-num_batches // runtime.world_size)):
             if interrupted():
                 return None
@@ -80,9 +79,6 @@ def evaluate(
             with precision.autocast():
                 outputs = module(normalize(inputs))
             sums[index] = task.measure(outputs, targets)
-    finally:
-        for part, mode in modes:
-            part.training = mode
     # Float64 holds these integers exactly, and only one rank adds to each row.
     result = Evaluation(task.report(sum_(runtime, sums).sum(0).tolist()))
     assert result.count == num_samples

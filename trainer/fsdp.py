@@ -107,9 +107,6 @@ class ShardedEngine(WholeModel):
             group["fused"] = False
         self.passes = AutogradPasses(loss, self.module, loss.precision.scaler)
 
-    def clear(self) -> None:
-        self.passes.clear()
-
     def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
         """Gradients of all micro-batches but the last stay whole, and are summed where they are."""
         if self.reduces != micro.ends_window:
@@ -117,9 +114,6 @@ class ShardedEngine(WholeModel):
             assert isinstance(self.module, FSDPModule)
             self.module.set_requires_gradient_sync(self.reduces)
         return nullcontext()
-
-    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        return self.passes(inputs, targets, share)
 
     def reduce(self) -> None:
         pass  # every block was reduced during the last backward pass

@@ -61,18 +61,7 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
     task = build_task(config.task, label_smoothing=config.train.label_smoothing)
     inputs, target = (torch.as_tensor(part) for part in data.train[0])
     task.check_target(target)
-    plan = Plan(
-        num_samples=len(data.train),
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        seed=config.seed,
-        drop_last=config.data.drop_last,
-        shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
-        # Then every forward pass is a collective.
-        even=config.parallel.strategy == "fsdp" or config.parallel.sync_batch_norm,
-    )
+    plan = build_plan(config, runtime, len(data.train))
     model = build_model(
         config.model,
         input_shape=data.input_shape,
@@ -137,6 +126,22 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
             evaluate_every=config.evaluate.every_epochs,
         ),
         total_windows=total_windows,
+    )
+
+
+def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:
+    """Who trains on which of the training samples, as this rank sees it."""
+    return Plan(
+        num_samples=num_samples,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        seed=config.seed,
+        drop_last=config.data.drop_last,
+        shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
+        # Then every forward pass is a collective.
+        even=config.parallel.strategy == "fsdp" or config.parallel.sync_batch_norm,
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.imports import call_with
 from configs.schema_training import ModelConfig
+from trainer.modes import evaluating
 from trainer.networks import from_timm
 from trainer.networks.convnet import ConvNet
 from trainer.networks.resnet import resnet18, resnet50
@@ -176,14 +177,8 @@ def check_outputs(model: nn.Module, inputs: Tensor, target: Tensor, task: Task) 
     Raises:
         InputError: With the shape of the outputs.
     """
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            outputs = model(inputs)
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with evaluating(model), torch.no_grad():
+        outputs = model(inputs)
     given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     try:
         task.measure(outputs, target.to(inputs.device))

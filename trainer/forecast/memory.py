@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from configs.schema import RunConfig
 from data.datasets import ArrayDataset, Datasets
-from data.loader import ResidentLoader
+from data.loader import ResidentLoader, zeros_of
 from data.sampler import Plan
 from trainer.blocks import blocks
 from trainer.engine import NativeEngine
@@ -95,10 +95,11 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
     once, and weights not at all. Passes that are written out have their own workspace.
     """
     module = local.model.train()
-    shape = (size, *local.data.input_shape)
+    device = next(module.parameters()).device
+    inputs, targets = zeros_of(local.example, size, device)
     engine = state.engine
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
-        engine.differentiate(torch.zeros(shape), _zeros(local.example[1], size), 1.0)
+        engine.differentiate(inputs, targets, 1.0)
         local.optimizer.step()
         found = vars(engine.passes.workspaces[size]).values()
         tensors = [
@@ -106,7 +107,6 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
         ]
         storages = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in tensors}
         return sum(storage.nbytes() for storage in storages.values())
-    device = next(module.parameters()).device
     known = {
         part.untyped_storage().data_ptr() for part in (*module.parameters(), *module.buffers())
     }
@@ -118,8 +118,7 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    inputs = local.normalize(torch.zeros(shape, device=device))
-    targets = _zeros(local.example[1], size).to(device)
+    inputs = local.normalize(inputs)
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         with local.precision.autocast():
             outputs = module(inputs)
@@ -127,10 +126,6 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
     loss.backward()  # type: ignore[no-untyped-call]
     local.optimizer.step(loss.item if needs_closure(local.optimizer) else None)
     return sum(kept.values())
-
-
-def _zeros(example: Tensor, size: int) -> Tensor:
-    return example.new_zeros(size, *example.shape[1:])
 
 
 def _fetched_bytes(plan: Plan, module: nn.Module) -> int:
