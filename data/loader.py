@@ -71,7 +71,7 @@ class ResidentLoader:
                 epoch, order = current.epoch, self.plan.order(current.epoch).to(self.device)
             for micro in current.micro_batches:
                 start = current.start + micro.start
-                yield self.train.gather(order[start : start + micro.size])
+                yield self.train.gather(order.narrow(0, start, micro.size))
             window += 1
 
     def evaluation(

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """Samples [start, stop) of a global batch that go through the model together."""
 
     start: int
@@ -44,11 +44,10 @@ class MicroBatch:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """One global batch, and this rank's micro-batches of it."""
 
-    index: int
+    number: int
     """Global batches before it since the run began."""
     epoch: int
     start: int
@@ -111,7 +110,7 @@ class Plan:
                 expected=f"at most the {self.num_samples} training samples with data.drop_last",
             )
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         rounding = 0 if self.drop_last else self.global_batch_size - 1
         return (self.num_samples + rounding) // self.global_batch_size
@@ -153,9 +152,16 @@ class Plan:
         for micro in window.micro_batches:
             yield order[window.start + micro.start : window.start + micro.stop]
 
-    # Hashable because frozen: only two sizes ever occur, full and short.
-    @functools.lru_cache(maxsize=8)  # noqa: B019
+    @functools.cached_property
+    def _cuts(self) -> dict[int, tuple[MicroBatch, ...]]:
+        return {}  # only two sizes ever occur, full and short
+
     def _cut(self, size: int) -> tuple[MicroBatch, ...]:
+        if size not in self._cuts:
+            self._cuts[size] = self._micro_batches(size)
+        return self._cuts[size]
+
+    def _micro_batches(self, size: int) -> tuple[MicroBatch, ...]:
         parts = self.shards or self.world_size
         mine = parts // self.world_size
         cuts: list[tuple[int, int, int, bool, bool]] = []

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.datasets import Normalize
-from trainer.flat import FlatParameters
+from trainer.flat import FlatParameters, untracked
 from trainer.models import MLP
 
 LEVELS = 1 << 16
@@ -110,9 +110,10 @@ class _Layer:
 class _Workspace:
     """Every intermediate tensor for one batch size."""
 
-    def __init__(self, size: int, layers: list[_Layer]) -> None:
+    def __init__(self, size: int, input_shape: tuple[int, ...], layers: list[_Layer]) -> None:
         new = layers[0].weight.new_empty
         self.inputs = new(size, layers[0].weight.shape[0])
+        self.unflattened = self.inputs.view(size, *input_shape)
         self.outputs = [new(size, layer.weight.shape[1]) for layer in layers]
         self.gradients = [torch.empty_like(output) for output in self.outputs]
         entering = [self.inputs, *self.outputs[:-1]]
@@ -153,6 +154,7 @@ class ExplicitPasses:
         self.label_smoothing = label_smoothing
         self.workspaces: dict[int, _Workspace] = {}
         self.fresh = True
+        self.untracked = untracked(flat.gradients.device)
 
     def clear(self) -> None:
         self.fresh = True
@@ -166,16 +168,17 @@ class ExplicitPasses:
     def put(self, flat: Tensor) -> None:
         self.flat.gradients.copy_(flat)
 
-    @torch.no_grad()
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
         size = len(targets)
-        work = self.workspaces.get(size)
-        if work is None:
-            work = self.workspaces[size] = _Workspace(size, self.layers)
-        self.normalize(inputs.view(size, *inputs.shape[1:]), out=work.inputs.view_as(inputs))
-        self._forward(work)
-        loss, correct = self._loss(work, targets, share)
-        self._backward(work)
+        with self.untracked:
+            work = self.workspaces.get(size)
+            if work is None:
+                shape = tuple(inputs.shape[1:])
+                work = self.workspaces[size] = _Workspace(size, shape, self.layers)
+            self.normalize(inputs, out=work.unflattened)
+            self._forward(work)
+            loss, correct = self._loss(work, targets, share)
+            self._backward(work)
         self.fresh = False
         return loss, correct
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.identity import digest, identity
 from configs.schema import RunConfig
 from data.datasets import Normalize
 from data.loader import Loader
@@ -204,8 +203,8 @@ def save(parts: Parts) -> None:
         world_size=parts.runtime.world_size,
         best_step=progress.best_step,
         score=parts.best.score(progress.metrics) if just_evaluated(progress) else None,
-        config_digest=digest(parts.config),
-        identity=identity(parts.config),
+        config_digest=parts.directory.digest,
+        identity=parts.directory.identity,
     )
     is_best = bool(progress.best) and progress.best_step == progress.step
     parts.saver.submit(weights, trainer, position, is_best=is_best)

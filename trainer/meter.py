@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,8 +63,10 @@ class Meter:
         latest = torch.iinfo(torch.int64).max
         mine = latest
         if self.losses:
-            bad = (~torch.isfinite(torch.stack(self.losses))).nonzero()
-            mine = min((self.windows[int(index)] for index in bad), default=latest)
+            losses = torch.stack(self.losses)
+            if not math.isfinite(losses.double().sum()):
+                bad = (~torch.isfinite(losses)).nonzero()
+                mine = min(self.windows[int(index)] for index in bad)
         negated = max_(runtime, torch.tensor(-mine, device=runtime.device))
         first = -int(negated)
         return None if first == latest else first

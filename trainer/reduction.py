@@ -133,7 +133,7 @@ class PairwiseTree(Memoryless):
     @contextmanager
     def micro_batch(self, window: Window, micro: MicroBatch) -> Iterator[None]:
         if micro.begins_shard:
-            seed_stream(self.seed, "shard", window.index, micro.shard)
+            seed_stream(self.seed, "shard", window.number, micro.shard)
             if not self.subtrees:
                 self.start = [buffer.clone() for buffer in (*self.buffers, *self.counters)]
             for buffer, start in zip((*self.buffers, *self.counters), self.start, strict=True):

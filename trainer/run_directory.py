@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import torch
 
 from configs.errors import InputError
-from configs.identity import flatten, identity, nest
+from configs.identity import digest, flatten, identity, nest
 from configs.schema import RunConfig
 from data.facts import InputFacts
 from trainer.checkpoint import (
@@ -52,6 +52,8 @@ class RunDirectory:
         self.path = Path(config.output_dir).expanduser() / config.name
         self.checkpoints = self.path / "checkpoints"
         self.lock: TextIO | None = None
+        self.identity = identity(config)
+        self.digest = digest(config)
 
     def decide_resume(self, config: RunConfig) -> Resume:
         """Find what to continue from; changes nothing on disk.
@@ -75,7 +77,7 @@ class RunDirectory:
                 )
             return Resume(None, 0, [])
         manifest = verify_checkpoint(chosen)
-        changed = _differences(manifest["identity"], identity(config))
+        changed = _differences(manifest["identity"], self.identity)
         if not changed:
             return Resume(chosen, manifest["step"], rejected)
         if self.status() == "completed":

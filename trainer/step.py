@@ -85,7 +85,7 @@ class TrainStep:
             inputs, targets = next(batches)
             with self.engine.micro_batch(window, micro):
                 loss, score = self.engine.differentiate(*self.augment(inputs, targets), share)
-            meter.add(window.index, loss, score, micro.size)
+            meter.add(window.number, loss, score, micro.size)
         self.engine.reduce()
 
         self.clipped_from = None
@@ -109,7 +109,7 @@ class TrainStep:
             before = scaler.get_scale()  # with fp16 only: waits for the device
             scaler.update()
             if scaler.get_scale() < before:
-                self.meter.forget(window.index)
+                self.meter.forget(window.number)
                 progress.skipped_steps += 1
                 progress.skipped_in_a_row += 1
                 if progress.skipped_in_a_row >= HOPELESS_SKIPS:

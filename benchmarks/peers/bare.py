@@ -1,7 +1,7 @@
 """A hand-written bare torch loop: whole-batch gather, fused Adam, metrics kept on the device.
 
-The images stay uint8 in memory and become floats batch by batch, which is the maths Convoy does:
-what Convoy takes longer than this loop is its overhead.
+The images stay uint8 in memory and become floats batch by batch. `bare_passes.py` does the same
+without autograd.
 """
 
 from __future__ import annotations

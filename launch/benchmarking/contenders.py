@@ -107,6 +107,7 @@ CONVOY = (
 
 PROGRAMS = (
     Contender(name="bare", title="bare torch loop", program="bare.py"),
+    Contender(name="bare-passes", title="bare loop, passes by hand", program="bare_passes.py"),
     Contender(name="pytorch", title="PyTorch tutorial loop", program="pytorch.py"),
     Contender(
         name="accelerate",

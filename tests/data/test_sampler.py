@@ -123,7 +123,7 @@ def test_the_ranks_together_train_on_each_sample_of_a_global_batch_once(
         found = [i for p, w in zip(plans, windows, strict=True) for i in samples(p, w)]
         expected = plans[0].order(epoch)[step * size : (step + 1) * size].tolist()
         assert found == expected
-        described = {(w.index, w.epoch, w.start, w.size) for w in windows}
+        described = {(w.number, w.epoch, w.start, w.size) for w in windows}
         assert described == {(index, epoch, step * size, len(expected))}
 
 

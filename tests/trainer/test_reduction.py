@@ -161,7 +161,7 @@ def test_shards_are_added_along_a_balanced_binary_tree(shards: int, size: int) -
     alone: list[list[Tensor]] = []
     for part, indices in zip(window.micro_batches, plan.indices(window), strict=True):
         module = network(dropout=0.5)
-        seed_stream(SEED, "shard", window.index, part.shard)
+        seed_stream(SEED, "shard", window.number, part.shard)
         (loss_of(module, indices) / window.size).backward()
         alone.append([p.grad for p in module.parameters() if p.grad is not None])
     found = run_rank(network(dropout=0.5), size=size, shards=shards)
