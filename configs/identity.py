@@ -46,11 +46,12 @@ EXECUTION_KEYS = (
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Every leaf of a config under its dotted key, in field order; kwargs are one leaf."""
+    """Every leaf of a config under its dotted key, in field order; mappings that a user writes
+    (kwargs, a batch schedule) are one leaf."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and not prefix.endswith("kwargs"):
+        if isinstance(value, dict) and not prefix.endswith(("kwargs", "_schedule")):
             for key, child in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, child)
         else:

@@ -156,11 +156,12 @@ class RunConfig:
             "PowerSGD would feed back the infinite gradients of a step that fp16 skips.",
         )
         if self.parallel.reduction == "exact":
-            size, shards = self.train.global_batch_size, self.parallel.shards
-            expect(
-                self.train,
-                "train.global_batch_size",
-                size % shards == 0,
-                f"a multiple of parallel.shards={shards} under exact reduction",
-                "Change either one.",
-            )
+            shards = self.parallel.shards
+            for number, size in enumerate(self.train.batch_sizes):
+                expect(
+                    self.train,
+                    "train.batch_schedule" if number else "train.global_batch_size",
+                    size % shards == 0,
+                    f"a multiple of parallel.shards={shards} under exact reduction",
+                    "Change either one.",
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -137,6 +138,9 @@ class TrainConfig:
     """Stop after this many optimizer steps, if that comes before the epochs end."""
     global_batch_size: int = 64
     """Samples per optimizer step, over all ranks; the world size never changes it."""
+    batch_schedule: dict[int, int] = field(default_factory=dict)
+    """Another global batch size from an epoch on (counted from 1), such as {5: 128, 9: 256}: with
+    train.micro_batch_size a schedule of gradient accumulation."""
     micro_batch_size: int | None = None
     """Most samples a rank sends through the model at once; fewer than its share means gradient
     accumulation. Default: its whole share."""
@@ -165,16 +169,25 @@ class TrainConfig:
             self.max_steps is None or self.max_steps >= 1,
             "1 or more, or null",
         )
-        size, micro = self.global_batch_size, self.micro_batch_size
-        expect(self, "train.global_batch_size", size >= 1, "1 or more")
+        micro, common = self.micro_batch_size, math.gcd(*self.batch_sizes)
+        expect(self, "train.global_batch_size", self.global_batch_size >= 1, "1 or more")
+        for epoch, size in self.batch_schedule.items():
+            expect(
+                self,
+                "train.batch_schedule",
+                epoch >= 2 and size >= 1,
+                "{epoch: samples} with epochs from 2 on and 1 sample or more",
+                "The batches of the first epoch are train.global_batch_size.",
+            )
         expect(self, "train.micro_batch_size", micro is None or micro >= 1, "1 or more, or null")
         expect(
             self,
             "train.micro_batch_size",
-            micro is None or size % micro == 0,
-            f"a divisor of train.global_batch_size={size}",
+            micro is None or common % micro == 0,
+            f"a divisor of train.global_batch_size={self.global_batch_size}"
+            + ("" if not self.batch_schedule else " and of every size in train.batch_schedule"),
             "Every micro-batch of a full step has the same shape: choose one of "
-            f"{_divisors(size)}.",
+            f"{_divisors(common)}.",
         )
         expect(
             self,
@@ -202,6 +215,16 @@ class TrainConfig:
             "One average is evaluated: choose either.",
         )
         expect(self, "train.min_gain", 0 <= self.min_gain < float("inf"), "0 or more")
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Those of all epochs."""
+        return [self.global_batch_size, *self.batch_schedule.values()]
+
+    @property
+    def batch_stages(self) -> tuple[tuple[int, int], ...]:
+        """The schedule in order, with epochs counted from 0."""
+        return tuple((epoch - 1, size) for epoch, size in sorted(self.batch_schedule.items()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The order of samples is a pure function of (seed, epoch); a rank's share is a slice of it.
 
-The global batch of step s in epoch e is `order(e)[s * G : (s + 1) * G]`, whatever the world size.
+The global batch of step s in epoch e is `order(e)[s * G : (s + 1) * G]`, whatever the world size;
+calendar.py says which s, e and G the n-th global batch of a run has.
 Its bounds are cut into parts: one per rank, or under exact reduction a fixed number of shards of
 which every rank takes a contiguous run. Parts are cut into micro-batches. Nothing here has state:
 the position of a run is the number of global batches delivered, kept by the trainer.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
+from data.calendar import Calendar
 
 
 def derive_seed(*parts: object) -> int:
@@ -59,7 +61,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Who trains on what, and when.
+    """Who trains on what.
 
     Args:
         num_samples: Size of the training set.
@@ -69,6 +71,7 @@ class Plan:
         world_size: Number of ranks.
         seed: Seed of the order.
         drop_last: Leave out the short last batch of an epoch.
+        batch_schedule: (epoch, another global batch size from it on), ascending, epochs from 0.
         shards: Number of parts of a global batch under exact reduction; None: one per rank.
         even: Cut every part into as many micro-batches as the largest one needs, for ranks that
             must go through the model equally often.
@@ -84,17 +87,18 @@ class Plan:
     world_size: int = 1
     seed: int = 0
     drop_last: bool = False
+    batch_schedule: tuple[tuple[int, int], ...] = ()
     shards: int | None = None
     even: bool = False
 
     def __post_init__(self) -> None:
-        size, world = self.global_batch_size, self.world_size
-        if world > size:
+        sizes, world = self.calendar.sizes, self.world_size
+        if world > sizes[0]:
             raise InputError(
-                "train.global_batch_size",
-                given=size,
+                self._name_of(sizes[0]),
+                given=sizes[0],
                 expected=f"at least one sample for each of the {world} ranks",
-                remedy=f"Raise it, or start at most {size} ranks.",
+                remedy=f"Raise it, or start at most {sizes[0]} ranks.",
             )
         if self.shards is not None and (world & (world - 1) or self.shards % world):
             raise InputError(
@@ -103,44 +107,51 @@ class Plan:
                 expected=f"a power of two up to parallel.shards={self.shards} for exact reduction",
                 remedy="Start another number of ranks, or use --parallel.reduction fast.",
             )
-        if self.steps_per_epoch == 0:
+        if self.num_samples < (sizes[-1] if self.drop_last else 1):
             raise InputError(
-                "train.global_batch_size",
-                given=size,
+                self._name_of(sizes[-1]),
+                given=sizes[-1],
                 expected=f"at most the {self.num_samples} training samples with data.drop_last",
             )
 
-    @functools.cached_property
-    def steps_per_epoch(self) -> int:
-        rounding = 0 if self.drop_last else self.global_batch_size - 1
-        return (self.num_samples + rounding) // self.global_batch_size
+    def _name_of(self, size: int) -> str:
+        given = size == self.global_batch_size
+        return "train.global_batch_size" if given else "train.batch_schedule"
 
-    @property
-    def samples_per_epoch(self) -> int:
-        return min(self.num_samples, self.steps_per_epoch * self.global_batch_size)
+    @functools.cached_property
+    def calendar(self) -> Calendar:
+        return Calendar(
+            num_samples=self.num_samples,
+            batch_sizes=((0, self.global_batch_size), *self.batch_schedule),
+            drop_last=self.drop_last,
+        )
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of a full window on this rank."""
-        return len(self._cut(self.global_batch_size))
+        """Micro-batches of the largest window on this rank."""
+        return max(len(self._cut(size)) for size in self.calendar.sizes)
+
+    @functools.cached_property
+    def micro_batch_sizes(self) -> list[int]:
+        """Sizes of the micro-batches this rank ever sees, ascending, short windows included."""
+        begin = self.calendar.windows_before
+        epochs = [epoch for epoch, _ in self.calendar.batch_sizes]
+        windows = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
+        return sorted({micro.size for w in windows for micro in self.window(w).micro_batches})
 
     @property
-    def smallest_micro_batch(self) -> int:
-        """Samples in the smallest micro-batch this rank ever sees, short windows included."""
-        sizes = {self.window(0).size, self.window(self.steps_per_epoch - 1).size}
-        return min(micro.size for size in sizes for micro in self._cut(size))
+    def largest_window(self) -> Window:
+        """One whose size no other exceeds."""
+        epoch, _ = max(self.calendar.batch_sizes, key=lambda stage: stage[1])
+        return self.window(self.calendar.windows_before(epoch))
 
-    def samples_before(self, index: int) -> int:
-        """Global samples delivered before window `index`."""
-        epoch, step = divmod(index, self.steps_per_epoch)
-        return epoch * self.samples_per_epoch + step * self.global_batch_size
-
-    def window(self, index: int) -> Window:
-        """The `index`-th global batch of the run."""
-        epoch, step = divmod(index, self.steps_per_epoch)
-        start = step * self.global_batch_size
-        size = min(self.global_batch_size, self.num_samples - start)
-        return Window(index, epoch, start, size, self._cut(size))
+    def window(self, number: int) -> Window:
+        """The global batch of the run after `number` others."""
+        epoch, step = self.calendar.locate(number)
+        full = self.calendar.batch_size(epoch)
+        start = step * full
+        size = min(full, self.num_samples - start)
+        return Window(number, epoch, start, size, self._cut(size))
 
     def order(self, epoch: int) -> Tensor:
         """Permutation of all samples in `epoch`, int64 `(num_samples,)`."""
@@ -154,7 +165,7 @@ class Plan:
 
     @functools.cached_property
     def _cuts(self) -> dict[int, tuple[MicroBatch, ...]]:
-        return {}  # only two sizes ever occur, full and short
+        return {}  # few sizes ever occur: full and short windows
 
     def _cut(self, size: int) -> tuple[MicroBatch, ...]:
         if size not in self._cuts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -53,7 +54,7 @@ def fit_micro_batch(
         fits = together(runtime, functools.partial(_fits, trial, runtime, step_alone))
         if not int(max_(runtime, torch.tensor(int(not fits), device=runtime.device))):
             if runtime.is_main:
-                number = config.train.global_batch_size // size
+                number = max(config.train.batch_sizes) // size
                 log.info("micro-batches of %d samples fit, %d in a global batch", size, number)
             return trial
     raise InputError(
@@ -65,13 +66,13 @@ def fit_micro_batch(
 
 
 def candidates(config: RunConfig, world_size: int, num_samples: int) -> list[int]:
-    """Divisors of the global batch from the largest that a rank could use downwards."""
-    train, total = config.train, config.train.global_batch_size
+    """Divisors of all global batches from the largest that a rank could use downwards."""
+    train, total = config.train, math.gcd(*config.train.batch_sizes)
     parts = config.parallel.shards if config.parallel.reduction == "exact" else world_size
-    share = -(-total // parts)
+    share = -(-max(train.batch_sizes) // parts)
     divisors = [size for size in range(1, total + 1) if total % size == 0]
     # Above its share a larger micro-batch changes nothing: the smallest such one stands for all.
-    enough = next(size for size in divisors if size >= share)
+    enough = next((size for size in divisors if size >= share), total)
     most = min(train.micro_batch_size or total, max(num_samples, 1), enough)
     return [size for size in reversed(divisors) if size <= most]
 

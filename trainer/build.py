@@ -152,7 +152,7 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     local = build_local(config, runtime, data)
     alone = replace(runtime, world_size=1, backend="")
     state = build_state(config, alone, local)
-    window = local.plan.window(0)
+    window = local.plan.largest_window
     sizes = (micro.size for micro in window.micro_batches)
     batches = (zeros_of(local.example, size, runtime.device) for size in sizes)
     _build_step(config, alone, local, state)(window, batches)
@@ -167,7 +167,7 @@ def _acquire(config: RunConfig, runtime: Runtime) -> None:
 
 def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
-    ema = build_average(config.train, local.model, local.plan.steps_per_epoch)
+    ema = build_average(config.train, local.model, local.plan.calendar)
     loss = LossModule(
         local.model,
         normalize=local.normalize,
@@ -270,7 +270,8 @@ def _open_outputs(
             config=flatten(config),
             environment=environment,
             total_steps=local.schedule.total_steps,
-            samples_per_step=config.train.global_batch_size,
+            total_epochs=local.plan.calendar.epochs(local.schedule.total_steps),
+            samples_per_epoch=local.plan.num_samples,
             score_name=local.task.score_name,
             best=local.best,
             first_step=resume.step,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema_training import TrainConfig
+from data.calendar import Calendar
 
 
 class Average(Protocol):
@@ -52,15 +53,15 @@ class SWA:
     many have been averaged follows from the position in the run: there is no state to save.
     """
 
-    def __init__(self, model: nn.Module, first_epoch: int, steps_per_epoch: int) -> None:
+    def __init__(self, model: nn.Module, first_epoch: int, calendar: Calendar) -> None:
         self.first_epoch = first_epoch
-        self.steps_per_epoch = steps_per_epoch
+        self.calendar = calendar
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:
         """Take the weights into the mean if this global batch ended an epoch."""
-        epoch, rest = divmod(num_windows, self.steps_per_epoch)
+        epoch, rest = self.calendar.locate(num_windows)
         before = max(epoch - self.first_epoch, 0)
         if rest and epoch >= self.first_epoch:
             return
@@ -73,10 +74,10 @@ class SWA:
                 average.copy_(current)
 
 
-def build_average(config: TrainConfig, model: nn.Module, steps_per_epoch: int) -> Average | None:
+def build_average(config: TrainConfig, model: nn.Module, calendar: Calendar) -> Average | None:
     """The average that a config asks for, as a copy of the raw module."""
     if config.ema_decay is not None:
         return EMA(model, config.ema_decay)
     if config.swa_from_epoch is not None:
-        return SWA(model, config.swa_from_epoch, steps_per_epoch)
+        return SWA(model, config.swa_from_epoch, calendar)
     return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -16,6 +14,7 @@ from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loader import Batch, zeros_of
 from data.sampler import MicroBatch, Plan, Window
 from trainer.capture import CapturedPasses, record_graph
+from trainer.compiling import compile_if_asked, should_compile
 from trainer.compression import reduce_with_ddp
 from trainer.explicit import ExplicitPasses, describe
 from trainer.flat import FlatParameters
@@ -155,11 +154,7 @@ class NativeEngine(WholeModel):
             if runtime.world_size > 1:
                 reduction = FlatAllReduce(flat.gradients, DTYPES.get(parallel.compression))
         else:
-            # Every shape gets a graph of its own (there are at most four: full and short batches,
-            # and the remainders of their micro-batches); a dynamic one would be slower for all.
-            model: nn.Module = loss
-            if should_compile(compile_, runtime.device):
-                model = torch.compile(loss, dynamic=False, mode=compile_.mode)  # type: ignore[assignment]
+            model = compile_if_asked(loss, compile_, runtime.device, plan)
             if runtime.world_size > 1 and parallel.reduction == "fast":
                 model = ddp = self._distribute(model, runtime, parallel, plan, example)
                 reduction = reduce_with_ddp(ddp, parallel, runtime.world_size, plan.seed)
@@ -262,25 +257,3 @@ def flatten_parameters(
     if shapes is None or config.backward == "autograd":
         return None
     return FlatParameters([p for s in shapes for p in s.linear.parameters()])
-
-
-def should_compile(config: CompileConfig, device: torch.device) -> bool:
-    """Decide `compile.enabled: auto` (on a GPU), and check that compiling is possible.
-
-    Raises:
-        InputError: If it is asked for on a CPU without a C++ compiler.
-    """
-    enabled = device.type == "cuda" if config.enabled == "auto" else config.enabled
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    if (
-        enabled
-        and device.type == "cpu"
-        and not any(name and shutil.which(name) for name in compilers)
-    ):
-        raise InputError(
-            "compile.enabled",
-            given="true",
-            expected="a C++ compiler (g++ or clang++) on the PATH",
-            remedy="Install one, point CXX at one, or use --compile.enabled false.",
-        )
-    return enabled

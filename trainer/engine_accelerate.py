@@ -23,7 +23,8 @@ from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loader import Batch
 from data.sampler import MicroBatch, Plan, Window
-from trainer.engine import WholeModel, settle_buckets, should_compile
+from trainer.compiling import compile_if_asked
+from trainer.engine import WholeModel, settle_buckets
 from trainer.passes import AutogradPasses, LossModule
 from trainer.precision import DTYPES
 from trainer.runtime import MPI_SIZES, Runtime, wants_cpu
@@ -76,9 +77,7 @@ class AccelerateEngine(WholeModel):
         """
         self.module = loss.module
         self.accelerator = build_accelerator(loss, runtime, parallel, plan)
-        model: nn.Module = loss
-        if should_compile(compile_, runtime.device):
-            model = torch.compile(loss, dynamic=False, mode=compile_.mode)  # type: ignore[assignment]
+        model = compile_if_asked(loss, compile_, runtime.device, plan)
         self.model: nn.Module = self.accelerator.prepare(model)
         self.gradient_scale = 1.0
         if runtime.world_size > 1:

@@ -27,7 +27,8 @@ from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loader import Batch
 from data.sampler import MicroBatch, Plan, Window
 from trainer.blocks import blocks
-from trainer.engine import WholeModel, should_compile
+from trainer.compiling import should_compile
+from trainer.engine import WholeModel
 from trainer.muon import MuonWithAdamW
 from trainer.passes import AutogradPasses, LossModule
 from trainer.runtime import Runtime

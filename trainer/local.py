@@ -101,7 +101,7 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
         from trainer.fsdp import check_sharding
 
         check_sharding(config, optimizer)
-    total_windows = config.train.epochs * plan.steps_per_epoch
+    total_windows = plan.calendar.windows_before(config.train.epochs)
     best = choose_best(task, config.evaluate.best, config.evaluate.best_mode)
     return Local(
         data=data,
@@ -121,7 +121,7 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
             optimizer=optimizer,
             peak=config.optimizer.lr,
             total_steps=min(total_windows, config.train.max_steps or total_windows),
-            steps_per_epoch=plan.steps_per_epoch,
+            calendar=plan.calendar,
             best=best,
             evaluate_every=config.evaluate.every_epochs,
         ),
@@ -139,6 +139,7 @@ def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:
         world_size=runtime.world_size,
         seed=config.seed,
         drop_last=config.data.drop_last,
+        batch_schedule=config.train.batch_stages,
         shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
         # Then every forward pass is a collective.
         even=config.parallel.strategy == "fsdp" or config.parallel.sync_batch_norm,
@@ -148,10 +149,11 @@ def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:
 def check_batch_norm(model: nn.Module, plan: Plan) -> None:
     """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if normed and plan.smallest_micro_batch < 2:
+    smallest = plan.micro_batch_sizes[0]
+    if normed and smallest < 2:
         raise InputError(
             "batch normalisation",
-            given=f"a micro-batch of {plan.smallest_micro_batch} samples on rank {plan.rank}",
+            given=f"a micro-batch of {smallest} samples on rank {plan.rank}",
             expected="2 or more in every micro-batch, also in the last one of an epoch",
             remedy="Change train.global_batch_size, train.micro_batch_size or parallel.shards, or "
             "use --data.drop_last true.",

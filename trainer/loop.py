@@ -93,8 +93,7 @@ def fit(parts: Parts) -> str:
         parts.watch.lap(window.size)
 
         stepped = progress.step > before  # fp16 may have skipped it
-        epochs, rest = divmod(progress.window, plan.steps_per_epoch)
-        ended = epochs if rest == 0 else None  # number of epochs, at the end of one
+        ended = plan.calendar.epochs_ended(progress.window)
         stopping = poll()
         if stepped and due(progress.step, config.parallel.drift_every_steps):
             check_drift(parts.state.engine.module, parts.runtime, progress.step)
@@ -171,12 +170,12 @@ def run_evaluation(parts: Parts) -> bool:
     parts.watch.mark()  # evaluation does not count as training time
     if result is None:
         return False
-    every = (config.evaluate.every_epochs or 0) * parts.plan.steps_per_epoch
+    ended = parts.plan.calendar.epochs_ended(progress.window)
     progress.evaluated(
         result.values,
         parts.best,
         min_gain=config.train.min_gain,
-        regular=every > 0 and progress.window % every == 0,
+        regular=due(ended, config.evaluate.every_epochs),
     )
     parts.step.schedule.evaluated(result.values, progress.window)
     parts.sinks.record(start_record(parts) | under("eval", result.values))
@@ -198,8 +197,8 @@ def save(parts: Parts) -> None:
         return
     position = Position(
         step=progress.step,
-        epoch=progress.window // plan.steps_per_epoch,
-        position=plan.samples_before(progress.window),
+        epoch=plan.calendar.locate(progress.window)[0],
+        position=plan.calendar.samples_before(progress.window),
         world_size=parts.runtime.world_size,
         best_step=progress.best_step,
         score=parts.best.score(progress.metrics) if just_evaluated(progress) else None,
@@ -230,7 +229,7 @@ def start_record(parts: Parts) -> Record:
     progress = parts.state.progress
     return {
         "step": progress.step,
-        "epoch": round(progress.window / parts.plan.steps_per_epoch, 6),
+        "epoch": round(parts.plan.calendar.epochs(progress.window), 6),
         "time": round(time.time(), 3),
         "elapsed_seconds": round(parts.elapsed_seconds, 3),
     }
@@ -249,7 +248,7 @@ def write_summary(parts: Parts, status: str) -> None:
                 "status": status,
                 "name": parts.config.name,
                 "step": progress.step,
-                "epoch": round(progress.window / parts.plan.steps_per_epoch, 6),
+                "epoch": round(parts.plan.calendar.epochs(progress.window), 6),
                 "skipped_steps": progress.skipped_steps,
                 "elapsed_seconds": round(parts.elapsed_seconds, 3),
                 "best/step": progress.best_step if progress.best else None,

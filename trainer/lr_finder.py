@@ -17,6 +17,7 @@ import numpy as np
 from configs.errors import expect
 from configs.imports import import_extra
 from configs.schema_training import ScheduleConfig
+from data.calendar import Calendar
 from trainer.build import Workbench
 from trainer.collectives import broadcast_object
 from trainer.failures import Diverged
@@ -120,7 +121,7 @@ def range_test(bench: Workbench, options: FinderOptions) -> Curve:
 
 def _climb(bench: Workbench, options: FinderOptions) -> Curve:
     plan, step, progress, meter = bench.plan, bench.step, bench.state.progress, bench.state.meter
-    total = plan.steps_per_epoch if options.steps == "epoch" else options.steps
+    total = plan.calendar.steps(0) if options.steps == "epoch" else options.steps
     curve = Curve(span=max(options.smoothing * total, 1.0))
     step.schedule = rates = exponential_range(options, total)
     meter.collect(bench.runtime)  # empties it
@@ -154,7 +155,8 @@ def exponential_range(options: FinderOptions, total_steps: int) -> PureSchedule:
     def shape(config: ScheduleConfig, progress: float, epochs: float) -> float:
         return math.pow(ratio, 1 - progress)
 
-    return PureSchedule(shape, ScheduleConfig(), options.max_lr, total_steps, total_steps)
+    calendar = Calendar(num_samples=total_steps, batch_sizes=((0, 1),))
+    return PureSchedule(shape, ScheduleConfig(), options.max_lr, total_steps, calendar)
 
 
 def suggest(curve: Curve) -> Suggestion | None:

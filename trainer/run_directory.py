@@ -77,7 +77,7 @@ class RunDirectory:
                 )
             return Resume(None, 0, [])
         manifest = verify_checkpoint(chosen)
-        changed = _differences(manifest["identity"], self.identity)
+        changed = _differences(manifest["identity"], identity(config))
         if not changed:
             return Resume(chosen, manifest["step"], rejected)
         if self.status() == "completed":

@@ -14,6 +14,7 @@ import torch
 
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
+from data.calendar import Calendar
 from trainer.registry import any_case, resolve
 from trainer.task import Best
 from trainer.torch_schedule import SCHEDULERS, TorchSchedule, makes_scheduler, set_rate
@@ -103,7 +104,7 @@ class PureSchedule:
     config: ScheduleConfig
     peak: float
     total_steps: int
-    steps_per_epoch: int
+    calendar: Calendar
 
     def __call__(self, step: int) -> float:
         warmup = self.config.warmup_steps
@@ -112,7 +113,8 @@ class PureSchedule:
         after = step - warmup
         # The last step of the run is at progress 1.
         progress = min(after / max(self.total_steps - warmup - 1, 1), 1.0)
-        return self.peak * self.shape(self.config, progress, after / self.steps_per_epoch)
+        epochs = self.calendar.epochs(step) - self.calendar.epochs(warmup)
+        return self.peak * self.shape(self.config, progress, epochs)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:
         return set_rate(optimizer, self(step))
@@ -136,7 +138,7 @@ def build_schedule(
     optimizer: torch.optim.Optimizer,
     peak: float,
     total_steps: int,
-    steps_per_epoch: int,
+    calendar: Calendar,
     best: Best,
     evaluate_every: int | None,
 ) -> Schedule:
@@ -147,7 +149,7 @@ def build_schedule(
         optimizer: What schedulers of torch's look at: its hyperparameters.
         peak: The learning rate of the config.
         total_steps: Optimizer steps of the run.
-        steps_per_epoch: Global batches of an epoch.
+        calendar: Global batches of the epochs.
         best: The metric that ReduceLROnPlateau watches.
         evaluate_every: Epochs between evaluations, if there are any before the end.
 
@@ -170,7 +172,7 @@ def build_schedule(
             optimizer,
             peak=peak,
             total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
+            calendar=calendar,
             best=best,
             evaluate_every=evaluate_every,
         )
@@ -181,7 +183,7 @@ def build_schedule(
             expected=f"none with schedule.name={config.name}, which has keys of its own",
             remedy="See schedule.final_fraction, peak_fraction, every_epochs and gamma.",
         )
-    return PureSchedule(shape, config, peak, total_steps, steps_per_epoch)
+    return PureSchedule(shape, config, peak, total_steps, calendar)
 
 
 def _anneal(start: float, end: float, progress: float) -> float:

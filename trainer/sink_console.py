@@ -92,7 +92,8 @@ class PlainSink:
         if "train/loss" in record and now - self.last >= PLAIN_SECONDS:
             self.last = now
             rate = max(record["train/samples_per_second"], 1e-9)
-            left = (self.facts.total_steps - record["step"]) * self.facts.samples_per_step / rate
+            epochs = self.facts.total_epochs - record["epoch"]
+            left = epochs * self.facts.samples_per_epoch / rate
             print(
                 f"step {record['step']}/{self.facts.total_steps}  epoch {record['epoch']:.2f}  "
                 f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}  "

@@ -21,7 +21,8 @@ class RunFacts:
     """The resolved config under dotted keys."""
     environment: dict[str, Any]
     total_steps: int
-    samples_per_step: int
+    total_epochs: float
+    samples_per_epoch: int
     score_name: str
     """What `train/SCORE_NAME` records beside the loss."""
     best: Best

@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler
 from configs.errors import InputError
 from configs.imports import call_with, import_object, is_import_path
 from configs.schema_training import ScheduleConfig
+from data.calendar import Calendar
 from trainer.registry import any_case, resolve
 from trainer.task import Best
 
@@ -70,7 +71,7 @@ class TorchSchedule:
         *,
         peak: float,
         total_steps: int,
-        steps_per_epoch: int,
+        calendar: Calendar,
         best: Best,
         evaluate_every: int | None,
     ) -> None:
@@ -80,14 +81,15 @@ class TorchSchedule:
             InputError: If it cannot be built, or could not be saved.
         """
         self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.calendar = calendar
         self.per_epoch = config.interval == "epoch"
         self.warmup = config.warmup_steps
         self.metric = best.metric
         self.evaluate_every = evaluate_every
         self.count = 0
         self.stand_in = StandIn(optimizer, peak)
-        length = -(-total_steps // steps_per_epoch) if self.per_epoch else total_steps - self.warmup
+        epochs = calendar.locate(total_steps - 1)[0] + 1
+        length = epochs if self.per_epoch else total_steps - self.warmup
         offered = _offer(factory, config.kwargs, peak=peak, length=length, best=best)
         self.made_of = [config.name, config.kwargs, offered, peak, config.interval, self.warmup]
         self.scheduler = _build(factory, config.kwargs, self.stand_in, peak, offered)
@@ -132,7 +134,9 @@ class TorchSchedule:
         return set_rate(optimizer, rate)
 
     def _rate(self, step: int, window: int) -> float:
-        done = window // self.steps_per_epoch if self.per_epoch else max(step - self.warmup, 0)
+        done = max(step - self.warmup, 0)
+        if self.per_epoch:
+            done, _ = self.calendar.locate(window)
         while self.count < done and not self.wants_metric:
             self.scheduler.step()
             self.count += 1
@@ -140,8 +144,8 @@ class TorchSchedule:
         return float(self.stand_in.param_groups[0]["lr"]) * rising
 
     def evaluated(self, values: dict[str, float], window: int) -> None:
-        every = (self.evaluate_every or 1) * self.steps_per_epoch
-        if self.wants_metric and window % every == 0:
+        ended = self.calendar.epochs_ended(window)
+        if self.wants_metric and ended and ended % (self.evaluate_every or 1) == 0:
             self.scheduler.step(values[self.metric])  # type: ignore[arg-type]
             self.count += 1
 

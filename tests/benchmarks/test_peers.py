@@ -16,7 +16,7 @@ from benchmarks.peers.common import load_mnist
 from tests.conftest import ROOT, launch
 
 PEERS = ROOT / "benchmarks/peers"
-SHARED = {"common", "torch_common", "jax_common", "mini_framework"}
+SHARED = {"common", "torch_common", "passes_by_hand", "jax_common", "mini_framework"}
 KEYS = {
     "name",
     "train_seconds",
@@ -51,6 +51,7 @@ def program(name: str, *arguments: object, needs: str = "torch") -> dict[str, An
     ("name", "reported", "needs"),
     [
         ("bare", "bare", "torch"),
+        ("bare_passes", "bare-passes", "torch"),
         ("pytorch", "pytorch", "torch"),
         ("accelerate_loop", "accelerate", "accelerate"),
         ("lightning_loop", "lightning", "lightning"),

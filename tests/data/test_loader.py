@@ -296,7 +296,7 @@ def test_augmentation_does_not_depend_on_the_number_of_ranks_or_micro_batches() 
     for rank in range(3):
         arguments = {"rank": rank, "world_size": 3, "micro_batch_size": 2}
         plan = make_plan(**arguments)
-        count = sum(len(plan.window(i).micro_batches) for i in range(plan.steps_per_epoch))
+        count = sum(len(plan.window(i).micro_batches) for i in range(plan.calendar.steps(0)))
         shared |= by_sample(augmented(0, 0, count, **arguments))
     assert sorted(shared) == list(range(NUM_TRAIN))
     assert shared == alone

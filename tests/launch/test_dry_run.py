@@ -63,7 +63,7 @@ def test_the_numbers_of_every_rank_are_those_of_its_plan(
         "--train.global_batch_size=4100",
         "--train.micro_batch_size=2",
     )
-    assert report.total_steps == 10 * report.plan.steps_per_epoch == 10 * 15
+    assert report.total_steps == 10 * report.plan.calendar.steps(0) == 10 * 15
     assert [share.size for share in report.shares] == [4100, 60_000 - 14 * 4100]
     for share in report.shares:
         assert len(share.samples) == 1024
@@ -96,7 +96,7 @@ def test_every_rank_is_asked_for_its_smallest_micro_batch(small: Arguments) -> N
     normed = [*small("run", "--evaluate.batch_size=50"), "--model.kwargs.batch_norm=true"]
     # The last batch of 5 is cut into 2 and 3, and with micro-batches of 2 the 3 into 2 and 1.
     plan = Plan(num_samples=509, global_batch_size=24, micro_batch_size=2, world_size=2)
-    assert [replace(plan, rank=rank).smallest_micro_batch for rank in (0, 1)] == [2, 1]
+    assert [replace(plan, rank=rank).micro_batch_sizes[0] for rank in (0, 1)] == [2, 1]
     assert dry(*normed, "--dry_run.world_size=2").notes == ()
     message = refused(*normed, "--train.micro_batch_size=2", "--dry_run.world_size=2")
     assert "given 'a micro-batch of 1 samples on rank 1', expected 2 or more" in message

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
             def __call__(self, window, batches):  # type: ignore[no-untyped-def]
                 step(window, batches)
-                if (window.number + 1) % parts.plan.steps_per_epoch == 0:
+                if (window.number + 1) % parts.plan.calendar.steps(0) == 0:
                     after.append(graphs())
 
             def __getattr__(self, name: str) -> object:

@@ -39,7 +39,7 @@ def gradient_errors(parts: Parts) -> dict[str, Any]:
     engine = parts.state.engine
     assert isinstance(engine, NativeEngine)
     found: dict[str, Any] = {}
-    for name, index in (("full", 0), ("short", parts.plan.steps_per_epoch - 1)):
+    for name, index in (("full", 0), ("short", parts.plan.calendar.steps(0) - 1)):
         expected = reference_gradient(parts, index)
         window = parts.plan.window(index)
         syncs: list[bool] = []

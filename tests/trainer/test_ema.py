@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from data.calendar import Calendar
 from trainer.ema import EMA, SWA
 
 
@@ -95,7 +96,7 @@ def test_an_update_leaves_the_model_and_its_gradients_alone() -> None:
 def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs() -> None:
     """Law: after epoch E the mean of epochs first..E; before, the latest weights."""
     model, per_epoch, first = network(), 4, 3
-    swa = SWA(model, first, per_epoch)
+    swa = SWA(model, first, Calendar(num_samples=per_epoch, batch_sizes=((0, 1),)))
     ends: list[dict[str, torch.Tensor]] = []
     for window in range(1, 6 * per_epoch + 1):
         drift(model, window)

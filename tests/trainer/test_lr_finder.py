@@ -249,7 +249,7 @@ def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
     found = assemble(load_config(arguments, prog="", description=""), ONE_RANK)
     batches = found.loader.stream(0)
     found.state.engine.module.train()
-    for index in range(found.plan.steps_per_epoch):
+    for index in range(found.plan.calendar.steps(0)):
         found.step(found.plan.window(index), batches)
     result = evaluate(
         found.state.engine.module,

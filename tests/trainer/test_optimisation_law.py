@@ -85,7 +85,7 @@ class Run(RunSubject):
     def advance(self, step: int) -> None:
         super().advance(step)
         progress, plan = self.rig.progress, self.rig.plan
-        if progress.window % plan.steps_per_epoch == 0:
+        if progress.window % plan.calendar.steps(0) == 0:
             accuracy = {3: 0.5, 6: 0.4, 9: 0.6}.get(progress.window, 0.1)
             self.rig.schedule.evaluated({"accuracy": accuracy}, progress.window)
 

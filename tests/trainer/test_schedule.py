@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
+from data.calendar import Calendar
 from trainer.schedule import SHAPES, PureSchedule, build_schedule
 from trainer.task import Best
 
@@ -30,7 +31,7 @@ def make(total: int = 60, per_epoch: int = 10, peak: float = PEAK, **keys: Any) 
         optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak),
         peak=peak,
         total_steps=total,
-        steps_per_epoch=per_epoch,
+        calendar=Calendar(num_samples=per_epoch, batch_sizes=((0, 1),)),
         best=Best("accuracy", True),
         evaluate_every=1,
     )

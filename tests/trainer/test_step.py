@@ -88,7 +88,7 @@ class Rig:
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """All samples of a global batch, picked from the order of its epoch here and now."""
-        epoch, step = divmod(index, self.plan.steps_per_epoch)
+        epoch, step = divmod(index, self.plan.calendar.steps(0))
         picked = self.plan.order(epoch)[step * BATCH : (step + 1) * BATCH].to(
             self.data.inputs.device
         )
@@ -179,7 +179,7 @@ def make(
         optimizer=built,
         peak=config.lr,
         total_steps=20,
-        steps_per_epoch=plan.steps_per_epoch,
+        calendar=plan.calendar,
         best=Best("accuracy", True),
         evaluate_every=1,
     )

@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler
 
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
+from data.calendar import Calendar
 from tests.trainer.test_optimisation_law import SCHEDULES, halved, shrinking
 from tests.trainer.test_step import TOO_LARGE, make
 from trainer.schedule import PureSchedule, Schedule, build_schedule
@@ -49,7 +50,7 @@ def schedule_of(
         optimizer=real,
         peak=PEAK,
         total_steps=total,
-        steps_per_epoch=PER_EPOCH,
+        calendar=Calendar(num_samples=PER_EPOCH, batch_sizes=((0, 1),)),
         best=Best("accuracy", higher),
         evaluate_every=evaluate_every,
     )

@@ -120,7 +120,7 @@ def _learned(subject: Subject, trial: Trial) -> Score | None:
     """How well the model does, after its short training, on training samples it was not shown."""
     config, dataset = subject.config, subject.data.train
     plan = plan_alone(config, subject.data)
-    unseen = plan.order(0)[plan.samples_before(len(subject.batches)) :][:MOST_UNSEEN]
+    unseen = plan.order(0)[plan.calendar.samples_before(len(subject.batches)) :][:MOST_UNSEEN]
     if trial.diverged or len(unseen) < FEWEST_TEST:
         return None
     found = [dataset[int(index)] for index in unseen]

@@ -25,7 +25,7 @@ from data.entry import DatasetFacts
 from data.sampler import Plan, evaluation_batches
 from trainer.build import build_state, continue_from
 from trainer.checkpoint import list_checkpoints
-from trainer.engine import should_compile
+from trainer.compiling import should_compile
 from trainer.forecast.memory import Need, largest_micro_batch, memory_of_rank
 from trainer.local import build_local, check_batch_norm
 from trainer.run_directory import RunDirectory
@@ -90,7 +90,7 @@ def examine(config: RunConfig) -> Report:
     alone = replace(runtime, world_size=1, backend="")
     state = build_state(config, alone, local)
     directory = _decide(config, state)
-    windows = sorted({0, 1, local.plan.steps_per_epoch - 1, local.plan.steps_per_epoch})
+    windows = _telling_windows(local.plan)
     for index in windows:
         prove_shares(plans, index)
     prove_evaluation(len(data.test), config.evaluate.batch_size, world_size)
@@ -210,13 +210,24 @@ def _decide(config: RunConfig, state: Stateful) -> str:
     return f"{directory.path}: would start there"
 
 
+def _telling_windows(plan: Plan) -> list[int]:
+    """The first global batches, and those at the ends of an epoch of every batch size."""
+    begin = plan.calendar.windows_before
+    ends = [begin(epoch + 1) for epoch, _ in plan.calendar.batch_sizes]
+    starts = [begin(epoch) for epoch, _ in plan.calendar.batch_sizes]
+    return sorted({0, 1, *starts, *ends, *(end - 1 for end in ends)})
+
+
 def _shares(plans: Sequence[Plan]) -> tuple[Shares, ...]:
-    last = plans[0].steps_per_epoch - 1
-    windows = {"full batch": 0}
-    if plans[0].window(last).size != plans[0].window(0).size:
-        windows["last batch of an epoch"] = last
-    elif plans[0].window(0).size < plans[0].global_batch_size:
-        windows = {"only batch of an epoch": 0}
+    plan, calendar = plans[0], plans[0].calendar
+    windows = {}
+    for epoch, full in calendar.batch_sizes:
+        stage = "" if len(calendar.batch_sizes) == 1 else f" from epoch {epoch + 1} on"
+        first, last = calendar.windows_before(epoch), calendar.windows_before(epoch + 1) - 1
+        only = plan.window(first).size < full
+        windows[("only batch of an epoch" if only else "full batch") + stage] = first
+        if plan.window(last).size != plan.window(first).size:
+            windows[f"last batch of an epoch{stage}"] = last
     found = []
     for name, index in windows.items():
         cuts = [plan.window(index).micro_batches for plan in plans]

@@ -85,7 +85,7 @@ def memory_of_rank(config: RunConfig, local: Local, state: Stateful, plan: Plan)
 
 
 def largest_micro_batch(plan: Plan) -> int:
-    return max(micro.size for micro in plan.window(0).micro_batches)
+    return max(micro.size for micro in plan.largest_window.micro_batches)
 
 
 def _train_once(local: Local, state: Stateful, size: int) -> int:

@@ -44,7 +44,11 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     if reduction == "exact":
         reduction += f", {config.parallel.shards} shards"
     rates = ", ".join(f"{name}: {rate:.4g}" for name, rate in report.learning_rates.items())
-    epochs = report.total_steps / plan.steps_per_epoch
+    calendar = plan.calendar
+    epochs = calendar.epochs(report.total_steps)
+    an_epoch = " to ".join(
+        f"{steps:,}" for steps in sorted({calendar.steps(e) for e, _ in calendar.batch_sizes})
+    )
     per_rank = -(-report.evaluation_batches // runtime.world_size)
     proved = ", ".join(str(window + 1) for window in report.proved_windows)
     return [
@@ -57,7 +61,7 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
         ("run directory", report.directory),
         (
             "steps",
-            f"{report.total_steps:,} of {plan.steps_per_epoch:,} an epoch: {epochs:g} epochs",
+            f"{report.total_steps:,} of {an_epoch} an epoch: {epochs:g} epochs",
         ),
         *((share.name, _share_text(share)) for share in report.shares),
         ("sampler", f"slices of all ranks disjoint and complete in global batches {proved}"),
