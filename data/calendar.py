@@ -20,6 +20,18 @@ class _Stage(NamedTuple):
     """Global batches of an epoch."""
 
 
+class Place(NamedTuple):
+    """Where a global batch lies."""
+
+    epoch: int
+    step: int
+    """Global batches of its epoch before it."""
+    steps: int
+    """Global batches of its epoch."""
+    size: int
+    """Samples of a global batch of its epoch, except maybe the last one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calendar:
     """A pure function from the number of a global batch to its place in an epoch, and back.
@@ -55,32 +67,27 @@ class Calendar:
         """The sizes of the global batches of a run, each once, in ascending order."""
         return tuple(sorted({stage.size for stage in self._stages}))
 
-    def batch_size(self, epoch: int) -> int:
-        """Samples of a global batch that is not the last one of that epoch."""
-        return self._stage(epoch).size
-
     def steps(self, epoch: int) -> int:
         """Global batches in that epoch."""
         return self._stage(epoch).steps
 
-    def locate(self, window: int) -> tuple[int, int]:
-        """The epoch of a global batch and its place there; also: epochs ended before it, and the
-        global batches since."""
+    def place(self, window: int) -> Place:
+        """Where a global batch lies; also: epochs ended before it, and global batches since."""
         for stage in self._stages:
             if stage.window <= window:
                 epochs, step = divmod(window - stage.window, stage.steps)
-                return stage.epoch + epochs, step
+                return Place(stage.epoch + epochs, step, stage.steps, stage.size)
         raise AssertionError(window)
 
     def epochs_ended(self, window: int) -> int | None:
         """How many epochs have ended if one has just done so after `window` global batches."""
-        epochs, rest = self.locate(window)
-        return epochs if rest == 0 and window else None
+        place = self.place(window)
+        return place.epoch if place.step == 0 and window else None
 
     def epochs(self, window: int) -> float:
         """Epochs that `window` global batches are."""
-        epoch, step = self.locate(window)
-        return epoch + step / self.steps(epoch)
+        place = self.place(window)
+        return place.epoch + place.step / place.steps
 
     def windows_before(self, epoch: int) -> int:
         """Global batches in all epochs before this one."""
@@ -89,10 +96,10 @@ class Calendar:
 
     def samples_before(self, window: int) -> int:
         """Samples delivered in `window` global batches."""
-        epoch, step = self.locate(window)
-        whole = 0
+        epoch, step, _, size = self.place(window)
+        samples = step * size
         for stage in self._stages:
             if stage.epoch < epoch:
-                whole += (epoch - stage.epoch) * min(self.num_samples, stage.steps * stage.size)
+                samples += (epoch - stage.epoch) * min(self.num_samples, stage.steps * stage.size)
                 epoch = stage.epoch
-        return whole + step * self.batch_size(self.locate(window)[0])
+        return samples

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
-import random
-import signal
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from configs.errors import InputError
 from configs.schema import DataConfig
+from data.fetch import Fetcher, Request, TrainRequests, as_is, delivered, end_workers, start_worker
 from data.prefetch import prefetch
 from data.sampler import Plan, derive_seed, evaluation_batches
-from data.samples import ArrayDataset, BatchDataset, MapDataset
-
-Batch = tuple[Tensor, Tensor]
-"""Inputs `(B, ...)` and targets `(B,)`, on the device."""
+from data.samples import ArrayDataset, Batch, MapDataset
 
 LONGEST_TMPDIR = 75
 """108 characters of an AF_UNIX path, less `/pymp-xxxxxxxx/listener-xxxxxxxx`."""
@@ -83,72 +74,6 @@ class ResidentLoader:
             yield index, (self.test.inputs[span], self.test.targets[span])
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a worker is asked for: samples by index, in a given epoch."""
-
-    indices: Tensor
-    epoch: int
-
-
-class Fetcher:
-    """Answers requests inside a worker, whole batches at a time where the data set can.
-
-    A data set read sample by sample may draw random numbers (augmentation). Each sample is then
-    read under a seed of its own, f(seed, epoch, index), so what a run sees depends neither on the
-    number of workers nor on ranks, nor on where it was interrupted.
-
-    An InputError (a picture that cannot be read) is handed over instead of the batch: raised here,
-    a DataLoader would bury it in the traceback of its worker.
-    """
-
-    def __init__(self, dataset: MapDataset, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, request: Request) -> Batch | InputError:
-        try:
-            if isinstance(self.dataset, BatchDataset):
-                return self.dataset.gather(request.indices)
-            return self._one_by_one(request)
-        except InputError as error:
-            return error
-
-    def _one_by_one(self, request: Request) -> Batch:
-        samples = []
-        indices = request.indices.tolist()
-        with _borrowed_rng():
-            for index in indices or [0]:
-                sample_seed = derive_seed(self.seed, "sample", request.epoch, index)
-                torch.default_generator.manual_seed(sample_seed)
-                random.seed(sample_seed)
-                np.random.seed(sample_seed % 2**32)
-                samples.append(self.dataset[index])
-        inputs, targets = _stack(samples)
-        # A rank without samples in a short batch gets none of one, which has the right shape.
-        return inputs[: len(indices)], targets[: len(indices)]
-
-
-def _stack(samples: list[Any]) -> Batch:
-    try:
-        inputs, targets = default_collate(samples)
-    except RuntimeError:
-        for number, what in enumerate(("inputs", "targets")):
-            shapes = {tuple(torch.as_tensor(sample[number]).shape) for sample in samples}
-            if len(shapes) > 1:
-                raise InputError(
-                    f"{what} of one batch",
-                    given=f"shapes {sorted(shapes)[:4]}",
-                    expected="the same shape for every sample",
-                    remedy="Crop, resize or pad in the data set.",
-                ) from None
-        raise
-    return inputs, targets
-
-
 class HostLoader:
     """Data in host memory: a DataLoader with seeded, persistent, pinned workers, copied ahead."""
 
@@ -172,12 +97,12 @@ class HostLoader:
         self.pinned = pinned and device.type == "cuda"
         if workers:
             _check_sockets()
-            atexit.register(_end_workers)
+            atexit.register(end_workers)
         self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
 
     def stream(self, window: int) -> Iterator[Batch]:
-        requests = _TrainRequests(self.plan, window)
-        return prefetch(_delivered(self._loader(self.train, requests)), self.device)
+        requests = TrainRequests(self.plan, window)
+        return prefetch(delivered(self._loader(self.train, requests)), self.device)
 
     def evaluation(
         self, batch_size: int, rank: int, world_size: int
@@ -187,19 +112,19 @@ class HostLoader:
         if batch_size not in self.evaluators:
             requests = [Request(torch.arange(*bounds[index]), 0) for index in mine]
             self.evaluators[batch_size] = self._loader(self.test, requests)
-        batches = _delivered(self.evaluators[batch_size])
+        batches = delivered(self.evaluators[batch_size])
         return zip(mine, prefetch(batches, self.device), strict=True)
 
     def _loader(self, dataset: MapDataset, requests: Any) -> DataLoader[Any]:
         return DataLoader(
             Fetcher(dataset, self.plan.seed),  # type: ignore[arg-type]
             batch_sampler=requests,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             prefetch_factor=self.prefetch_factor if self.workers else None,
             pin_memory=self.pinned,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # A generator of its own: iterating must not draw from the stream dropout uses.
             generator=torch.Generator().manual_seed(derive_seed(self.plan.seed, "workers")),
         )
@@ -238,41 +163,11 @@ def build_loader(
     )
 
 
-class _TrainRequests:
-    """Batch sampler over the whole rest of a run: workers never idle between two epochs."""
-
-    def __init__(self, plan: Plan, window: int) -> None:
-        self.plan = plan
-        self.window = window
-
-    def __iter__(self) -> Iterator[Request]:
-        index = self.window
-        while True:
-            window = self.plan.window(index)
-            for indices in self.plan.indices(window):
-                yield Request(indices, window.epoch)
-            index += 1
-
-
 def _fits(num_bytes: int, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return num_bytes <= RESIDENT_FRACTION * free
-
-
-def _delivered(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
-    """What workers read; what they refused is refused here."""
-    for batch in batches:
-        if isinstance(batch, InputError):
-            # A new one: raised itself, it would hold this frame, and the frame it, and the workers
-            # would be left to the garbage collector, which cannot end them in time.
-            raise InputError(str(batch))
-        yield batch
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _check_sockets() -> None:
@@ -285,30 +180,3 @@ def _check_sockets() -> None:
             expected=f"a folder of at most {LONGEST_TMPDIR} characters with data.workers",
             remedy="Set TMPDIR=/tmp, or use --data.workers 0.",
         )
-
-
-def _start_worker(worker: int) -> None:
-    """A stop request is for the trainer, which ends its workers itself."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers() -> None:
-    """On the way out: multiprocessing would wait for workers that ignore its SIGTERM."""
-    # torch's handler raises for every worker that is killed, wherever the process just is.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-@contextmanager
-def _borrowed_rng() -> Iterator[None]:
-    """Seed the global generators freely inside, and find them as they were outside."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])

@@ -56,6 +56,7 @@ class Window(NamedTuple):
     """Position of its first sample in the order of the epoch."""
     size: int
     """Samples in it over all ranks; the last one of an epoch may be short."""
+    ends_epoch: bool
     micro_batches: tuple[MicroBatch, ...]
 
 
@@ -147,11 +148,19 @@ class Plan:
 
     def window(self, number: int) -> Window:
         """The global batch of the run after `number` others."""
-        epoch, step = self.calendar.locate(number)
-        full = self.calendar.batch_size(epoch)
+        if self._latest[0].number != number:  # the loader asks, and then the loop
+            self._latest[0] = self._find(number)
+        return self._latest[0]
+
+    @functools.cached_property
+    def _latest(self) -> list[Window]:
+        return [self._find(0)]
+
+    def _find(self, number: int) -> Window:
+        epoch, step, steps, full = self.calendar.place(number)
         start = step * full
         size = min(full, self.num_samples - start)
-        return Window(number, epoch, start, size, self._cut(size))
+        return Window(number, epoch, start, size, step + 1 == steps, self._cut(size))
 
     def order(self, epoch: int) -> Tensor:
         """Permutation of all samples in `epoch`, int64 `(num_samples,)`."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from data.facts import InputFacts
 
+Batch = tuple[Tensor, Tensor]
+"""Inputs `(B, ...)` and targets `(B, ...)`."""
+
 
 class MapDataset(Protocol):
     """What a user's data set must offer: a length, and `(input, target)` pairs by index.

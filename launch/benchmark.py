@@ -37,9 +37,9 @@ from launch.benchmarking.options import WARMUP_STEPS, compare_options, show_opti
 from launch.benchmarking.peers import compare, show_peers
 from launch.benchmarking.pictures import growth_figure, peers_figure, roofline_figure
 from launch.benchmarking.roofline import measure_roofline, show_roofline
+from launch.benchmarking.scaling import add_scaling_arguments, project_scaling
 from launch.benchmarking.seeds import measure_seeds, seeds_figure, show_seeds
 from launch.entry import run_command
-from launch.scaling import add_scaling_arguments, project_scaling
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

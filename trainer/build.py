@@ -10,15 +10,14 @@ from pathlib import Path
 
 from configs.identity import flatten
 from configs.schema import RunConfig
-from data.acquire import acquire
-from data.catalog import CATALOG
-from data.datasets import Datasets, load_datasets
+from data.datasets import Datasets
 from data.loader import Loader, zeros_of
 from data.sampler import Plan
 from trainer.auto_batch import fit_micro_batch
 from trainer.blocks import prepare_blocks
 from trainer.checkpoint import load_checkpoint
 from trainer.collectives import broadcast_object, together
+from trainer.datasets import load_together
 from trainer.ema import Average, build_average
 from trainer.engine import Engine, NativeEngine
 from trainer.engine_accelerate import AccelerateEngine
@@ -138,8 +137,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
 
 def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Local]:
     """Data and model on every rank, or one refusal on all of them."""
-    together(runtime, lambda: _acquire(config, runtime))
-    data = together(runtime, lambda: load_datasets(config.data, seed=config.seed))
+    data = load_together(config, runtime)
     if config.train.auto_batch:
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
@@ -156,13 +154,6 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     sizes = (micro.size for micro in window.micro_batches)
     batches = (zeros_of(local.example, size, runtime.device) for size in sizes)
     _build_step(config, alone, local, state)(window, batches)
-
-
-def _acquire(config: RunConfig, runtime: Runtime) -> None:
-    """One process per node looks for the data, and downloads it if it must."""
-    if runtime.local_rank == 0 and config.data.dataset in CATALOG:
-        facts = CATALOG[config.data.dataset]
-        acquire(facts, config.data.root, download=config.data.download)
 
 
 def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:

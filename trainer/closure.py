@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from data.loader import Batch
 from data.sampler import Window
+from data.samples import Batch
 from trainer.collectives import sum_
 from trainer.meter import Meter
 from trainer.rng import capture_rng, restore_rng

@@ -61,9 +61,9 @@ class SWA:
     @torch.no_grad()
     def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:
         """Take the weights into the mean if this global batch ended an epoch."""
-        epoch, rest = self.calendar.locate(num_windows)
+        epoch, step, *_ = self.calendar.place(num_windows)
         before = max(epoch - self.first_epoch, 0)
-        if rest and epoch >= self.first_epoch:
+        if step and epoch >= self.first_epoch:
             return
         mine = [*self.module.parameters(), *self.module.buffers()]
         theirs = [*model.parameters(), *model.buffers()]

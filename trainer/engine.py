@@ -11,8 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig, ParallelConfig
-from data.loader import Batch, zeros_of
+from data.loader import zeros_of
 from data.sampler import MicroBatch, Plan, Window
+from data.samples import Batch
 from trainer.capture import CapturedPasses, record_graph
 from trainer.compiling import compile_if_asked, should_compile
 from trainer.compression import reduce_with_ddp

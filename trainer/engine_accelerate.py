@@ -21,8 +21,8 @@ from configs.errors import InputError
 from configs.imports import import_extra
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
-from data.loader import Batch
 from data.sampler import MicroBatch, Plan, Window
+from data.samples import Batch
 from trainer.compiling import compile_if_asked
 from trainer.engine import WholeModel, settle_buckets
 from trainer.passes import AutogradPasses, LossModule

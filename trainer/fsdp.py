@@ -24,8 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
-from data.loader import Batch
 from data.sampler import MicroBatch, Plan, Window
+from data.samples import Batch
 from trainer.blocks import blocks
 from trainer.compiling import should_compile
 from trainer.engine import WholeModel

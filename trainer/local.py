@@ -12,8 +12,9 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from data.augment import Augment, build_augment
 from data.datasets import Datasets, Normalize
-from data.loader import Batch, Loader, build_loader
+from data.loader import Loader, build_loader
 from data.sampler import Plan
+from data.samples import Batch
 from trainer.blocks import check_blocks
 from trainer.engine import flatten_parameters
 from trainer.engine_accelerate import check_accelerate
@@ -54,53 +55,21 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
     Raises:
         InputError: If this rank's part of the run cannot be had.
     """
-    native = config.parallel.engine == "native"
-    if not native:
+    if config.parallel.engine != "native":
         check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
     task = build_task(config.task, label_smoothing=config.train.label_smoothing)
     inputs, target = (torch.as_tensor(part) for part in data.train[0])
     task.check_target(target)
     plan = build_plan(config, runtime, len(data.train))
-    model = build_model(
-        config.model,
-        input_shape=data.input_shape,
-        num_classes=data.num_classes,
-        seed=config.seed,
-    ).to(runtime.device)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("model.name", given=config.model.name, expected="trainable parameters")
-    check_batch_norm(model, plan)
-    check_blocks(model, config.parallel, runtime.device, runtime.world_size)
+    model = _build_model(config, runtime, data, plan)
     normalize = Normalize(data, runtime.device)
     check_outputs(model, normalize(inputs[None].to(runtime.device)), target[None], task)
     classes = data.num_classes if task.name == "classification" else None
     augment = build_augment(config.data.augment, data.input_shape, classes)
     if config.data.augment.mixup or config.data.augment.cutmix:
         task = replace(task, label_smoothing=None)  # passes written out know whole classes only
-    flat = None
-    if native:
-        flat = flatten_parameters(
-            model,
-            config.compile,
-            precision,
-            task,
-            runtime.device,
-            config.parallel,
-            one_kernel(config.optimizer),
-        )
-    optimizer = build_optimizer(
-        config.optimizer,
-        group_parameters(model, config.optimizer),
-        runtime.device,
-        scaled=precision.scaler.is_enabled(),
-        flat=flat,
-    )
-    check_gradients(model, optimizer, config.parallel)
-    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
-        from trainer.fsdp import check_sharding
-
-        check_sharding(config, optimizer)
+    flat, optimizer = _build_optimizer(config, runtime, model, precision, task)
     total_windows = plan.calendar.windows_before(config.train.epochs)
     best = choose_best(task, config.evaluate.best, config.evaluate.best_mode)
     return Local(
@@ -127,6 +96,51 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
         ),
         total_windows=total_windows,
     )
+
+
+def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan) -> nn.Module:
+    """On the device, with its initial weights, and fit to be trained by this plan."""
+    model = build_model(
+        config.model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        seed=config.seed,
+    ).to(runtime.device)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("model.name", given=config.model.name, expected="trainable parameters")
+    check_batch_norm(model, plan)
+    check_blocks(model, config.parallel, runtime.device, runtime.world_size)
+    return model
+
+
+def _build_optimizer(
+    config: RunConfig, runtime: Runtime, model: nn.Module, precision: Precision, task: Task
+) -> tuple[FlatParameters | None, torch.optim.Optimizer]:
+    """Over a flat buffer if the passes are written out, else over the model's own parameters."""
+    flat = None
+    if config.parallel.engine == "native":
+        flat = flatten_parameters(
+            model,
+            config.compile,
+            precision,
+            task,
+            runtime.device,
+            config.parallel,
+            one_kernel(config.optimizer),
+        )
+    optimizer = build_optimizer(
+        config.optimizer,
+        group_parameters(model, config.optimizer),
+        runtime.device,
+        scaled=precision.scaler.is_enabled(),
+        flat=flat,
+    )
+    check_gradients(model, optimizer, config.parallel)
+    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
+        from trainer.fsdp import check_sharding
+
+        check_sharding(config, optimizer)
+    return flat, optimizer
 
 
 def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:

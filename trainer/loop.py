@@ -93,7 +93,7 @@ def fit(parts: Parts) -> str:
         parts.watch.lap(window.size)
 
         stepped = progress.step > before  # fp16 may have skipped it
-        ended = plan.calendar.epochs_ended(progress.window)
+        ended = window.epoch + 1 if window.ends_epoch else None  # epochs, at the end of one
         stopping = poll()
         if stepped and due(progress.step, config.parallel.drift_every_steps):
             check_drift(parts.state.engine.module, parts.runtime, progress.step)
@@ -197,7 +197,7 @@ def save(parts: Parts) -> None:
         return
     position = Position(
         step=progress.step,
-        epoch=plan.calendar.locate(progress.window)[0],
+        epoch=plan.calendar.place(progress.window).epoch,
         position=plan.calendar.samples_before(progress.window),
         world_size=parts.runtime.world_size,
         best_step=progress.best_step,

@@ -113,7 +113,7 @@ class PureSchedule:
         after = step - warmup
         # The last step of the run is at progress 1.
         progress = min(after / max(self.total_steps - warmup - 1, 1), 1.0)
-        epochs = self.calendar.epochs(step) - self.calendar.epochs(warmup)
+        epochs = self.calendar.epochs(step) - (self.calendar.epochs(warmup) if warmup else 0.0)
         return self.peak * self.shape(self.config, progress, epochs)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data.augment import Augment
-from data.loader import Batch
 from data.sampler import Window
+from data.samples import Batch
 from trainer.closure import Closure
 from trainer.ema import Average
 from trainer.engine import Engine

@@ -88,7 +88,7 @@ class TorchSchedule:
         self.evaluate_every = evaluate_every
         self.count = 0
         self.stand_in = StandIn(optimizer, peak)
-        epochs = calendar.locate(total_steps - 1)[0] + 1
+        epochs = calendar.place(total_steps - 1).epoch + 1
         length = epochs if self.per_epoch else total_steps - self.warmup
         offered = _offer(factory, config.kwargs, peak=peak, length=length, best=best)
         self.made_of = [config.name, config.kwargs, offered, peak, config.interval, self.warmup]
@@ -136,7 +136,7 @@ class TorchSchedule:
     def _rate(self, step: int, window: int) -> float:
         done = max(step - self.warmup, 0)
         if self.per_epoch:
-            done, _ = self.calendar.locate(window)
+            done = self.calendar.place(window).epoch
         while self.count < done and not self.wants_metric:
             self.scheduler.step()
             self.count += 1

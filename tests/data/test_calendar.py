@@ -52,7 +52,7 @@ def test_every_global_batch_is_where_counting_finds_it(keys: dict[str, Any]) -> 
         assert calendar.steps(epoch) == len(sizes)
         assert calendar.epochs_ended(window) == (epoch or None)
         for step, size in enumerate(sizes):
-            assert calendar.locate(window) == (epoch, step)
+            assert calendar.place(window)[:3] == (epoch, step, len(sizes))
             assert calendar.samples_before(window) == samples
             assert calendar.epochs(window) == pytest.approx(epoch + step / len(sizes))
             assert step == 0 or calendar.epochs_ended(window) is None

@@ -21,15 +21,9 @@ from torch import Tensor
 
 from configs.schema import DataConfig
 from data.datasets import ArrayDataset, MapDataset
-from data.loader import (
-    LONGEST_TMPDIR,
-    Batch,
-    HostLoader,
-    Loader,
-    ResidentLoader,
-    build_loader,
-)
+from data.loader import LONGEST_TMPDIR, HostLoader, Loader, ResidentLoader, build_loader
 from data.sampler import Plan
+from data.samples import Batch
 from tests.conftest import launch, start, wait
 
 CPU = torch.device("cpu")

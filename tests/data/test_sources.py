@@ -15,8 +15,9 @@ import torch
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
-from data.loader import Batch, HostLoader
+from data.loader import HostLoader
 from data.sampler import Plan
+from data.samples import Batch
 from tests.data.made import (
     CLASSES,
     JITTER,

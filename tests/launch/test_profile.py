@@ -16,8 +16,8 @@ from trainer.profiling.events import (
     REDUCTION,
     STEP,
     break_down,
-    read_trace,
 )
+from trainer.profiling.trace import read_trace
 
 Arguments = Callable[..., list[str]]
 WARM = ("--profile.warmup_steps=6", "--profile.steps=10", "--logging.every_steps=5")

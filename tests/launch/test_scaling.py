@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from configs.errors import InputError
+from launch.benchmarking.scaling import add_scaling_arguments, choose_link, project_scaling
 from launch.measure_link import main as measure_link
 from launch.measure_link import sizes
-from launch.scaling import add_scaling_arguments, choose_link, project_scaling
 from trainer.forecast.scaling import Fit, Link, ring
 
 Arguments = Callable[..., list[str]]

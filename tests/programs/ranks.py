@@ -12,13 +12,8 @@ import torch
 from configs.schema_execution import ParallelConfig
 from launch.entry import run_command
 from trainer.collectives import sum_
-from trainer.diagnosis.check_cluster import (
-    check_agreement,
-    check_all_reduce,
-    check_network,
-    check_stragglers,
-    matmul_seconds,
-)
+from trainer.diagnosis.check_cluster import check_agreement, check_network
+from trainer.diagnosis.check_pace import check_all_reduce, check_stragglers, matmul_seconds
 from trainer.runtime import Runtime, detect, place, process_group
 
 

@@ -16,8 +16,8 @@ from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import PrecisionConfig
 from data.datasets import Datasets, Normalize
-from data.loader import Batch
 from data.sampler import Plan
+from data.samples import Batch
 from tests.trainer.test_blocks import Deep
 from trainer.fsdp import ShardedEngine, check_sharding
 from trainer.passes import LossModule

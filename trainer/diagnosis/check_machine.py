@@ -8,21 +8,18 @@ import resource
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from trainer.diagnosis.check_disk import GIB, MIB, check_disk
 from trainer.diagnosis.check_gpu import check_gpu
 from trainer.diagnosis.findings import Finding, name_some
 
 ROOT = Path(__file__).resolve().parents[2]
-GIB = 2**30
-MIB = 2**20
 FEW_FILES = 4096
-SLOW_FSYNC_SECONDS = 0.5
 CLOCK_SECONDS = 0.1
 STEPPED_SECONDS = 0.02
 """Difference between wall and monotonic time over CLOCK_SECONDS that only a set clock explains."""
@@ -251,53 +248,3 @@ def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
         return min(cores, int(share) / int(period))
     except (OSError, ValueError):  # no container, or `max`
         return cores
-
-
-def check_disk(output_dir: str) -> list[Finding]:
-    """Space for checkpoints, and what it costs to flush one to the disk."""
-    folder = Path(output_dir).expanduser().resolve()
-    while not folder.is_dir():
-        folder = folder.parent
-    usage = shutil.disk_usage(folder)
-    seen = f"{usage.free / GIB:.1f} GiB free in {folder}"
-    space = Finding("machine", "disk_space", "ok", seen)
-    if usage.free < GIB:
-        space = Finding(
-            "machine",
-            "disk_space",
-            "problem" if usage.free < 64 * MIB else "warning",
-            seen,
-            "A checkpoint that does not fit is not written.",
-            "free some space, or choose another --output_dir",
-        )
-    return [space, check_fsync(folder)]
-
-
-def check_fsync(folder: Path) -> Finding:
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
-            file.write(os.urandom(MIB))
-            file.flush()
-            began = time.perf_counter()
-            os.fsync(file.fileno())
-            seconds = time.perf_counter() - began
-    except OSError as error:
-        return Finding(
-            "machine",
-            "disk_write",
-            "problem",
-            f"cannot write to {folder} ({error.strerror})",
-            "A run keeps its records and checkpoints there.",
-            "choose another --output_dir, or change its permissions",
-        )
-    seen = f"writing 1 MiB through to the disk takes {seconds * 1e3:.0f} ms in {folder}"
-    if seconds < SLOW_FSYNC_SECONDS:
-        return Finding("machine", "disk_write", "ok", seen)
-    return Finding(
-        "machine",
-        "disk_write",
-        "warning",
-        seen,
-        "Every record of a run and every checkpoint is flushed.",
-        "choose an --output_dir on a faster disk, or save less often (--checkpoint.every_steps)",
-    )

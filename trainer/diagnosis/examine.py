@@ -9,10 +9,9 @@ from dataclasses import replace
 import torch
 
 from configs.schema import RunConfig
-from data.acquire import acquire
-from data.catalog import CATALOG
-from data.datasets import Datasets, Normalize, load_datasets
+from data.datasets import Datasets, Normalize
 from trainer.collectives import gather_objects, together
+from trainer.datasets import load_together
 from trainer.diagnosis.check_cluster import check_agreement
 from trainer.diagnosis.check_data import check_data
 from trainer.diagnosis.check_labels import FEWEST_TEST, Score, check_labels, score
@@ -47,8 +46,7 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
         InputError: On every rank alike, if the data or the model cannot be had.
     """
     require_classes(config)
-    together(runtime, lambda: _acquire(config, runtime))
-    data = together(runtime, lambda: load_datasets(config.data, seed=config.seed))
+    data = load_together(config, runtime)
     findings = []
     if runtime.world_size > 1:
         facts = together(runtime, lambda: _first_facts(config, data))
@@ -56,12 +54,6 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
     return findings + together(
         runtime, lambda: _check_alone(config, runtime, data, steps) if runtime.is_main else []
     )
-
-
-def _acquire(config: RunConfig, runtime: Runtime) -> None:
-    if runtime.local_rank == 0 and config.data.dataset in CATALOG:
-        facts = CATALOG[config.data.dataset]
-        acquire(facts, config.data.root, download=config.data.download)
 
 
 def _first_facts(config: RunConfig, data: Datasets) -> dict[str, str]:

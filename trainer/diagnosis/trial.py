@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.schema import RunConfig
 from data.datasets import Datasets, Normalize
-from data.loader import Batch, build_loader
+from data.loader import build_loader
 from data.sampler import Plan
+from data.samples import Batch
 from trainer.diagnosis.activity import ActivityWatch
 from trainer.optim import build_optimizer, needs_closure
 from trainer.parameter_groups import group_parameters

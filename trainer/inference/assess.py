@@ -12,8 +12,9 @@ from torch import Tensor
 from configs.errors import InputError
 from data.datasets import Datasets
 from data.facts import InputFacts
-from data.loader import Batch, build_loader
+from data.loader import build_loader
 from data.sampler import Plan
+from data.samples import Batch
 from trainer.inference.metrics import Metrics, Tally
 from trainer.inference.trained import Trained, require_classes
 

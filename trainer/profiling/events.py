@@ -9,14 +9,13 @@ other part of PARTS.
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from trainer.profiling.trace import Event
 
 STEP = "train_step#"
 """Name of the event around one step, before its number."""
@@ -57,20 +56,6 @@ ASYNC_COLLECTIVE = re.compile(r"gloo:|nccl:")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """One event of a trace; times in microseconds."""
-
-    name: str
-    kind: str
-    """cpu_op, user_annotation, kernel, ..."""
-    thread: int | str
-    start: float
-    stop: float
-    link: int | None = None
-    """Of a kernel and of the operator that launched it."""
-
-
-@dataclass(frozen=True, slots=True)
 class Piece:
     """Time in which one event, and none inside it, was running."""
 
@@ -101,24 +86,6 @@ class Breakdown:
     """Time in which ranks exchanged gradients while the backward pass went on."""
     operators: tuple[Operator, ...]
     """The most expensive first."""
-
-
-def read_trace(path: Path) -> list[Event]:
-    """The complete events of a Chrome trace as torch.profiler exports it, gzipped or not."""
-    raw = path.read_bytes()
-    content = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-    return [
-        Event(
-            name=item["name"],
-            kind=item.get("cat", ""),
-            thread=item.get("tid", 0),
-            start=float(item["ts"]),
-            stop=float(item["ts"]) + float(item["dur"]),
-            link=item.get("args", {}).get("External id"),
-        )
-        for item in content["traceEvents"]
-        if item.get("ph") == "X"
-    ]
 
 
 def break_down(events: Sequence[Event]) -> Breakdown:

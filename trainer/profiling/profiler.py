@@ -14,11 +14,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.schema_execution import ProfileConfig
-from data.loader import Batch
+from data.samples import Batch
 from trainer.meter import Stopwatch
 from trainer.precision import Precision
-from trainer.profiling.events import DATA, REGION, STEP, break_down, read_trace
+from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.summary import Facts, markdown
+from trainer.profiling.trace import read_trace
 from trainer.run_directory import write_atomically
 from trainer.runtime import Runtime
 from trainer.state import Progress

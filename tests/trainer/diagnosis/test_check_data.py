@@ -12,7 +12,8 @@ from configs.schema_training import ModelConfig
 from data.datasets import load_datasets
 from tests.conftest import make_idx
 from tests.trainer.diagnosis.examining import examine, healthy, levels, planted_config
-from trainer.diagnosis.check_data import check_copies, check_files
+from trainer.diagnosis.check_copies import check_copies
+from trainer.diagnosis.check_data import check_files
 from trainer.diagnosis.check_labels import score
 from trainer.diagnosis.data_sample import MOST_SAMPLES, Sample, take_sample
 

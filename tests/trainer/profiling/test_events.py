@@ -20,11 +20,10 @@ from trainer.profiling.events import (
     REDUCTION,
     STEP,
     Breakdown,
-    Event,
     break_down,
-    read_trace,
 )
 from trainer.profiling.summary import Facts, markdown, utilisation
+from trainer.profiling.trace import Event, read_trace
 
 MAIN, AUTOGRAD, GLOO = 1, 2, 3
 NODE = "autograd::engine::evaluate_function: AddmmBackward0"

@@ -13,7 +13,7 @@ from configs.schema_execution import ProfileConfig
 from configs.schema_training import PrecisionConfig
 from trainer.meter import Stopwatch
 from trainer.precision import build_precision
-from trainer.profiling.events import DATA, break_down, read_trace
+from trainer.profiling.events import DATA, break_down
 from trainer.profiling.profiler import (
     NoProfiler,
     Profiler,
@@ -21,6 +21,7 @@ from trainer.profiling.profiler import (
     build_profiler,
     count_flops,
 )
+from trainer.profiling.trace import read_trace
 from trainer.runtime import Runtime
 from trainer.state import Progress
 
