@@ -5,6 +5,7 @@
     python launch/benchmark.py --options      # what exactness, checkpoints and drift checks cost
     python launch/benchmark.py --growth       # samples/s against batch size, width and ranks
     python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
+    python launch/benchmark.py --precision    # fp32, tf32, bf16, fp16, small and wide MLP
     python launch/benchmark.py --seeds 20 --config mnist_fast    # recipes (a,b,c), mean and spread
     python launch/benchmark.py --loader       # samples/s of data sets against workers, and pinning
     python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
@@ -36,6 +37,11 @@ from launch.benchmarking.loaders import measure_loaders, show_loaders
 from launch.benchmarking.options import WARMUP_STEPS, compare_options, show_options
 from launch.benchmarking.peers import compare, show_peers
 from launch.benchmarking.pictures import growth_figure, peers_figure, roofline_figure
+from launch.benchmarking.precisions import (
+    measure_precisions,
+    precisions_figure,
+    show_precisions,
+)
 from launch.benchmarking.roofline import measure_roofline, show_roofline
 from launch.benchmarking.scaling import add_scaling_arguments, project_scaling
 from launch.benchmarking.seeds import measure_seeds, seeds_figure, show_seeds
@@ -69,6 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--options", action="store_true", help="options of Convoy")
     add("--growth", action="store_true", help="batch size, width and ranks")
     add("--roofline", action="store_true", help="steps against their floors")
+    add("--precision", dest="precisions", action="store_true", help="every precision")
     add("--loader", dest="loaders", action="store_true", help="loaders, workers, pinned memory")
     add("--seeds", type=int, metavar="N", help="a recipe with N seeds")
     add("--config", default="mnist_fast", help="recipes of --seeds (default: mnist_fast)")
@@ -166,6 +173,18 @@ def benchmark_seeds(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def benchmark_precisions(arguments: argparse.Namespace) -> int:
+    found = measure_precisions(
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+        device=arguments.device,
+        quick=arguments.quick,
+    )
+    show_precisions(found)
+    write(arguments, found, lambda: precisions_figure(found))
+    return 0
+
+
 def benchmark_loaders(arguments: argparse.Namespace) -> int:
     found = measure_loaders(
         rounds=arguments.rounds,
@@ -183,6 +202,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "options": benchmark_options,
     "growth": benchmark_growth,
     "roofline": benchmark_roofline,
+    "precisions": benchmark_precisions,
     "loaders": benchmark_loaders,
     "seeds": benchmark_seeds,
     "project_scaling": project_scaling,

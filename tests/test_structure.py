@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 OWN = {*MAY_IMPORT, "tests", "benchmarks"}
 LIBRARIES = ("configs", "data", "trainer")
-MAX_LINES = 400
+MAX_LINES = 300
 
 
 def sources(*packages: str) -> list[Path]:
