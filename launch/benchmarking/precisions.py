@@ -101,7 +101,8 @@ def measure_precisions(*, rounds: int, threads: int, device: str, quick: bool) -
         steps = item.network.steps // (10 if quick else 1)
         return steps_per_second(item, steps=steps, threads=threads, device=device)
 
-    found = collect([*products, *cases], rounds, measure, lambda line: print(line, file=sys.stderr))
+    items: list[Case | str] = [*products, *cases]
+    found = collect(items, rounds, measure, lambda line: print(line, file=sys.stderr))
     rates = dict(zip(products, found[: len(products)], strict=True))
     return {
         "products": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from trainer.runtime import Runtime
 ALONE = Runtime(launcher="python")
 
 
-def config(size: int = 48, **keys: int) -> RunConfig:
+def config(size: int = 48, **keys: Any) -> RunConfig:
     return RunConfig(train=TrainConfig(global_batch_size=size, auto_batch=True, **keys))
 
 
@@ -36,6 +37,13 @@ def test_candidates_divide_the_global_batch_and_begin_with_the_share_of_a_rank(
     given: RunConfig, world_size: int, expected: list[int]
 ) -> None:
     assert candidates(given, world_size, 10_000) == expected
+
+
+def test_candidates_divide_every_batch_of_a_schedule_and_begin_with_the_largest_share() -> None:
+    growing = config(48, batch_schedule={2: 96, 4: 120})
+    assert candidates(growing, 1, 10_000) == [24, 12, 8, 6, 4, 3, 2, 1]
+    assert candidates(growing, 8, 10_000) == [24, 12, 8, 6, 4, 3, 2, 1]
+    assert candidates(growing, 16, 10_000) == [8, 6, 4, 3, 2, 1]
 
 
 def test_under_exact_reduction_the_share_is_that_of_a_shard() -> None:
