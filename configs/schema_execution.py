@@ -11,14 +11,17 @@ from configs.errors import expect
 @dataclass(frozen=True, kw_only=True)
 class CompileConfig:
     enabled: bool | Literal["auto"] = "auto"
-    """torch.compile the model; auto: on a GPU yes, on a CPU no."""
+    """torch.compile the model; auto: on a GPU yes, unless passes are written out; on a CPU no."""
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
         "default"
     )
     """Mode of torch.compile."""
     backward: Literal["auto", "autograd", "explicit"] = "auto"
     """Who computes gradients; explicit: passes written out, for networks of Linear, ReLU and
-    Dropout in fp32, on a GPU as CUDA graphs; auto: explicit on a CPU where that is possible."""
+    Dropout in fp32; auto: explicit where that is possible."""
+    capture: bool | Literal["auto"] = "auto"
+    """Record whole steps as CUDA graphs, many in one launch: on one GPU that holds the data; auto:
+    where that is possible, with the networks that come with the project."""
 
 
 NATIVE_ONLY = ("strategy", "cpu_offload", "reduction", "compression")

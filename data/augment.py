@@ -47,7 +47,7 @@ def build_augment(
             )
         mix = Mixture(config.mixup, config.cutmix, num_classes)
     if move is None and mix is None:
-        return _as_is
+        return as_is
 
     def augment(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if move is not None:
@@ -57,7 +57,7 @@ def build_augment(
     return augment
 
 
-def _as_is(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def as_is(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.fetch import Fetcher, Request, TrainRequests, as_is, delivered, end_workers, start_worker
 from data.prefetch import prefetch
-from data.sampler import Plan, derive_seed, evaluation_batches
+from data.sampler import Plan, Window, derive_seed, evaluation_batches
 from data.samples import ArrayDataset, Batch, MapDataset
 
 LONGEST_TMPDIR = 75
@@ -53,17 +55,32 @@ class ResidentLoader:
         self.test = test.to(device)
         self.plan = plan
         self.device = device
+        self.epoch, self.order = -1, torch.empty(0)
 
     def stream(self, window: int) -> Iterator[Batch]:
-        epoch, order = -1, torch.empty(0)
         while True:
             current = self.plan.window(window)
-            if current.epoch != epoch:
-                epoch, order = current.epoch, self.plan.order(current.epoch).to(self.device)
+            order = self._order(current.epoch)
             for micro in current.micro_batches:
                 start = current.start + micro.start
                 yield self.train.gather(order.narrow(0, start, micro.size))
             window += 1
+
+    def block(self, windows: Sequence[Window], out: Batch | None = None) -> Batch:
+        """This rank's samples of some global batches of one epoch, one after the other."""
+        order = self._order(windows[0].epoch)
+        spans = [
+            (w.start + w.micro_batches[0].start, w.start + w.micro_batches[-1].stop)
+            for w in windows
+        ]
+        if all(before[1] == after[0] for before, after in itertools.pairwise(spans)):
+            return self.train.gather(order[spans[0][0] : spans[-1][1]], out)
+        return self.train.gather(torch.cat([order[slice(*span)] for span in spans]), out)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self.plan.order(epoch).to(self.device)
+        return self.order
 
     def evaluation(
         self, batch_size: int, rank: int, world_size: int

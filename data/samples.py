@@ -57,9 +57,13 @@ class ArrayDataset:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.inputs[index], self.targets[index]
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """`(inputs[indices], targets[indices])` in two gathers."""
-        return self.inputs.index_select(0, indices), self.targets.index_select(0, indices)
+    def gather(self, indices: Tensor, out: Batch | None = None) -> tuple[Tensor, Tensor]:
+        """`(inputs[indices], targets[indices])` in two gathers, perhaps to tensors given."""
+        inputs, targets = out or (None, None)
+        return (
+            torch.index_select(self.inputs, 0, indices, out=inputs),
+            torch.index_select(self.targets, 0, indices, out=targets),
+        )
 
     def to(self, device: torch.device) -> ArrayDataset:
         return ArrayDataset(self.inputs.to(device), self.targets.to(device))

@@ -116,6 +116,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.output is None and not (quick or arguments.only):
         name = Path(arguments.config).stem.replace(",", "+")
         name = name if arguments.kind == "seeds" else arguments.kind
+        name += "_gpu" if arguments.device == "cuda" else ""
         arguments.output = RESULTS / f"{name}.json"
     results.check_output(arguments.output)
     return arguments
@@ -123,7 +124,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def benchmark_peers(arguments: argparse.Namespace) -> int:
     """Every contender: table, JSON, bars. Status 1 if one of them failed."""
-    chosen = choose(arguments.only)
+    chosen = choose(arguments.only, arguments.device)
     found = compare(chosen, settings(arguments), arguments.rounds)
     show_peers(found)
     write(arguments, {"contenders": found}, lambda: peers_figure(found, described(arguments)))
@@ -166,7 +167,7 @@ def benchmark_seeds(arguments: argparse.Namespace) -> int:
         arguments.config.split(","),
         seeds=arguments.seeds,
         threads=arguments.threads,
-        overrides=[f"--{item}" for item in arguments.set],
+        overrides=[f"--parallel.device={arguments.device}", *(f"--{s}" for s in arguments.set)],
     )
     show_seeds(found)
     write(arguments, {"recipes": found}, lambda: seeds_figure(found))

@@ -54,7 +54,7 @@ def dry_run(config: RunConfig) -> int:
 def train(config: RunConfig, stop: StopRequest) -> int:
     """Train a run on this rank, and return the exit status."""
     from trainer.build import build
-    from trainer.loop import fit, write_summary
+    from trainer.loop import fit
     from trainer.runtime import detect, place, process_group
     from trainer.sink_console import shown
 
@@ -64,10 +64,10 @@ def train(config: RunConfig, stop: StopRequest) -> int:
         first_step = parts.state.progress.step
         status = "failed"
         try:
-            write_summary(parts, "running")
+            parts.log.summary("running")
             status = fit(parts)
         finally:
-            write_summary(parts, status)
+            parts.log.summary(status)
             parts.sinks.finish(status)
             parts.saver.close()
 

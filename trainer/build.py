@@ -23,6 +23,7 @@ from trainer.engine import Engine, NativeEngine
 from trainer.engine_accelerate import AccelerateEngine
 from trainer.gradients import GradientLog
 from trainer.local import Local, build_local
+from trainer.log import RunLog
 from trainer.loop import Parts
 from trainer.meter import Meter, Stopwatch
 from trainer.passes import LossModule
@@ -39,8 +40,9 @@ from trainer.sink_wandb import WandbSink
 from trainer.sinks import RunFacts, Sink, Sinks
 from trainer.state import Progress, Stateful, restore
 from trainer.step import TrainStep
+from trainer.stretching import build_stretches
 
-log = logging.getLogger("convoy")
+logger = logging.getLogger("convoy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,21 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
     sinks = together(
         runtime, lambda: _open_outputs(config, runtime, local, directory, resume, notes)
     )
-    watch = Stopwatch()
+    watch, step = Stopwatch(), _build_step(config, runtime, local, state)
+    gradients = GradientLog(state.engine.module, config.logging.gradients)
+    log = RunLog(
+        config=config,
+        runtime=runtime,
+        state=state,
+        step=step,
+        calendar=local.plan.calendar,
+        task=local.task,
+        best=local.best,
+        sinks=sinks,
+        directory=directory,
+        gradients=gradients,
+        watch=watch,
+    )
     return Parts(
         config=config,
         runtime=runtime,
@@ -111,10 +127,11 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
         normalize=local.normalize,
         task=local.task,
         best=local.best,
-        step=_build_step(config, runtime, local, state),
+        stretches=build_stretches(config, local, step),
         state=state,
         total_windows=local.total_windows,
         sinks=sinks,
+        log=log,
         directory=directory,
         saver=Saver(
             directory.checkpoints,
@@ -122,7 +139,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
             keep_best=config.checkpoint.keep_best,
         ),
         stop=stop,
-        gradients=GradientLog(state.engine.module, config.logging.gradients),
+        gradients=gradients,
         profiler=build_profiler(
             config.profile,
             folder=directory.path / "profile",
@@ -245,7 +262,7 @@ def _open_outputs(
     if not runtime.is_main:
         return Sinks([])
     for note in [*directory.open(config, resume), *notes]:
-        log.info(note)
+        logger.info(note)
     environment = describe_environment(runtime)
     directory.write_environment(environment)
     directory.write_model(local.data.facts())

@@ -1,105 +1,87 @@
-"""Passes recorded as CUDA graphs and replayed: one launch instead of one for every kernel."""
+"""Work recorded as a CUDA graph and replayed: one launch instead of one for every kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
-from trainer.explicit import ExplicitPasses
-
-Outputs = tuple[Tensor, Tensor]
-Recorder = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
-"""Records a function: its outputs, and what computes them again into the same tensors."""
-
-WARMUP_CALLS = 3
+T = TypeVar("T")
+HERE: AbstractContextManager[Any] = nullcontext()
 
 
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    """One shape of batch: where its inputs go, what to call, where its results lie."""
+class Recorder(Protocol):
+    """Records what a function does to tensors."""
 
-    inputs: Tensor
-    targets: Tensor
-    outputs: Outputs
-    replay: Callable[[], None]
+    def eagerly(self, call: Callable[[], T]) -> T:
+        """Call it as it will be recorded, so that every library it needs is warm."""
+        ...
+
+    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Without executing it: its result, and what computes it again into the same tensors."""
+        ...
 
 
-class CapturedPasses:
-    """The written-out passes of a network, whose memory never moves, as graphs.
+class GraphRecorder:
+    """CUDA graphs over one pool of memory, recorded on a stream of their own.
 
-    A graph belongs to a shape of batch, a share, and whether the batch begins a sum. It is recorded
-    when it is first needed; what the warm-up did to gradients and generator is undone, so a step
-    after a restart has the bits of the same step in an undisturbed run. Random numbers go on from
-    replay to replay (torch registers the generator with the graph).
+    Random numbers go on from replay to replay: torch registers the generator with the graph, and a
+    replay takes as many numbers from it as the function would.
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
-    def __init__(self, passes: ExplicitPasses, record: Recorder) -> None:
-        self.passes = passes
-        self.size = passes.size
-        self.record = record
-        self.recordings: dict[object, _Recording] = {}
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
 
-    def clear(self) -> None:
-        self.passes.clear()
+    def eagerly(self, call: Callable[[], T]) -> T:
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = call()
+        current.wait_stream(self.stream)
+        return result
 
-    def take(self, out: Tensor) -> None:
-        self.passes.take(out)
-
-    def put(self, flat: Tensor) -> None:
-        self.passes.put(flat)
-
-    @torch.no_grad()
-    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        if not len(targets):
-            return self.passes(inputs, targets, share)
-        key = (inputs.shape, inputs.dtype, share, self.passes.fresh)
-        found = self.recordings.get(key)
-        if found is None:
-            found = self.recordings[key] = self._record(inputs, targets, share)
-        found.inputs.copy_(inputs)
-        found.targets.copy_(targets)
-        found.replay()
-        self.passes.fresh = False
-        loss, correct = found.outputs
-        return loss.clone(), correct.clone()
-
-    def _record(self, inputs: Tensor, targets: Tensor, share: float) -> _Recording:
-        passes, fresh = self.passes, self.passes.fresh
-        inputs, targets = inputs.clone(), targets.clone()
-        gradients = passes.flat.gradients.clone()
-        generator = _generator(inputs.device)
-        state = generator.get_state()
-
-        def call() -> Outputs:
-            passes.fresh = fresh
-            return passes(inputs, targets, share)
-
-        outputs, replay = self.record(call)
-        generator.set_state(state)
-        passes.flat.gradients.copy_(gradients)
-        passes.fresh = fresh
-        return _Recording(inputs, targets, outputs, replay)
+    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self.stream.device)
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool)  # torch.cuda.graph would collect garbage before
+            try:
+                result = call()
+            except BaseException:
+                with suppress(RuntimeError):  # it is invalid by now
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return result, graph.replay
 
 
-def record_graph(call: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-    """A CUDA graph of a function, after some calls on a stream of their own."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARMUP_CALLS):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call()
-    return outputs, graph.replay
+class Branches:
+    """Side streams for work that what follows does not wait for; in a graph they are branches.
 
+    On a CPU everything happens in its turn.
+    """
 
-def _generator(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index or 0]
-    return torch.default_generator
+    def __init__(self, device: torch.device, count: int) -> None:
+        cuda = device.type == "cuda"
+        self.device = device
+        self.streams: list[Any] = [torch.cuda.Stream(device) for _ in range(count if cuda else 0)]  # type: ignore[no-untyped-call]
+
+    def beside(self, index: int) -> AbstractContextManager[Any]:
+        """On side stream `index`, after everything so far.
+
+        Memory that is allocated inside must not be used outside.
+        """
+        if not self.streams:
+            return HERE
+        stream = self.streams[index]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(stream)
+
+    def join(self) -> None:
+        """Wait for all of them."""
+        for stream in self.streams:
+            torch.cuda.current_stream(self.device).wait_stream(stream)

@@ -16,6 +16,16 @@ class Average(Protocol):
     """A copy of a model that follows it; evaluated in its place."""
 
     module: nn.Module
+    follows_every_step: bool
+    """Whether `move` takes it along from step to step, or `update` now and then will do."""
+
+    def weight(self, num_updates: int) -> float:
+        """How much of the weights goes into it after the `num_updates`-th optimizer step."""
+        ...
+
+    def move(self, model: nn.Module, weight: float | Tensor) -> None:
+        """Go that part of the way to the weights."""
+        ...
 
     def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:
         """After the `num_updates`-th optimizer step, on the `num_windows`-th global batch."""
@@ -30,17 +40,28 @@ class EMA:
     Buffers (batch-norm statistics) are copied as they are.
     """
 
+    follows_every_step = True
+
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
 
-    @torch.no_grad()
+    def weight(self, num_updates: int) -> float:
+        return 1 - min(self.decay, (1 + num_updates) / (10 + num_updates))
+
     def update(self, model: nn.Module, num_updates: int, num_windows: int = 0) -> None:
         """Take one step towards `model`, after its `num_updates`-th optimizer step."""
-        decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
+        self.move(model, self.weight(num_updates))
+
+    @torch.no_grad()
+    def move(self, model: nn.Module, weight: float | Tensor) -> None:
         averaged: list[Tensor] = [parameter.data for parameter in self.module.parameters()]
         current: list[Tensor] = [parameter.data for parameter in model.parameters()]
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        if isinstance(weight, Tensor):
+            for mine, theirs in zip(averaged, current, strict=True):
+                mine.lerp_(theirs, weight)
+        else:
+            torch._foreach_lerp_(averaged, current, weight)
         for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
 
@@ -53,10 +74,18 @@ class SWA:
     many have been averaged follows from the position in the run: there is no state to save.
     """
 
+    follows_every_step = False
+
     def __init__(self, model: nn.Module, first_epoch: int, calendar: Calendar) -> None:
         self.first_epoch = first_epoch
         self.calendar = calendar
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def weight(self, num_updates: int) -> float:
+        return 0.0
+
+    def move(self, model: nn.Module, weight: float | Tensor) -> None:
+        pass
 
     @torch.no_grad()
     def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:

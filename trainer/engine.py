@@ -14,7 +14,6 @@ from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loader import zeros_of
 from data.sampler import MicroBatch, Plan, Window
 from data.samples import Batch
-from trainer.capture import CapturedPasses, record_graph
 from trainer.compiling import compile_if_asked, should_compile
 from trainer.compression import reduce_with_ddp
 from trainer.explicit import ExplicitPasses, describe
@@ -143,15 +142,12 @@ class NativeEngine(WholeModel):
         if flat is not None:
             shapes = describe(self.module)
             assert shapes is not None
-            explicit = ExplicitPasses(
+            self.passes = ExplicitPasses(
                 shapes,
                 flat,
                 normalize=loss.normalize,
                 label_smoothing=loss.task.label_smoothing or 0.0,
             )
-            self.passes = explicit
-            if runtime.device.type == "cuda":
-                self.passes = CapturedPasses(explicit, record_graph)
             if runtime.world_size > 1:
                 reduction = FlatAllReduce(flat.gradients, DTYPES.get(parallel.compression))
         else:
@@ -241,7 +237,7 @@ def flatten_parameters(
     """
     shapes = None
     asked = config.backward == "explicit"
-    compiled = should_compile(config, device) and not (asked and config.enabled == "auto")
+    compiled = should_compile(config, device) and config.enabled != "auto"
     plain = precision.dtype is None and task.label_smoothing is not None
     plain = plain and (parallel is None or parallel.takes_written_out_passes)
     if plain and one_kernel and not compiled:

@@ -12,7 +12,7 @@ from data.datasets import Normalize
 from data.loader import Loader
 from data.sampler import evaluation_batches
 from trainer.collectives import sum_
-from trainer.modes import evaluating
+from trainer.modes import contiguous, evaluating
 from trainer.precision import Precision
 from trainer.runtime import Runtime
 from trainer.task import Task
@@ -67,7 +67,7 @@ def evaluate(
     num_batches = len(evaluation_batches(num_samples, batch_size))
     sums = torch.zeros(num_batches, task.width, dtype=torch.float64, device=runtime.device)
     batches = loader.evaluation(batch_size, runtime.rank, runtime.world_size)
-    with evaluating(module):
+    with evaluating(module), contiguous(module):
         for _ in range(-(-num_batches // runtime.world_size)):
             if interrupted():
                 return None

@@ -9,7 +9,6 @@ of 2**-16, and activations are scaled by the exact inverse of that.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.datasets import Normalize
+from trainer.capture import Branches
 from trainer.flat import FlatParameters, untracked
 from trainer.models import MLP
+from trainer.workspace import Ahead, Views, Workspace
 
 LEVELS = 1 << 16
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
@@ -107,30 +108,6 @@ class _Layer:
         self.dropped, self.scale = shape.dropped, shape.scale
 
 
-class _Workspace:
-    """Every intermediate tensor for one batch size."""
-
-    def __init__(self, size: int, input_shape: tuple[int, ...], layers: list[_Layer]) -> None:
-        new = layers[0].weight.new_empty
-        self.inputs = new(size, layers[0].weight.shape[0])
-        self.unflattened = self.inputs.view(size, *input_shape)
-        self.outputs = [new(size, layer.weight.shape[1]) for layer in layers]
-        self.gradients = [torch.empty_like(output) for output in self.outputs]
-        entering = [self.inputs, *self.outputs[:-1]]
-        self.transposed = [tensor.t() for tensor in entering]
-        # One random 16-bit number for every activation that may be dropped.
-        outputs = [
-            o if layer.dropped else o[:0] for o, layer in zip(self.outputs, layers, strict=True)
-        ]
-        counts = [output.numel() for output in outputs]
-        self.words = new(math.ceil(sum(counts) / 4), dtype=torch.int64)
-        draws = torch.split(self.words.view(torch.int16)[: sum(counts)], counts)
-        keep = torch.split(new(sum(counts)), counts)
-        self.draws = [part.view_as(o) for part, o in zip(draws, outputs, strict=True)]
-        self.keep = [part.view_as(o) for part, o in zip(keep, outputs, strict=True)]
-        self.minus_one = new(size, 1).fill_(-1.0)
-
-
 class ExplicitPasses:
     """The passes of a network that `describe` accepts, in float32.
 
@@ -152,9 +129,11 @@ class ExplicitPasses:
         self.normalize = normalize
         self.num_classes = shapes[-1].linear.out_features
         self.label_smoothing = label_smoothing
-        self.workspaces: dict[int, _Workspace] = {}
+        self.workspaces: dict[tuple[int, int], Workspace] = {}
+        self.ready: Ahead | None = None
         self.fresh = True
         self.untracked = untracked(flat.gradients.device)
+        self.branches = Branches(flat.gradients.device, len(self.layers))
 
     def clear(self) -> None:
         self.fresh = True
@@ -168,65 +147,96 @@ class ExplicitPasses:
     def put(self, flat: Tensor) -> None:
         self.flat.gradients.copy_(flat)
 
-    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        size = len(targets)
-        with self.untracked:
-            work = self.workspaces.get(size)
-            if work is None:
-                shape = tuple(inputs.shape[1:])
-                work = self.workspaces[size] = _Workspace(size, shape, self.layers)
-            self.normalize(inputs, out=work.unflattened)
-            self._forward(work)
-            loss, correct = self._loss(work, targets, share)
-            self._backward(work)
-        self.fresh = False
-        return loss, correct
+    def ahead(self, inputs: Tensor, targets: Tensor, share: float, count: int) -> None:
+        """Make `count` batches of equal size ready, which the next calls will be given.
 
-    def _forward(self, work: _Workspace) -> None:
-        if len(work.words):
-            work.words.random_(-(1 << 63), None)
-        entering, scale = work.inputs, 1.0
-        for layer, output, draws, keep in zip(
-            self.layers, work.outputs, work.draws, work.keep, strict=True
-        ):
-            torch.addmm(layer.bias, entering, layer.weight, alpha=scale, out=output)
-            if output is work.outputs[-1]:
-                return
-            output.relu_()
+        What does not depend on the weights is done for all of them at once. Random numbers are
+        drawn batch by batch: how many are made ready together does not change them.
+        """
+        assert self.ready is None
+        size, smoothing = len(targets) // count, self.label_smoothing
+        with self.untracked:
+            work = self.workspaces.get((count, size))
+            if work is None:
+                widths = [layer.weight.shape[1] for layer in self.layers]
+                dropout = [layer.dropped > 0 for layer in self.layers]
+                new = self.flat.gradients.new_empty
+                work = Workspace(count, size, inputs.shape[1:], widths, dropout, new)
+                self.workspaces[count, size] = work
+            self.normalize(inputs, out=work.unflattened)
+            for words in work.words:
+                words.random_(-(1 << 63), None)
+            for layer, draws, keep in zip(self.layers, work.draws, work.keep, strict=True):
+                if layer.dropped:
+                    torch.ge(draws, layer.dropped - LEVELS // 2, out=keep)
+            others = smoothing / self.num_classes
+            work.goals.fill_(-share * others)
+            work.goals.scatter_(1, targets.unsqueeze(1), -share * (1 - smoothing + others))
+            self.ready = Ahead(work, targets)
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        if self.ready is None:
+            self.ahead(inputs, targets, share, 1)
+        ready = self.ready
+        assert ready is not None
+        index = ready.used
+        ready.used += 1
+        with self.untracked:
+            batch = ready.work.batches[index]
+            self._forward(ready.work, batch)
+            torch._log_softmax_backward_data(
+                batch.goal, batch.logp, 1, torch.float32, out=ready.work.gradients[-1]
+            )
+            with self.branches.beside(0):
+                self._measure(batch.logp, ready.targets[index], ready.losses[index])
+            self._backward(ready.work, batch)
+            if ready.used_up:
+                ready.count_hits()
+                self.ready = None
+        self.fresh = False
+        return ready.losses[index], ready.hits[index]
+
+    def _forward(self, work: Workspace, batch: Views) -> None:
+        entering, scale = batch.inputs, 1.0
+        for layer, output, keep in zip(self.layers, work.activations, batch.keep, strict=False):
+            torch._addmm_activation(layer.bias, entering, layer.weight, alpha=scale, out=output)
             if layer.dropped:
-                torch.ge(draws, layer.dropped - LEVELS // 2, out=keep)
                 output.mul_(keep)
             entering, scale = output, layer.scale
+        last = self.layers[-1]
+        torch.addmm(last.bias, entering, last.weight, alpha=scale, out=batch.logits)
+        torch.log_softmax(batch.logits, 1, out=batch.logp)
 
-    def _loss(self, work: _Workspace, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, and its gradient `share * (softmax - target)` by the logits."""
-        logits, gradient, smoothing = work.outputs[-1], work.gradients[-1], self.label_smoothing
-        column = targets.unsqueeze(1)
-        logp = torch.log_softmax(logits, 1)
-        loss = F.nll_loss(logp, targets, reduction="sum")
-        correct = (logits.argmax(1) == targets).sum()
-        torch.exp(logp, out=gradient)
+    def _measure(self, logp: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """The summed cross-entropy of a batch, to `loss`."""
+        smoothing = self.label_smoothing
+        loss.copy_(F.nll_loss(logp, targets, reduction="sum"))
         if smoothing:
-            loss = (1 - smoothing) * loss - smoothing / self.num_classes * logp.sum()
-            gradient.sub_(smoothing / self.num_classes)
-            gradient.scatter_add_(1, column, work.minus_one * (1 - smoothing))
-        else:
-            gradient.scatter_add_(1, column, work.minus_one)
-        gradient.mul_(share)
-        return loss, correct
+            loss.mul_(1 - smoothing).sub_(logp.sum(), alpha=smoothing / self.num_classes)
 
-    def _backward(self, work: _Workspace) -> None:
+    def _backward(self, work: Workspace, batch: Views) -> None:
+        """From the gradient by the logits to those of all parameters."""
         beta = 0.0 if self.fresh else 1.0
         for index in range(len(self.layers) - 1, -1, -1):
             layer, gradient = self.layers[index], work.gradients[index]
             scale = self.layers[index - 1].scale if index else 1.0
-            out = layer.weight_gradient
-            torch.addmm(out, work.transposed[index], gradient, beta=beta, alpha=scale, out=out)
-            if self.fresh:
-                torch.sum(gradient, 0, out=layer.bias_gradient)
-            else:
-                layer.bias_gradient.add_(gradient.sum(0))
+            with self.branches.beside(index):
+                if self.fresh:
+                    torch.sum(gradient, 0, out=layer.bias_gradient)
+                else:
+                    layer.bias_gradient.add_(gradient.sum(0))
+                if index:
+                    self._weigh(layer, batch.transposed[index], gradient, beta, scale)
             if index:
-                below, activation = work.gradients[index - 1], work.outputs[index - 1]
+                below, activation = work.gradients[index - 1], work.activations[index - 1]
                 torch.addmm(below, gradient, layer.backwards, beta=0.0, alpha=scale, out=below)
                 _threshold_backward(below, activation, 0.0, grad_input=below)
+            else:
+                self._weigh(layer, batch.transposed[0], gradient, beta, scale)
+        self.branches.join()
+
+    def _weigh(
+        self, layer: _Layer, entering: Tensor, gradient: Tensor, beta: float, scale: float
+    ) -> None:
+        out = layer.weight_gradient
+        torch.addmm(out, entering, gradient, beta=beta, alpha=scale, out=out)

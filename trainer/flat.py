@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ALIGNMENT = 16
-"""Elements: slots start at multiples of 64 bytes; the bits of a product may depend on that."""
+from trainer.pieces import ALIGNMENT, pieces, run_kernel, state_names
 
 
 def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:
@@ -66,9 +65,7 @@ class FlatStep:
         self.optimizer = optimizer
         self.flat = flat
         self.group: dict[str, Any] = optimizer.param_groups[0]
-        self.names, self.kernel = KERNELS[type(optimizer)]
-        if isinstance(optimizer, torch.optim.SGD) and not self.group["momentum"]:
-            self.names = ()
+        self.names = state_names(optimizer, self.group)
         self.adopt()
 
     def adopt(self) -> None:
@@ -88,62 +85,19 @@ class FlatStep:
                     slot.copy_(state[parameter][name])
                 state[parameter][name] = slot
             self.buffers.append(buffer)
-        if self.kernel is not _sgd:
+        tensors = (self.flat.values, self.flat.gradients, *self.buffers)
+        self.pieces = [pieces(tensor) for tensor in tensors]
+        self.steps = [self.step] * len(self.pieces[0])
+        self.counts = not isinstance(self.optimizer, torch.optim.SGD)
+        if self.counts:
             for parameter in self.flat.parameters:
                 state[parameter]["step"] = self.step
 
     def __call__(self) -> None:
         with self.untracked:
-            self.kernel(self)
-
-
-def _adam(step: FlatStep) -> None:
-    group = step.group
-    beta1, beta2 = group["betas"]
-    mean, square = step.buffers
-    decoupled = isinstance(step.optimizer, torch.optim.AdamW)
-    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
-    step.step += 1
-    kernel(
-        [step.flat.values],
-        [step.flat.gradients],
-        [mean],
-        [square],
-        [],
-        [step.step],
-        lr=group["lr"],
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=False,
-    )
-
-
-def _sgd(step: FlatStep) -> None:
-    """A momentum buffer of zeros gives the first step that torch takes without a buffer."""
-    group = step.group
-    torch._fused_sgd_(
-        [step.flat.values],
-        [step.flat.gradients],
-        step.buffers,
-        weight_decay=group["weight_decay"],
-        momentum=group["momentum"],
-        lr=group["lr"],
-        dampening=0.0,
-        nesterov=group["nesterov"],
-        maximize=False,
-        is_first_step=False,
-    )
-
-
-KERNELS: dict[type, tuple[tuple[str, ...], Callable[[FlatStep], None]]] = {
-    torch.optim.Adam: (("exp_avg", "exp_avg_sq"), _adam),
-    torch.optim.AdamW: (("exp_avg", "exp_avg_sq"), _adam),
-    torch.optim.SGD: (("momentum_buffer",), _sgd),
-}
-"""Elementwise optimizers: names of their state, and their kernel."""
+            if self.counts:
+                self.step += 1
+            run_kernel(self.optimizer, self.group, self.pieces, self.steps)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:

@@ -26,6 +26,11 @@ class GradientLog:
     def watching(self) -> bool:
         return bool(self.before)
 
+    def until_watched(self, step: int) -> int:
+        """Steps before the next one that is to be measured; 1 if that is the next one."""
+        assert self.every_steps is not None
+        return (self.every_steps - 1 - step % self.every_steps) or 1
+
     def prepare(self, step: int) -> None:
         """Before the step after `step` finished ones: keep the weights if it is to be measured."""
         due = self.every_steps is not None and (step + 1) % self.every_steps == 0

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from configs.schema import RunConfig
 from data.datasets import Normalize
 from data.loader import Loader
-from data.sampler import Plan
+from data.sampler import Plan, Window
 from trainer.checkpoint import Position
 from trainer.collectives import barrier, broadcast_
 from trainer.drift import check_drift
 from trainer.evaluate import evaluate
-from trainer.failures import Diverged
 from trainer.gradients import GradientLog
+from trainer.log import RunLog
 from trainer.meter import Stopwatch
 from trainer.preempt import Poll, StopRequest
 from trainer.profiling.profiler import NoProfiler, Profiler
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime
 from trainer.saver import Saver
-from trainer.sinks import Record, Sinks
+from trainer.sinks import Sinks
 from trainer.state import Progress, Stateful, capture
-from trainer.step import TrainStep
+from trainer.stretches import Stretches
 from trainer.task import Best, Task
 
 
@@ -38,24 +35,20 @@ class Parts:
     plan: Plan
     loader: Loader
     num_test: int
-    step: TrainStep
+    stretches: Stretches
     normalize: Normalize
     task: Task
     best: Best
     state: Stateful
     total_windows: int
     sinks: Sinks
+    log: RunLog
     directory: RunDirectory
     saver: Saver
     stop: StopRequest
     gradients: GradientLog
     profiler: Profiler = field(default_factory=NoProfiler)
     watch: Stopwatch = field(default_factory=Stopwatch)
-
-    @property
-    def elapsed_seconds(self) -> float:
-        """Training time of the run over all its restarts."""
-        return self.state.progress.elapsed_seconds + self.watch.total_seconds
 
     @property
     def finished(self) -> bool:
@@ -74,7 +67,7 @@ def fit(parts: Parts) -> str:
         RunFailed: If the loss is not finite, ranks have drifted apart, or the last checkpoint could
             not be written; nothing is saved from then on.
     """
-    config, plan, progress = parts.config, parts.plan, parts.state.progress
+    config, progress = parts.config, parts.state.progress
     poll = Poll(parts.stop, parts.runtime)
     stopping = False
     if progress.evaluation_due:  # a stop request interrupted it
@@ -85,22 +78,24 @@ def fit(parts: Parts) -> str:
     batches = parts.profiler.batches(parts.loader.stream(progress.window))
 
     while not (stopping or parts.finished):
-        window = plan.window(progress.window)
+        windows = upcoming(parts)  # mostly one global batch
         before = progress.step
         parts.gradients.prepare(before)
         with parts.profiler.step():
-            parts.step(window, batches)
-        parts.watch.lap(window.size)
+            parts.stretches(windows, batches)
+        parts.watch.lap(sum(window.size for window in windows))
+        parts.log.settle()  # the record before, now that the device has something to do
 
         stepped = progress.step > before  # fp16 may have skipped it
-        ended = window.epoch + 1 if window.ends_epoch else None  # epochs, at the end of one
+        last = windows[-1]
+        ended = last.epoch + 1 if last.ends_epoch else None  # epochs, at the end of one
         stopping = poll()
         if stepped and due(progress.step, config.parallel.drift_every_steps):
             check_drift(parts.state.engine.module, parts.runtime, progress.step)
         if stepped and parts.gradients.watching:
-            log_gradients(parts)
+            parts.log.gradient_sizes()
         if (stepped and due(progress.step, config.logging.every_steps)) or parts.finished:
-            log_training(parts)
+            parts.log.training()
         if due(ended, config.evaluate.every_epochs) or parts.finished:
             stopping = not run_evaluation(parts) or stopping
         if (
@@ -118,39 +113,39 @@ def fit(parts: Parts) -> str:
     return "completed" if parts.finished and not progress.evaluation_due else "preempted"
 
 
+def upcoming(parts: Parts) -> list[Window]:
+    """The next global batches, of one size, up to one after which something may be due."""
+    config, progress, most = parts.config, parts.state.progress, parts.stretches.most
+    first = parts.plan.window(progress.window)
+    if most == 1:
+        return [first]
+    limits = [most, parts.total_windows - progress.window]
+    if config.train.max_steps is not None:
+        limits.append(config.train.max_steps - progress.step)
+    for every in (
+        config.parallel.drift_every_steps,
+        config.logging.every_steps,
+        config.checkpoint.every_steps,
+    ):
+        if every is not None:
+            limits.append(every - progress.step % every)
+    if parts.gradients.every_steps is not None:  # such a step is watched, and so alone
+        limits.append(parts.gradients.until_watched(progress.step))
+    windows = [first]
+    while len(windows) < min(limits) and not windows[-1].ends_epoch:
+        windows.append(parts.plan.window(windows[-1].number + 1))
+    if windows[-1].size != first.size:  # the short one
+        windows.pop()
+    return windows
+
+
 def due(count: int | None, every: int | None) -> bool:
     return count is not None and every is not None and count % every == 0
 
 
-def log_training(parts: Parts) -> None:
-    """Average the metrics since the last record. Waits for the device."""
-    check_finite(parts)
-    totals = parts.state.meter.collect(parts.runtime)
-    progress, scaler = parts.state.progress, parts.state.precision.scaler
-    record = start_record(parts) | {
-        "train/loss": totals.loss,
-        f"train/{parts.task.score_name}": totals.score,
-        "train/lr": parts.step.learning_rate,
-        "train/grad_norm": float(parts.step.gradient_norm()),
-        "train/samples_per_second": parts.watch.read(),
-    }
-    if scaler.is_enabled():
-        record |= {
-            "train/loss_scale": scaler.get_scale(),
-            "train/skipped_steps": progress.skipped_steps,
-        }
-    parts.sinks.record(record)
-
-
-def log_gradients(parts: Parts) -> None:
-    """Record the gradient and the update of every parameter. Waits for the device."""
-    check_finite(parts)
-    parts.sinks.record(start_record(parts) | parts.gradients.measure())
-
-
 def run_evaluation(parts: Parts) -> bool:
     """Evaluate on the whole test set; False if a stop request came first."""
-    check_finite(parts)
+    parts.log.check_finite()
     config, state, progress = parts.config, parts.state, parts.state.progress
     progress.evaluation_due = True
     module = state.ema.module if state.ema else state.engine.module
@@ -177,9 +172,8 @@ def run_evaluation(parts: Parts) -> bool:
         min_gain=config.train.min_gain,
         regular=due(ended, config.evaluate.every_epochs),
     )
-    parts.step.schedule.evaluated(result.values, progress.window)
-    parts.sinks.record(start_record(parts) | under("eval", result.values))
-    write_summary(parts, "running")
+    state.schedule.evaluated(result.values, progress.window)
+    parts.log.evaluation(result.values)
     return True
 
 
@@ -190,9 +184,9 @@ def just_evaluated(progress: Progress) -> bool:
 def save(parts: Parts) -> None:
     """Copy the state as it is now; it reaches the disk in the background."""
     progress, plan = parts.state.progress, parts.plan
-    check_finite(parts)
+    parts.log.check_finite()
     weights, trainer = capture(parts.state)
-    trainer["progress"]["elapsed_seconds"] = parts.elapsed_seconds
+    trainer["progress"]["elapsed_seconds"] = parts.log.elapsed_seconds
     if not parts.runtime.is_main:
         return
     position = Position(
@@ -207,52 +201,3 @@ def save(parts: Parts) -> None:
     )
     is_best = bool(progress.best) and progress.best_step == progress.step
     parts.saver.submit(weights, trainer, position, is_best=is_best)
-
-
-def check_finite(parts: Parts) -> None:
-    """Stop before a loss that is not finite is recorded, or what it did to the weights is saved."""
-    window = parts.state.meter.first_bad_window(parts.runtime)
-    if window is not None:
-        folder = parts.directory.checkpoints
-        kept = (
-            f"The checkpoints in {folder} are from before it"
-            if any(folder.iterdir())
-            else ("No checkpoint had been written yet")
-        )
-        raise Diverged(
-            f"the loss of step {window + 1} is not finite. {kept}. Lower optimizer.lr, set "
-            "train.clip_norm, or look at the data of that step"
-        )
-
-
-def start_record(parts: Parts) -> Record:
-    progress = parts.state.progress
-    return {
-        "step": progress.step,
-        "epoch": round(parts.plan.calendar.epochs(progress.window), 6),
-        "time": round(time.time(), 3),
-        "elapsed_seconds": round(parts.elapsed_seconds, 3),
-    }
-
-
-def under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{group}/{name}": value for name, value in values.items()}
-
-
-def write_summary(parts: Parts, status: str) -> None:
-    if parts.runtime.is_main:
-        progress = parts.state.progress
-        unknown = dict.fromkeys((parts.best.metric, "loss"))  # before the first evaluation
-        parts.directory.write_summary(
-            {
-                "status": status,
-                "name": parts.config.name,
-                "step": progress.step,
-                "epoch": round(parts.plan.calendar.epochs(progress.window), 6),
-                "skipped_steps": progress.skipped_steps,
-                "elapsed_seconds": round(parts.elapsed_seconds, 3),
-                "best/step": progress.best_step if progress.best else None,
-            }
-            | under("eval", progress.metrics or unknown)
-            | under("best", progress.best or unknown)
-        )

@@ -13,9 +13,10 @@ from configs.errors import InputError
 from configs.imports import call_with
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import OptimizerConfig
-from trainer.flat import KERNELS, FlatParameters, flatten_optimizer
+from trainer.flat import FlatParameters, flatten_optimizer
 from trainer.muon import MuonWithAdamW
 from trainer.parameter_groups import Group
+from trainer.pieces import STATE
 from trainer.registry import any_case, resolve
 
 Parameters = list[nn.Parameter] | list[Group]
@@ -104,7 +105,7 @@ def build_optimizer(
             expected=f"fp32 or bf16 with optimizer.name={config.name}",
             remedy="It looks at the loss several times a step; a scaled one may be skipped.",
         )
-    if flat is not None and type(optimizer) in KERNELS:
+    if flat is not None and type(optimizer) in STATE:
         flatten_optimizer(optimizer, flat)
     return optimizer
 
@@ -135,6 +136,7 @@ def construct(
     }
     if fused and not {"differentiable", "foreach", "fused"} & set(config.kwargs):
         offered["fused"] = True  # None, not False, elsewhere: torch then prefers foreach on a GPU
+        offered["capturable"] = _on_gpu(parameters)  # fused ones are: CUDA graphs may record them
     try:
         return call_with("optimizer.kwargs", kind, dict(config.kwargs), {**offered, **options})  # type: ignore[no-any-return]
     except InputError:
@@ -159,6 +161,14 @@ def _call(
     if not isinstance(found, torch.optim.Optimizer):
         raise InputError("optimizer.name", given=config.name, expected=PROTOCOL)
     return found
+
+
+def _on_gpu(parameters: Parameters) -> bool:
+    return any(
+        parameter.is_cuda
+        for item in parameters
+        for parameter in (item["params"] if isinstance(item, dict) else [item])
+    )
 
 
 def one_kernel(config: OptimizerConfig) -> bool:

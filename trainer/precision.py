@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from configs.errors import InputError
 from configs.schema_training import PrecisionConfig
@@ -27,6 +28,13 @@ class Precision:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
+
+
+def loss_scale(scaler: torch.amp.GradScaler) -> Tensor:
+    """The scale where it lies, on the device: `get_scale` would wait for it."""
+    scale = scaler._get_scale_async()
+    assert scale is not None, "no loss has been scaled yet"
+    return scale
 
 
 def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:

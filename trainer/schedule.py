@@ -117,7 +117,9 @@ class PureSchedule:
         return self.peak * self.shape(self.config, progress, epochs)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:
-        return set_rate(optimizer, self(step))
+        rate = self(step)
+        set_rate(optimizer, rate)
+        return rate
 
     def evaluated(self, values: dict[str, float], window: int) -> None:
         pass

@@ -138,14 +138,14 @@ def restore(
         ) from None
     runtime = run.runtime
     if len(ranks) == runtime.world_size and device_type == runtime.device.type:
-        run.meter.load_state_dict(ranks[runtime.rank]["meter"], runtime.device)
+        run.meter.load_state_dict(ranks[runtime.rank]["meter"])
         restore_rng(ranks[runtime.rank]["rng"], runtime.device)
         run.engine.load_reduction_state(ranks[runtime.rank].get("reduction", {}))
         return []
     # Unlogged metrics are sums: rank 0 takes over those of ranks that are no more.
     for saved in ranks if runtime.is_main else []:
         part = Meter()
-        part.load_state_dict(saved["meter"], runtime.device)
+        part.load_state_dict(saved["meter"])
         run.meter.merge(part)
     seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.window)
     if exact:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -61,7 +61,8 @@ class TrainStep:
         self.learning_rate = 0.0
         """That of the last step."""
         self.parameters = [p for p in engine.module.parameters() if p.requires_grad]
-        self.clipped_from: Tensor | None = None
+        self.norm: Tensor | None = None
+        """Of the last step's gradient, before clipping, if it is known already."""
 
     def __call__(self, window: Window, batches: Iterator[Batch]) -> None:
         """Train on one global batch; `batches` yields this rank's micro-batches of it."""
@@ -71,11 +72,16 @@ class TrainStep:
             closure = Closure(self, window, batches, self.engine.module, self.runtime)
             scaler.step(optimizer, closure)
             self.meter.merge(closure.meter)
-            self.clipped_from = closure.norm
+            self.norm = closure.norm
         else:
             self.differentiate(window, batches, self.meter)
             scaler.step(optimizer)  # checks finite itself: with fp16 it may skip
-        self._finish(window)
+        before = scaler.get_scale() if scaler.is_enabled() else 0.0  # waits for the device
+        scaler.update()
+        stepped = not scaler.is_enabled() or scaler.get_scale() >= before
+        self.finish([window], [stepped])
+        if stepped and self.ema is not None:
+            self.ema.update(self.engine.module, progress.step, progress.window)
 
     def differentiate(self, window: Window, batches: Iterator[Batch], meter: Meter) -> None:
         """The gradient of one global batch, as the optimizer uses it, to `.grad`."""
@@ -88,37 +94,37 @@ class TrainStep:
             meter.add(window.number, loss, score, micro.size)
         self.engine.reduce()
 
-        self.clipped_from = None
+        self.norm = None
         self.precision.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
-            self.clipped_from = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
 
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of the last step's gradient, before clipping; every rank asks for it."""
-        norm = self.clipped_from
+        norm = self.norm
         if norm is None:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
         return whole(norm)
 
-    def _finish(self, window: Window) -> None:
-        """Count the step, unless fp16 skipped it: then neither step, rate nor EMA moves."""
-        scaler, progress = self.precision.scaler, self.progress
-        progress.window += 1
-        if scaler.is_enabled():
-            before = scaler.get_scale()  # with fp16 only: waits for the device
-            scaler.update()
-            if scaler.get_scale() < before:
-                self.meter.forget(window.number)
-                progress.skipped_steps += 1
-                progress.skipped_in_a_row += 1
-                if progress.skipped_in_a_row >= HOPELESS_SKIPS:
-                    raise Diverged(
-                        f"{HOPELESS_SKIPS} fp16 steps in a row had gradients that are not finite, "
-                        f"after step {progress.step}: lower optimizer.lr, or use bf16"
-                    )
-                return
-            progress.skipped_in_a_row = 0
-        progress.step += 1
-        if self.ema is not None:
-            self.ema.update(self.engine.module, progress.step, progress.window)
+    def finish(self, windows: Sequence[Window], taken: Sequence[bool]) -> None:
+        """Count steps; of those that fp16 skipped neither step, rate nor average takes note.
+
+        Raises:
+            Diverged: If it has skipped too many in a row.
+        """
+        progress = self.progress
+        for window, stepped in zip(windows, taken, strict=True):
+            progress.window += 1
+            if stepped:
+                progress.step += 1
+                progress.skipped_in_a_row = 0
+                continue
+            self.meter.forget(window.number)
+            progress.skipped_steps += 1
+            progress.skipped_in_a_row += 1
+            if progress.skipped_in_a_row >= HOPELESS_SKIPS:
+                raise Diverged(
+                    f"{HOPELESS_SKIPS} fp16 steps in a row had gradients that are not finite, "
+                    f"after step {progress.step}: lower optimizer.lr, or use bf16"
+                )

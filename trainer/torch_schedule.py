@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import inspect
 import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import lr_scheduler
 
 from configs.errors import InputError
@@ -28,11 +30,16 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 }
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Every group's learning rate: the schedule's times the group's own factor."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+    """Every group's learning rate: the schedule's times the group's own factor.
+
+    On a GPU the host's number is rounded to float32, as it is when it comes from the device: how
+    steps are taken must not show.
+    """
+    if isinstance(rate, float) and optimizer.param_groups[0]["params"][0].is_cuda:
+        rate = ctypes.c_float(rate).value
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate
-    return rate
 
 
 class StandIn(torch.optim.Optimizer):
@@ -131,7 +138,8 @@ class TorchSchedule:
         mine = self.stand_in.param_groups[0]
         for group in optimizer.param_groups:
             group.update({key: mine[key] for key in self.moved if key in group})
-        return set_rate(optimizer, rate)
+        set_rate(optimizer, rate)
+        return rate
 
     def _rate(self, step: int, window: int) -> float:
         done = max(step - self.warmup, 0)

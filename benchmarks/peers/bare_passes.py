@@ -20,6 +20,9 @@ from benchmarks.peers.common import BATCH, LEARNING_RATE, Report, load_mnist, pa
 from benchmarks.peers.passes_by_hand import Network
 from benchmarks.peers.torch_common import network, prepare, test_accuracy
 
+TOGETHER = 8
+"""Batches that are gathered, normalised and given their random numbers at once."""
+
 
 @torch.inference_mode()
 def main() -> None:
@@ -37,33 +40,43 @@ def main() -> None:
     mean, square = torch.zeros_like(net.values), torch.zeros_like(net.values)
     count = torch.zeros((), device=device)
     report = Report("bare-passes", arguments)
+
+    def adam() -> None:
+        count.add_(1)
+        torch._fused_adam_(
+            [net.values],
+            [net.gradients],
+            [mean],
+            [square],
+            [],
+            [count],
+            lr=LEARNING_RATE,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
     for _ in report.epochs():
         losses, hits, seen = [], [], 0
-        for indices in torch.randperm(len(targets), device=device).split(BATCH):
+        order = torch.randperm(len(targets), device=device)
+        whole = len(order) // BATCH * BATCH
+        for indices in (*order[:whole].split(TOGETHER * BATCH), order[whole:]):
+            left = (arguments.max_steps or sys.maxsize) - report.steps
+            indices = indices[: left * BATCH]
+            if not len(indices):
+                break
             labels = targets.index_select(0, indices)
-            loss, correct = net.step(pixels.index_select(0, indices), labels)
-            count += 1
-            torch._fused_adam_(
-                [net.values],
-                [net.gradients],
-                [mean],
-                [square],
-                [],
-                [count],
-                lr=LEARNING_RATE,
-                beta1=0.9,
-                beta2=0.999,
-                weight_decay=0.0,
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
-            )
-            losses.append(loss)
+            number = -(-len(indices) // BATCH)
+            loss, correct = net.steps(pixels.index_select(0, indices), labels, number, adam)
+            losses += loss
             hits.append(correct)
             seen += len(labels)
-            if report.stepped():
+            if report.stepped(number):
                 break
-        loss_sum, correct_sum = torch.stack(losses).sum(), torch.stack(hits).sum()
+        loss_sum, correct_sum = torch.stack(losses).sum(), torch.cat(hits).sum()
         report.end_epoch(loss_sum.item() / seen, correct_sum.item() / seen, seen)
     for value, parameter in zip(given, net.parameters, strict=True):
         value.copy_(parameter)

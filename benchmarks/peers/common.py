@@ -63,6 +63,12 @@ def parse(description: str, *, max_steps: int | None = None, ranks: int = 1) -> 
     add("--epochs", type=int, default=1, help="passes over the training images (default: 1)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads, all ranks")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="where to train")
+    add(
+        "--matmul",
+        default="highest",
+        choices=("highest", "high"),
+        help="fp32 matrix products on a GPU; high: in tf32",
+    )
     add("--limit", type=int, help="train on the first LIMIT images only")
     add("--max-steps", type=int, default=max_steps, help="stop after this many steps")
     add("--seed", type=int, default=0, help="of weights, order and dropout")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,51 +35,61 @@ class Network:
             [part.view(shape) for part, shape in zip(flat.split(sizes), SHAPES, strict=True)]
             for flat in (self.values, self.gradients)
         )
-        self.work: dict[int, list[list[Tensor]]] = {}
+        self.work: dict[tuple[int, int], list[Tensor]] = {}
 
-    def workspace(self, size: int) -> list[list[Tensor]]:
-        """Activations (the inputs first), their gradients, random bits and masks."""
-        if size not in self.work:
-            activations = [self.values.new_empty(size, width) for width in SIZES]
-            widths = [size * width for width in SIZES[1:-1]]
-            words = self.values.new_empty(sum(widths) // 4, dtype=torch.int64)
-            bits, masks = (
-                [part.view(size, -1) for part in flat.split(widths)]
-                for flat in (words.view(torch.int16), self.values.new_empty(sum(widths)))
-            )
-            gradients = [torch.empty_like(tensor) for tensor in activations]
-            self.work[size] = [activations, gradients, [words, *bits], masks]
-        return self.work[size]
+    def workspace(self, count: int, size: int) -> list[Tensor]:
+        """What `count` batches of that size need: inputs, random words, masks, and so on."""
+        if (count, size) not in self.work:
+            new = self.values.new_empty
+            widths = SIZES[1:-1]
+            self.work[count, size] = [
+                new(count, size, SIZES[0]),
+                new(count, size * sum(widths) // 4, dtype=torch.int64),
+                new(count, size * sum(widths)),
+                *(new(count, size, SIZES[-1]) for _ in range(3)),
+                *(new(size, width) for width in (*widths, *SIZES[1:])),
+            ]
+        return self.work[count, size]
 
-    def step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss of a batch; returns its summed loss and hits."""
-        a, g, (words, *bits), masks = self.workspace(len(labels))
+    def steps(
+        self, pixels: Tensor, labels: Tensor, count: int, update: Callable[[], None]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Steps on `count` batches; returns the summed loss and the hits of each.
+
+        What does not depend on the weights is done for all of them at once.
+        """
+        size = len(labels) // count
+        inputs, words, masks, logits, logp, goals, *rest = self.workspace(count, size)
+        a1, a2, g1, g2, g3 = rest
         w1, b1, w2, b2, w3, b3 = self.parameters
         dw1, db1, dw2, db2, dw3, db3 = self.slots
+        inputs.view(-1, SIZES[0]).copy_(pixels).mul_(FACTOR).add_(OFFSET)
         words.random_(-(1 << 63), None)
-        a[0].copy_(pixels).mul_(FACTOR).add_(OFFSET)
-        torch.addmm(b1, a[0], w1, out=a[1]).relu_()
-        a[1].mul_(torch.ge(bits[0], DROPPED - 32768, out=masks[0]))
-        torch.addmm(b2, a[1], w2, alpha=KEPT_SCALE, out=a[2]).relu_()
-        a[2].mul_(torch.ge(bits[1], DROPPED - 32768, out=masks[1]))
-        torch.addmm(b3, a[2], w3, alpha=KEPT_SCALE, out=a[3])
+        torch.ge(words.view(torch.int16), DROPPED - 32768, out=masks)
+        goals.zero_().view(-1, SIZES[-1]).scatter_(1, labels[:, None], -1 / size)
+        losses = []
+        for index, targets in enumerate(labels.split(size)):
+            x, mask = inputs[index], masks[index]
+            torch._addmm_activation(b1, x, w1, out=a1)
+            a1.mul_(mask[: a1.numel()].view_as(a1))
+            torch._addmm_activation(b2, a1, w2, alpha=KEPT_SCALE, out=a2)
+            a2.mul_(mask[a1.numel() :].view_as(a2))
+            torch.addmm(b3, a2, w3, alpha=KEPT_SCALE, out=logits[index])
+            torch.log_softmax(logits[index], 1, out=logp[index])
+            losses.append(F.nll_loss(logp[index], targets, reduction="sum"))
+            torch._log_softmax_backward_data(goals[index], logp[index], 1, torch.float32, out=g3)
 
-        logp = torch.log_softmax(a[3], 1)
-        loss = F.nll_loss(logp, labels, reduction="sum")
-        correct = (a[3].argmax(1) == labels).sum()
-        torch.exp(logp, out=g[3])
-        g[3].scatter_add_(1, labels[:, None], g[3].new_full((len(labels), 1), -1.0))
-        g[3].mul_(1 / len(labels))
-
-        # A dropped activation is zero, so the gradient of ReLU is also that of dropout.
-        torch.addmm(dw3, a[2].t(), g[3], beta=0, alpha=KEPT_SCALE, out=dw3)
-        torch.sum(g[3], 0, out=db3)
-        torch.addmm(g[2], g[3], w3.t(), beta=0, alpha=KEPT_SCALE, out=g[2])
-        _relu_backward(g[2], a[2], 0.0, grad_input=g[2])
-        torch.addmm(dw2, a[1].t(), g[2], beta=0, alpha=KEPT_SCALE, out=dw2)
-        torch.sum(g[2], 0, out=db2)
-        torch.addmm(g[1], g[2], w2.t(), beta=0, alpha=KEPT_SCALE, out=g[1])
-        _relu_backward(g[1], a[1], 0.0, grad_input=g[1])
-        torch.addmm(dw1, a[0].t(), g[1], beta=0, out=dw1)
-        torch.sum(g[1], 0, out=db1)
-        return loss, correct
+            # A dropped activation is zero, so the gradient of ReLU is also that of dropout.
+            torch.addmm(dw3, a2.t(), g3, beta=0, alpha=KEPT_SCALE, out=dw3)
+            torch.sum(g3, 0, out=db3)
+            torch.addmm(g2, g3, w3.t(), beta=0, alpha=KEPT_SCALE, out=g2)
+            _relu_backward(g2, a2, 0.0, grad_input=g2)
+            torch.addmm(dw2, a1.t(), g2, beta=0, alpha=KEPT_SCALE, out=dw2)
+            torch.sum(g2, 0, out=db2)
+            torch.addmm(g1, g2, w2.t(), beta=0, alpha=KEPT_SCALE, out=g1)
+            _relu_backward(g1, a1, 0.0, grad_input=g1)
+            torch.addmm(dw1, x.t(), g1, beta=0, out=dw1)
+            torch.sum(g1, 0, out=db1)
+            update()
+        hits = (logits.argmax(2) == labels.view(count, size)).sum(1)
+        return losses, hits

@@ -5,6 +5,7 @@ torchrun --nproc_per_node=2 benchmarks/peers/pytorch_ddp.py (or python, which ca
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def main() -> None:
         report.finish(test_accuracy(raw, test, device))
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo now and then abort an interpreter that is torn down
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def prepare(arguments: argparse.Namespace) -> torch.device:
     """Set threads and seed; returns the device."""
     torch.set_num_threads(arguments.threads_per_rank)
     torch.manual_seed(arguments.seed)
+    torch.set_float32_matmul_precision(arguments.matmul)
     return torch.device(arguments.device)
 
 

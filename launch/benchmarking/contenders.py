@@ -46,6 +46,8 @@ class Contender:
     """The contender it is compared with."""
     needs: tuple[str, ...] = ()
     """Packages that the extra `benchmark` brings."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Where it takes part."""
 
     @property
     def is_convoy(self) -> bool:
@@ -89,8 +91,23 @@ class Contender:
         return [*launcher, str(PEERS / self.program), *options, *self.options]
 
 
+CPU, GPU = ("cpu",), ("cuda",)
+
 CONVOY = (
     Contender(name="convoy", title="Convoy"),
+    Contender(
+        name="convoy-tf32",
+        title="Convoy, tf32",
+        options=("--precision.matmul=high",),
+        against="convoy-tf32",
+        devices=GPU,
+    ),
+    Contender(
+        name="convoy-plain",
+        title="Convoy, steps not recorded",
+        options=("--compile.capture=false",),
+        devices=GPU,
+    ),
     Contender(
         name="convoy-autograd", title="Convoy, autograd", options=("--compile.backward=autograd",)
     ),
@@ -101,7 +118,13 @@ CONVOY = (
         title="Convoy, exact reduction",
         options=("--parallel.reduction=exact",),
     ),
-    Contender(name="convoy-2-ranks", title="Convoy, 2 ranks", ranks=2, against="convoy-2-ranks"),
+    Contender(
+        name="convoy-2-ranks",
+        title="Convoy, 2 ranks",
+        ranks=2,
+        against="convoy-2-ranks",
+        devices=CPU,
+    ),
 )
 """Convoy's modes: real runs of configs/mnist.yaml with these options."""
 
@@ -119,12 +142,22 @@ PROGRAMS = (
         name="lightning", title="Lightning", program="lightning_loop.py", needs=("lightning",)
     ),
     Contender(name="jax-scan", title="JAX, epoch in a scan", program="jax_scan.py", needs=("jax",)),
+    Contender(
+        name="jax-scan-tf32",
+        title="JAX, epoch in a scan, tf32",
+        program="jax_scan.py",
+        options=("--matmul=high",),
+        against="convoy-tf32",
+        needs=("jax",),
+        devices=GPU,
+    ),
     Contender(name="jax-step", title="JAX, jit per step", program="jax_step.py", needs=("jax",)),
     Contender(
         name="pure-python",
         title="pure python",
         program="pure_python.py",
         options=("--max-steps=4",),
+        devices=CPU,
     ),
     Contender(
         name="pytorch-ddp",
@@ -133,6 +166,7 @@ PROGRAMS = (
         ranks=2,
         torchrun=True,
         against="convoy-2-ranks",
+        devices=CPU,
     ),
     Contender(
         name="lightning-ddp",
@@ -141,6 +175,7 @@ PROGRAMS = (
         ranks=2,
         against="convoy-2-ranks",
         needs=("lightning",),
+        devices=CPU,
     ),
 )
 """The peers, each a short program under benchmarks/peers."""
@@ -148,14 +183,14 @@ PROGRAMS = (
 CONTENDERS = (*CONVOY, *PROGRAMS)
 
 
-def choose(only: str | None) -> tuple[Contender, ...]:
-    """All contenders, or those whose names `only` lists, in the order of the table.
+def choose(only: str | None, device: str = "cpu") -> tuple[Contender, ...]:
+    """All contenders on a device, or those whose names `only` lists, in the order of the table.
 
     Raises:
         InputError: For a name that nobody has.
     """
     if only is None:
-        return CONTENDERS
+        return tuple(contender for contender in CONTENDERS if device in contender.devices)
     wanted = [name.strip() for name in only.split(",")]
     known = [contender.name for contender in CONTENDERS]
     for name in wanted:

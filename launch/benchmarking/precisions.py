@@ -29,10 +29,11 @@ PRECISIONS = {
 }
 MODES = {
     "auto": (),
+    "autograd": ("--compile.enabled=false", "--compile.backward=autograd"),
     "compiled": ("--compile.enabled=true", "--compile.backward=autograd"),
-    "written out": ("--compile.enabled=false", "--compile.backward=explicit"),
+    "written out": ("--compile.backward=explicit",),
 }
-"""How the gradient is computed; `auto` is what a CPU does without further options."""
+"""How the gradient is computed; `auto` is what comes without further options."""
 INPUTS, CLASSES = 784, 10
 
 
@@ -68,6 +69,8 @@ KINDS = {
     "cuda": [
         ("fp32", "written out"),
         ("tf32", "written out"),
+        ("bf16", "autograd"),
+        ("fp16", "autograd"),
         *((precision, "compiled") for precision in PRECISIONS),
     ],
 }

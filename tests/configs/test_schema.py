@@ -388,6 +388,7 @@ EXECUTION: dict[str, Any] = {
     "train.auto_batch": True,
     "train.patience": 3,
     "train.min_gain": 0.1,
+    "compile.capture": False,
     "compile.enabled": True,
     "compile.mode": "max-autotune",
     "compile.backward": "autograd",

@@ -26,21 +26,21 @@ def main(argv: Sequence[str]) -> int:
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
         parts = build(config, runtime, stop)
         after: list[int] = []
-        step = parts.step
+        stretches = parts.stretches
 
         class Counting:
             """Notes the number of graphs at the end of every epoch."""
 
-            def __call__(self, window, batches):  # type: ignore[no-untyped-def]
-                step(window, batches)
-                if (window.number + 1) % parts.plan.calendar.steps(0) == 0:
+            def __call__(self, windows, batches):  # type: ignore[no-untyped-def]
+                stretches(windows, batches)
+                if windows[-1].ends_epoch:
                     after.append(graphs())
 
             def __getattr__(self, name: str) -> object:
-                return getattr(step, name)
+                return getattr(stretches, name)
 
         counted: Parts = parts
-        counted.step = Counting()  # type: ignore[assignment]
+        counted.stretches = Counting()  # type: ignore[assignment]
         fit(counted)
         parts.sinks.finish("completed")
     os.write(1, f"GRAPHS {json.dumps(after)}\n".encode())  # in one piece: ranks share the pipe

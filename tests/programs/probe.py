@@ -53,7 +53,7 @@ def gradient_errors(parts: Parts) -> dict[str, Any]:
                 outputs[0].register_hook(lambda _: syncs.append(ddp.require_backward_grad_sync))
 
             hooks.append(ddp.register_forward_hook(watched))
-        parts.step(window, parts.loader.stream(index))
+        parts.stretches.step(window, parts.loader.stream(index))
         for hook in hooks:
             hook.remove()
         module = engine.module
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
             "loss": counts.loss.hex(),
             "dropout": torch.rand(3).tolist(),
             "gradients": gradient_errors(parts),
-            "gradient_norm": float(parts.step.gradient_norm()),
+            "gradient_norm": float(parts.stretches.step.gradient_norm()),
         }
         parts.sinks.finish("completed")
     os.write(1, f"PROBE {json.dumps(result)}\n".encode())  # in one piece: ranks share the pipe

@@ -77,6 +77,12 @@ def masked(module: nn.Module, inputs: Tensor, masks: list[Tensor]) -> Tensor:
     return linears[-1](values)
 
 
+def drawn(passes: ExplicitPasses, size: int, count: int = 1, index: int = 0) -> list[Tensor]:
+    """The masks of one of `count` batches of that size that were made ready together."""
+    views = passes.workspaces[count, size].batches[index]
+    return [keep for keep in views.keep if len(keep)]
+
+
 @pytest.mark.parametrize("hidden", [(), (9,), (9, 7), (16, 33, 8)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("dropout", [0.0, 0.2, 0.5])
@@ -91,9 +97,8 @@ def test_the_gradient_is_that_of_autograd(
     for index, size in enumerate((6, 3)):
         inputs, targets = batch(size, index)
         loss, correct = passes(inputs, targets, 0.25)
-        work = passes.workspaces[size]
         scale = LEVELS / (LEVELS - round(dropout * LEVELS))
-        masks = [keep * scale for keep in work.keep if len(keep)]
+        masks = [keep * scale for keep in drawn(passes, size)]
         logits = masked(plain, normalize()(inputs), masks)
         expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         (expected * 0.25).backward()
@@ -101,6 +106,33 @@ def test_the_gradient_is_that_of_autograd(
         assert int(correct) == int((logits.argmax(1) == targets).sum())
     for mine, theirs in zip(gradients(module), gradients(plain), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
+    dropout: float, smoothing: float
+) -> None:
+    """Law: loss, hits, gradient and generator do not tell; nor do they when a sum goes on."""
+    module = network(dropout=dropout)
+    together, alone = explicit(copy.deepcopy(module), smoothing), explicit(module, smoothing)
+    parts = [batch(6, seed) for seed in range(5)]
+    inputs, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+    for first, count in ((0, 3), (3, 2), (0, 5)):
+        found = []
+        for passes in (together, alone):
+            torch.manual_seed(first)
+            rows: list[Tensor] = []
+            if passes is together:
+                span = slice(6 * first, 6 * (first + count))
+                passes.ahead(inputs[span], targets[span], 0.5, count)
+            for index in range(first, first + count):
+                if index % 2:
+                    passes.clear()
+                rows += passes(*parts[index], 0.5)
+                rows += [gradient.clone() for gradient in passes.flat.views(passes.flat.gradients)]
+            found.append([*rows, torch.get_rng_state()])
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 
 
 def test_clearing_begins_a_new_sum() -> None:
@@ -155,7 +187,7 @@ def test_dropout_drops_as_often_as_it_says(probability: float) -> None:
     kept, count = 0, 0
     for _ in range(100):
         passes(*batch(16), 1.0)
-        for keep in passes.workspaces[16].keep:
+        for keep in drawn(passes, 16):
             kept, count = kept + int(keep.sum()), count + keep.numel()
     expected = 1 - probability
     sigma = (probability * expected / count) ** 0.5
@@ -168,7 +200,7 @@ def test_masks_differ_between_layers_rows_columns_and_steps() -> None:
     seen = []
     for _ in range(2):
         passes(*batch(64), 1.0)
-        seen += [keep.clone() for keep in passes.workspaces[64].keep if len(keep)]
+        seen += [keep.clone() for keep in drawn(passes, 64)]
     assert len(seen) == 4
     for index, mask in enumerate(seen):
         for other in seen[:index]:

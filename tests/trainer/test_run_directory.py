@@ -26,7 +26,7 @@ from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
 from tests.conftest import ROOT, environment, wait
 from trainer.build import build
 from trainer.checkpoint import Position, list_checkpoints, save_checkpoint, step_of
-from trainer.loop import Parts, write_summary
+from trainer.loop import Parts
 from trainer.preempt import StopRequest
 from trainer.run_directory import Resume, RunDirectory, describe_environment
 from trainer.runtime import Runtime
@@ -519,7 +519,7 @@ def test_a_run_that_is_assembled_has_described_itself(
     parts: Callable[[], Parts], tmp_path: Path
 ) -> None:
     made = parts()
-    write_summary(made, "running")
+    made.log.summary("running")
     folder = tmp_path / "small"
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",

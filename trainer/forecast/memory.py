@@ -101,12 +101,7 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
         engine.differentiate(inputs, targets, 1.0)
         local.optimizer.step()
-        found = vars(engine.passes.workspaces[size]).values()
-        tensors = [
-            part for value in found for part in (value if isinstance(value, list) else [value])
-        ]
-        storages = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in tensors}
-        return sum(storage.nbytes() for storage in storages.values())
+        return engine.passes.workspaces[1, size].num_bytes
     known = {
         part.untyped_storage().data_ptr() for part in (*module.parameters(), *module.buffers())
     }

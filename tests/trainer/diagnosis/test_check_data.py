@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ FAULTS = {
     "blank": ("inputs", "warning", "10.0%"),
     "constant": ("inputs", "problem", "are the same"),
     "from_one": ("label_range", "problem", "train 1 to 5"),
-    "slow": ("loading", "warning", "the model waits 9"),
+    "slow": ("loading", "warning", "the model waits"),
 }
 
 
@@ -48,6 +49,13 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     assert words in found[check].seen
     assert found[check].why
     assert found[check].change
+
+
+def test_a_loader_that_sleeps_is_waited_for_most_of_the_time() -> None:
+    seen = examine(planted_config("slow"), steps=24)["loading"].seen
+    waiting = re.search(r"waits (\d+)% of the time", seen)
+    assert waiting is not None
+    assert int(waiting[1]) >= 90
 
 
 def test_files_are_listed_with_their_digests(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""What a run says of itself: records, the summary, and that its loss is no longer finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from configs.schema import RunConfig
+from data.calendar import Calendar
+from trainer.failures import Diverged
+from trainer.gradients import GradientLog
+from trainer.meter import Copies, Cut, Stopwatch
+from trainer.precision import loss_scale
+from trainer.run_directory import RunDirectory
+from trainer.runtime import Runtime
+from trainer.sinks import Record, Sinks
+from trainer.state import Stateful
+from trainer.step import TrainStep
+from trainer.task import Best, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """A record whose numbers are on their way from the device."""
+
+    record: Record
+    cut: Cut
+    norm: Copies
+    scale: Copies | None
+
+
+class RunLog:
+    """The records of a run, on every rank; rank 0 has the sinks.
+
+    On a GPU a training record is written when the device has its next steps to take, or before
+    anything else is written: neither waits for the other.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        runtime: Runtime,
+        state: Stateful,
+        step: TrainStep,
+        calendar: Calendar,
+        task: Task,
+        best: Best,
+        sinks: Sinks,
+        directory: RunDirectory,
+        gradients: GradientLog,
+        watch: Stopwatch,
+    ) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.state = state
+        self.step = step
+        self.calendar = calendar
+        self.score_name = f"train/{task.score_name}"
+        self.best = best
+        self.sinks = sinks
+        self.directory = directory
+        self.gradients = gradients
+        self.watch = watch
+        self.unwritten: Unwritten | None = None
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Training time of the run over all its restarts."""
+        return self.state.progress.elapsed_seconds + self.watch.total_seconds
+
+    def training(self) -> None:
+        """Average the metrics since the last record."""
+        self.settle()
+        scaler = self.state.precision.scaler
+        record = self._start() | {
+            "train/lr": self.step.learning_rate,
+            "train/samples_per_second": self.watch.read(),
+        }
+        scale = None
+        if scaler.is_enabled():
+            record["train/skipped_steps"] = self.state.progress.skipped_steps
+            scale = Copies([loss_scale(scaler)])
+        norm = Copies([self.step.gradient_norm()])
+        self.unwritten = Unwritten(record, self.state.meter.cut(), norm, scale)
+        if self.runtime.device.type == "cpu":
+            self.settle()
+
+    def settle(self) -> None:
+        """Write the training record that is still unwritten, when its numbers have come.
+
+        Raises:
+            Diverged: If a loss in it is not finite; it is not written then.
+        """
+        if self.unwritten is None:
+            return
+        pending, self.unwritten = self.unwritten, None
+        self._refuse(pending.cut.first_bad_window(self.runtime))
+        totals = pending.cut.totals(self.runtime)
+        more = {
+            "train/loss": totals.loss,
+            self.score_name: totals.score,
+            "train/grad_norm": float(pending.norm.wait()[0]),
+        }
+        if pending.scale is not None:
+            more["train/loss_scale"] = float(pending.scale.wait()[0])
+        self.sinks.record(pending.record | more)
+
+    def gradient_sizes(self) -> None:
+        """Record the gradient and the update of every parameter. Waits for the device."""
+        self.check_finite()
+        self.sinks.record(self._start() | self.gradients.measure())
+
+    def evaluation(self, values: Mapping[str, float]) -> None:
+        self.sinks.record(self._start() | under("eval", values))
+        self.summary("running")
+
+    def check_finite(self) -> None:
+        """Stop before a loss that is not finite is recorded, or what it did to weights is saved.
+
+        Raises:
+            Diverged: With the step.
+        """
+        self.settle()
+        self._refuse(self.state.meter.first_bad_window(self.runtime))
+
+    def summary(self, status: str) -> None:
+        """Replace summary.json."""
+        if not self.runtime.is_main:
+            return
+        progress = self.state.progress
+        unknown = dict.fromkeys((self.best.metric, "loss"))  # before the first evaluation
+        self.directory.write_summary(
+            {
+                "status": status,
+                "name": self.config.name,
+                "step": progress.step,
+                "epoch": round(self.calendar.epochs(progress.window), 6),
+                "skipped_steps": progress.skipped_steps,
+                "elapsed_seconds": round(self.elapsed_seconds, 3),
+                "best/step": progress.best_step if progress.best else None,
+            }
+            | under("eval", progress.metrics or unknown)
+            | under("best", progress.best or unknown)
+        )
+
+    def _start(self) -> Record:
+        progress = self.state.progress
+        return {
+            "step": progress.step,
+            "epoch": round(self.calendar.epochs(progress.window), 6),
+            "time": round(time.time(), 3),
+            "elapsed_seconds": round(self.elapsed_seconds, 6),
+        }
+
+    def _refuse(self, window: int | None) -> None:
+        if window is None:
+            return
+        folder = self.directory.checkpoints
+        kept = (
+            f"The checkpoints in {folder} are from before it"
+            if any(folder.iterdir())
+            else "No checkpoint had been written yet"
+        )
+        raise Diverged(
+            f"the loss of step {window + 1} is not finite. {kept}. Lower optimizer.lr, set "
+            "train.clip_norm, or look at the data of that step"
+        )
+
+
+def under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{group}/{name}": value for name, value in values.items()}

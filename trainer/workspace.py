@@ -1,0 +1,102 @@
+"""Memory of the written-out passes, allocated once for every shape of what they are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What belongs to one batch of a workspace."""
+
+    inputs: Tensor
+    """`(B, in)` float32, normalised."""
+    transposed: list[Tensor]
+    """What enters each layer, `(in, B)`."""
+    keep: list[Tensor]
+    """For each layer with dropout 1 where an activation is kept and else 0, `(B, out)` float32."""
+    logits: Tensor
+    logp: Tensor
+    goal: Tensor
+    """The gradient of the loss by the log-probabilities, `(B, classes)` like these two."""
+
+
+class Workspace:
+    """Every tensor that `count` batches of `size` samples need, one after the other.
+
+    Args:
+        count: Batches that are made ready together.
+        size: Samples in each.
+        input_shape: Of a sample.
+        widths: Outputs of each layer.
+        dropout: Whether each layer has dropout.
+        new: Makes an uninitialised float32 tensor, or one of the `dtype` it is given.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        input_shape: Sequence[int],
+        widths: Sequence[int],
+        dropout: Sequence[bool],
+        new: Callable[..., Tensor],
+    ) -> None:
+        self.count, self.size = count, size
+        self.inputs = new(count, size, math.prod(input_shape))
+        self.unflattened = self.inputs.view(count * size, *input_shape)
+        self.logits, self.logp, goals = (new(count, size, widths[-1]) for _ in range(3))
+        self.goals = goals.view(count * size, widths[-1])
+        # One random 16-bit number for every activation that may be dropped.
+        drawn = [size * width * drops for width, drops in zip(widths, dropout, strict=True)]
+        words = new(count, math.ceil(sum(drawn) / 4), dtype=torch.int64)
+        self.words = list(words) if sum(drawn) else []
+        self.draws = torch.split(words.view(torch.int16)[:, : sum(drawn)], drawn, 1)
+        self.keep = torch.split(new(count, sum(drawn)), drawn, 1)
+        self.activations = [new(size, width) for width in widths[:-1]]
+        self.gradients = [new(size, width) for width in widths]
+        entering = [activation.t() for activation in self.activations]
+        self.batches = [
+            Views(
+                inputs=self.inputs[index],
+                transposed=[self.inputs[index].t(), *entering],
+                keep=[
+                    keep[index].view(size if drops else 0, width)
+                    for keep, width, drops in zip(self.keep, widths, dropout, strict=True)
+                ],
+                logits=self.logits[index],
+                logp=self.logp[index],
+                goal=goals[index],
+            )
+            for index in range(count)
+        ]
+
+    @property
+    def num_bytes(self) -> int:
+        own = (self.inputs, self.logits, self.logp, self.goals, *self.activations, *self.gradients)
+        drawn = sum(mask.numel() for mask in self.keep)
+        return sum(tensor.nbytes for tensor in own) + drawn * (2 + 4)
+
+
+class Ahead:
+    """Batches that have been made ready, and how many of them have been used."""
+
+    def __init__(self, work: Workspace, targets: Tensor) -> None:
+        self.work = work
+        self.targets = targets.view(work.count, work.size)
+        self.used = 0
+        self.losses = work.logits.new_empty(work.count)
+        self.hits = torch.empty_like(self.losses, dtype=torch.int64)
+
+    @property
+    def used_up(self) -> bool:
+        return self.used == self.work.count
+
+    def count_hits(self) -> None:
+        """Correct predictions of every batch: integers, so that it may be done for all at once."""
+        torch.sum(self.work.logits.argmax(2) == self.targets, 1, out=self.hits)
