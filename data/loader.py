@@ -56,6 +56,7 @@ class ResidentLoader:
         self.plan = plan
         self.device = device
         self.epoch, self.order = -1, torch.empty(0)
+        self.next_epoch, self.next_order = -1, torch.empty(0)
 
     def stream(self, window: int) -> Iterator[Batch]:
         while True:
@@ -77,9 +78,18 @@ class ResidentLoader:
             return self.train.gather(order[spans[0][0] : spans[-1][1]], out)
         return self.train.gather(torch.cat([order[slice(*span)] for span in spans]), out)
 
+    def look_ahead(self, epoch: int) -> None:
+        """Have the order of an epoch ready before somebody has to wait for it."""
+        if epoch != self.next_epoch:
+            order = self.plan.order(epoch)
+            if self.device.type == "cuda":
+                order = order.pin_memory()
+            self.next_epoch, self.next_order = epoch, order.to(self.device, non_blocking=True)
+
     def _order(self, epoch: int) -> Tensor:
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, self.plan.order(epoch).to(self.device)
+            self.look_ahead(epoch)
+            self.epoch, self.order = epoch, self.next_order
         return self.order
 
     def evaluation(

@@ -81,6 +81,17 @@ class Branches:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(stream)
 
+    def mark(self) -> Any:
+        """An event for `wait`: what the current stream was given so far is done."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def wait(self, event: Any) -> None:
+        """Let the current stream wait for it; None: for nothing."""
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
+
     def join(self) -> None:
         """Wait for all of them."""
         for stream in self.streams:

@@ -9,6 +9,7 @@ of 2**-16, and activations are scaled by the exact inverse of that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,17 @@ class _Layer:
         self.dropped, self.scale = shape.dropped, shape.scale
 
 
+def _find_head(layers: list[_Layer], device: torch.device) -> Callable[..., None] | None:
+    """The kernel for the last layer, where there is one."""
+    if device.type != "cuda" or len(layers) < 2:
+        return None
+    try:
+        from trainer.head import head, takes  # triton comes with torch for GPUs
+    except ImportError:
+        return None
+    return head if takes(*layers[-1].weight.shape) else None
+
+
 class ExplicitPasses:
     """The passes of a network that `describe` accepts, in float32.
 
@@ -134,6 +146,8 @@ class ExplicitPasses:
         self.fresh = True
         self.untracked = untracked(flat.gradients.device)
         self.branches = Branches(flat.gradients.device, len(self.layers))
+        self.drawing = Branches(flat.gradients.device, 1)
+        self.head = _find_head(self.layers, flat.gradients.device)
 
     def clear(self) -> None:
         self.fresh = True
@@ -164,11 +178,7 @@ class ExplicitPasses:
                 work = Workspace(count, size, inputs.shape[1:], widths, dropout, new)
                 self.workspaces[count, size] = work
             self.normalize(inputs, out=work.unflattened)
-            for words in work.words:
-                words.random_(-(1 << 63), None)
-            for layer, draws, keep in zip(self.layers, work.draws, work.keep, strict=True):
-                if layer.dropped:
-                    torch.ge(draws, layer.dropped - LEVELS // 2, out=keep)
+            self._draw(work)
             others = smoothing / self.num_classes
             work.goals.fill_(-share * others)
             work.goals.scatter_(1, targets.unsqueeze(1), -share * (1 - smoothing + others))
@@ -183,10 +193,9 @@ class ExplicitPasses:
         ready.used += 1
         with self.untracked:
             batch = ready.work.batches[index]
+            self.drawing.wait(batch.drawn)
             self._forward(ready.work, batch)
-            torch._log_softmax_backward_data(
-                batch.goal, batch.logp, 1, torch.float32, out=ready.work.gradients[-1]
-            )
+            self._turn(ready.work, batch)
             with self.branches.beside(0):
                 self._measure(batch.logp, ready.targets[index], ready.losses[index])
             self._backward(ready.work, batch)
@@ -196,6 +205,23 @@ class ExplicitPasses:
         self.fresh = False
         return ready.losses[index], ready.hits[index]
 
+    def _draw(self, work: Workspace) -> None:
+        """Masks for all batches, on a GPU beside the steps that do not need them yet."""
+        if not self.drawing.streams:
+            for words in work.words:
+                words.random_(-(1 << 63), None)
+            for layer, draws, keep in zip(self.layers, work.draws, work.keep, strict=True):
+                if layer.dropped:
+                    torch.ge(draws, layer.dropped - LEVELS // 2, out=keep)
+            return
+        for index, words in enumerate(work.words):
+            with self.drawing.beside(0):
+                words.random_(-(1 << 63), None)
+                for layer, draws, keep in zip(self.layers, work.draws, work.keep, strict=True):
+                    if layer.dropped:
+                        torch.ge(draws[index], layer.dropped - LEVELS // 2, out=keep[index])
+                work.batches[index].drawn = self.drawing.mark()
+
     def _forward(self, work: Workspace, batch: Views) -> None:
         entering, scale = batch.inputs, 1.0
         for layer, output, keep in zip(self.layers, work.activations, batch.keep, strict=False):
@@ -203,9 +229,31 @@ class ExplicitPasses:
             if layer.dropped:
                 output.mul_(keep)
             entering, scale = output, layer.scale
-        last = self.layers[-1]
+
+    def _turn(self, work: Workspace, batch: Views) -> None:
+        """The last layer, and the gradients by its outputs and by what the layer below computes."""
+        last, gradients = self.layers[-1], work.gradients
+        scale = self.layers[-2].scale if work.activations else 1.0
+        entering = work.activations[-1] if work.activations else batch.inputs
+        if self.head is not None:
+            self.head(
+                entering,
+                last.weight,
+                last.bias,
+                batch.goal,
+                scale=scale,
+                logits=batch.logits,
+                logp=batch.logp,
+                gradient=gradients[-1],
+                below=gradients[-2],
+            )
+            return
         torch.addmm(last.bias, entering, last.weight, alpha=scale, out=batch.logits)
         torch.log_softmax(batch.logits, 1, out=batch.logp)
+        torch._log_softmax_backward_data(
+            batch.goal, batch.logp, 1, torch.float32, out=gradients[-1]
+        )
+        self._descend(work, len(self.layers) - 1)
 
     def _measure(self, logp: Tensor, targets: Tensor, loss: Tensor) -> None:
         """The summed cross-entropy of a batch, to `loss`."""
@@ -227,13 +275,21 @@ class ExplicitPasses:
                     layer.bias_gradient.add_(gradient.sum(0))
                 if index:
                     self._weigh(layer, batch.transposed[index], gradient, beta, scale)
-            if index:
-                below, activation = work.gradients[index - 1], work.activations[index - 1]
-                torch.addmm(below, gradient, layer.backwards, beta=0.0, alpha=scale, out=below)
-                _threshold_backward(below, activation, 0.0, grad_input=below)
-            else:
+            if index == 0:
                 self._weigh(layer, batch.transposed[0], gradient, beta, scale)
+            elif index < len(self.layers) - 1:
+                self._descend(work, index)
         self.branches.join()
+
+    def _descend(self, work: Workspace, index: int) -> None:
+        """From the gradient by the outputs of a layer to that by the outputs of the one below."""
+        if index:
+            below, activation = work.gradients[index - 1], work.activations[index - 1]
+            layer, scale = self.layers[index], self.layers[index - 1].scale
+            torch.addmm(
+                below, work.gradients[index], layer.backwards, beta=0.0, alpha=scale, out=below
+            )
+            _threshold_backward(below, activation, 0.0, grad_input=below)
 
     def _weigh(
         self, layer: _Layer, entering: Tensor, gradient: Tensor, beta: float, scale: float

@@ -146,6 +146,7 @@ def due(count: int | None, every: int | None) -> bool:
 def run_evaluation(parts: Parts) -> bool:
     """Evaluate on the whole test set; False if a stop request came first."""
     parts.log.check_finite()
+    parts.watch.lap(0)  # the device has finished the last steps by now
     config, state, progress = parts.config, parts.state, parts.state.progress
     progress.evaluation_due = True
     module = state.ema.module if state.ema else state.engine.module

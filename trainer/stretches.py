@@ -206,6 +206,7 @@ class Stretches:
             if key not in self.recordings:
                 self.recordings[key] = self._record(recorder, windows, knobs)
             outcome = self._replay(self.recordings[key], windows, knobs)
+        self.loader.look_ahead(windows[0].epoch + 1)  # the device is busy, and the host is not
         self.step.norm = outcome.norm
         for parameter, gradient in zip(self.step.parameters, outcome.gradients, strict=True):
             parameter.grad = gradient

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Views:
     """What belongs to one batch of a workspace."""
 
@@ -24,6 +25,8 @@ class Views:
     logp: Tensor
     goal: Tensor
     """The gradient of the loss by the log-probabilities, `(B, classes)` like these two."""
+    drawn: Any = None
+    """Event on a GPU: the masks are there."""
 
 
 class Workspace:
