@@ -86,6 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--epochs", type=int, help=f"epochs of a run (default: {DEFAULT_EPOCHS})")
     add("--steps", type=int, help=f"steps of a run with --options (default: {DEFAULT_STEPS})")
     add("--max-steps", type=int, help="end every run of a peer or mode after this many steps")
+    add("--seconds", type=float, help="begin nothing more after so long (peers, --precision)")
     add("--threads", type=int, help="CPU threads of a contender, over its ranks (default: all)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where everyone trains")
     add("--output", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
@@ -105,7 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for key, default in defaults.items():
         if getattr(arguments, key) is None:
             setattr(arguments, key, default)
-    for key in ("rounds", "epochs", "steps", "threads", "max_steps", "seeds"):
+    for key in ("rounds", "epochs", "steps", "threads", "max_steps", "seeds", "seconds"):
         value = getattr(arguments, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')}", given=value, expected="1 or more")
@@ -125,7 +126,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def benchmark_peers(arguments: argparse.Namespace) -> int:
     """Every contender: table, JSON, bars. Status 1 if one of them failed."""
     chosen = choose(arguments.only, arguments.device)
-    found = compare(chosen, settings(arguments), arguments.rounds)
+    found = compare(chosen, settings(arguments), arguments.rounds, arguments.seconds)
     show_peers(found)
     write(arguments, {"contenders": found}, lambda: peers_figure(found, described(arguments)))
     return 1 if any(item["status"] == "failed" for item in found) else 0
@@ -180,6 +181,7 @@ def benchmark_precisions(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         device=arguments.device,
         quick=arguments.quick,
+        seconds=arguments.seconds,
     )
     show_precisions(found)
     write(arguments, found, lambda: precisions_figure(found))

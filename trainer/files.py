@@ -12,17 +12,19 @@ from configs.errors import InputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` at the end, flushed to disk.
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end, if `durable` flushed to disk.
 
     A reader sees the old content or the new; after an error the old one, and nothing is left over.
+    Waiting for the disk takes milliseconds, in which a small network is trained for an epoch.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -142,7 +142,9 @@ class RunDirectory:
         write_atomically(self.path / "model.json", json.dumps(facts.to_json(), indent=2) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        last = summary["status"] != "running"  # others follow soon
+        content = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.path / "summary.json", content, durable=last)
 
     def _explicit(self, given: Path) -> Resume:
         """A checkpoint directory, or a run directory, whose newest good checkpoint is meant."""
@@ -194,9 +196,9 @@ class RunDirectory:
         return target
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Replace a file as a whole: a reader sees the old content or the new."""
-    with replacing(path) as file:
+    with replacing(path, durable=durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

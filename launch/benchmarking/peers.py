@@ -13,7 +13,7 @@ from launch.benchmarking.contenders import Contender, Settings
 from launch.benchmarking.processes import CommandFailed, run
 from launch.benchmarking.records import read_run
 from launch.benchmarking.results import range_text, show
-from launch.benchmarking.rounds import interleaved, ratios, spread, steady
+from launch.benchmarking.rounds import interleaved, ratios, spread, steady, whole_rounds
 
 Run = dict[str, Any]
 
@@ -40,12 +40,15 @@ def measure(contender: Contender, settings: Settings) -> Run:
 
 
 def compare(
-    contenders: Sequence[Contender], settings: Settings, rounds: int
+    contenders: Sequence[Contender],
+    settings: Settings,
+    rounds: int,
+    seconds: float | None = None,
 ) -> list[dict[str, Any]]:
     """Run all contenders in interleaved rounds; one result each, also for those left out.
 
     A contender whose package is missing is skipped, one that fails is out from then on: its result
-    says why.
+    says why. When `seconds` have passed nobody starts any more.
 
     Raises:
         InputError: If nobody is left to run.
@@ -55,7 +58,7 @@ def compare(
         raise InputError("--only", expected="a contender that can run", remedy=_list(reasons))
     status = dict.fromkeys(reasons, "skipped")
     runs: dict[str, list[Run]] = {item.name: [] for item in contenders}
-    for number, item in interleaved(contenders, rounds):
+    for number, item in interleaved(contenders, rounds, seconds):
         if item.name in status:
             continue
         print(f"round {number + 1} of {rounds}: {item.title}", file=sys.stderr, flush=True)
@@ -64,6 +67,12 @@ def compare(
         except CommandFailed as error:
             status[item.name], reasons[item.name] = "failed", str(error)
             print(f"{item.title} failed: {error}", file=sys.stderr, flush=True)
+    measured = [name for name in runs if name not in status]
+    whole = whole_rounds([runs[name] for name in measured])
+    runs |= dict(zip(measured, whole, strict=True))
+    for name in measured:
+        if not runs[name]:
+            status[name], reasons[name] = "skipped", "no time was left for it"
     return [
         summarise(item, runs, status=status.get(item.name, "measured"))
         | {"reason": reasons.get(item.name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -83,8 +84,13 @@ class Case:
     mode: str
 
 
-def measure_precisions(*, rounds: int, threads: int, device: str, quick: bool) -> dict[str, Any]:
-    """Every case and, in the same rounds, the rate of large square products in its precision."""
+def measure_precisions(
+    *, rounds: int, threads: int, device: str, quick: bool, seconds: float | None = None
+) -> dict[str, Any]:
+    """Every case and, in the same rounds, the rate of large square products in its precision.
+
+    When `seconds` have passed nothing more is begun, and cases that had no turn are left out.
+    """
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -105,16 +111,19 @@ def measure_precisions(*, rounds: int, threads: int, device: str, quick: bool) -
         return steps_per_second(item, steps=steps, threads=threads, device=device)
 
     items: list[Case | str] = [*products, *cases]
-    found = collect(items, rounds, measure, lambda line: print(line, file=sys.stderr))
+    say = functools.partial(print, file=sys.stderr)
+    found = collect(items, rounds, measure, say, seconds)
     rates = dict(zip(products, found[: len(products)], strict=True))
     return {
         "products": [
             {"precision": name, "tflops": spread([value * 1e-12 for value in values], 3)}
             for name, values in rates.items()
+            if values
         ],
         "cases": [
             summarise(case, values, rates[case.precision])
             for case, values in zip(cases, found[len(products) :], strict=True)
+            if values
         ],
     }
 

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def interleaved(items: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
+def interleaved(
+    items: Sequence[T], rounds: int, seconds: float | None = None
+) -> Iterator[tuple[int, T]]:
     """`(round, item)` for every item once a round, each round beginning with the next item.
 
     A machine that drifts slows all contenders alike, and nobody always follows the same one.
+    Nothing more is begun when so many `seconds` have passed.
     """
+    end = time.monotonic() + (math.inf if seconds is None else seconds)
     for number in range(rounds):
         shift = number % len(items) if items else 0
         for item in [*items[shift:], *items[:shift]]:
+            if time.monotonic() >= end:
+                return
             yield number, item
+
+
+def whole_rounds(found: Sequence[Sequence[T]]) -> list[list[T]]:
+    """Of each item's measurements those of rounds that all have seen; all, if there is no such."""
+    whole = min(map(len, found), default=0)
+    return [list(values[: whole or None]) for values in found]
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
@@ -37,12 +51,19 @@ def steady(train_seconds: Sequence[float]) -> float:
 
 
 def collect(
-    items: Sequence[T], rounds: int, measure: Callable[[T], Any], say: Callable[[str], None]
+    items: Sequence[T],
+    rounds: int,
+    measure: Callable[[T], Any],
+    say: Callable[[str], None],
+    seconds: float | None = None,
 ) -> list[list[Any]]:
-    """Measurements of every item, one per round; `say` is told when a round is done."""
+    """Measurements of every item, one per round; `say` is told when a round is done.
+
+    With a limit of `seconds` there may be fewer, and none of some items.
+    """
     found: dict[int, list[Any]] = {index: [] for index in range(len(items))}
-    for number, index in interleaved(range(len(items)), rounds):
+    for number, index in interleaved(range(len(items)), rounds, seconds):
         found[index].append(measure(items[index]))
         if all(len(values) == number + 1 for values in found.values()):
             say(f"round {number + 1} of {rounds} done")
-    return list(found.values())
+    return whole_rounds(list(found.values()))

@@ -22,7 +22,14 @@ from launch.benchmarking.pictures import growth_figure, roofline_figure
 from launch.benchmarking.processes import CommandFailed, run
 from launch.benchmarking.records import compile_seconds, last_epoch_mean, read_run
 from launch.benchmarking.roofline import describe_step, roofline_points
-from launch.benchmarking.rounds import collect, interleaved, ratios, spread, steady
+from launch.benchmarking.rounds import (
+    collect,
+    interleaved,
+    ratios,
+    spread,
+    steady,
+    whole_rounds,
+)
 from launch.benchmarking.seeds import moments
 from tests.conftest import launch, python_command, start, wait
 
@@ -79,6 +86,29 @@ def test_rounds_rotate() -> None:
     assert calls == ["a", "b", "b", "a"]
     assert found == [[1, 4], [2, 3]]
     assert said == ["round 1 of 2 done", "round 2 of 2 done"]
+
+
+def test_a_benchmark_that_runs_out_of_time_keeps_its_whole_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Law: what is compared has seen the same rounds; without a whole one, what there is."""
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    assert "".join(item for _, item in interleaved("abc", 4, seconds=6)) == "abcbc"
+    assert whole_rounds([[1, 2], [3], [4, 5]]) == [[1], [3], [4]]
+    assert whole_rounds([[1], [2], []]) == [[1], [2], []]
+
+
+def test_a_contender_that_had_no_turn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("launch.benchmarking.peers.measure", lambda item, settings: line(9.0, 3.0))
+    chosen = choose("convoy,bare")
+    first, second = compare(chosen, Settings(epochs=1, threads=1), 5, seconds=2)
+    assert (first["status"], second["status"]) == ("measured", "skipped")
+    assert second["reason"] == "no time was left for it"
+    first, second = compare(chosen, Settings(epochs=1, threads=1), 5, seconds=4)
+    assert len(first["runs"]) == len(second["runs"]) == 1
 
 
 def test_a_result_compares_with_convoy() -> None:
