@@ -152,6 +152,22 @@ class Plan:
             self._latest[0] = self._find(number)
         return self._latest[0]
 
+    def windows(self, number: int, count: int) -> list[Window]:
+        """Global batches of one epoch and one size from `number` on, `count` at most."""
+        first = self.window(number)
+        epoch, step, steps, full = self.calendar.place(number)
+        left = min(count, steps - step, max((self.num_samples - first.start) // full, 1))
+        if left == 1:
+            return [first]
+        size, cut = first.size, first.micro_batches
+        return [
+            first,
+            *(
+                Window(number + i, epoch, first.start + i * full, size, step + i + 1 == steps, cut)
+                for i in range(1, left)
+            ),
+        ]
+
     @functools.cached_property
     def _latest(self) -> list[Window]:
         return [self._find(0)]

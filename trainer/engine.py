@@ -16,9 +16,10 @@ from data.sampler import MicroBatch, Plan, Window
 from data.samples import Batch
 from trainer.compiling import compile_if_asked, should_compile
 from trainer.compression import reduce_with_ddp
-from trainer.explicit import ExplicitPasses, describe
+from trainer.explicit import ExplicitPasses
 from trainer.flat import FlatParameters
 from trainer.passes import AutogradPasses, LossModule, Passes
+from trainer.plain_layers import describe
 from trainer.precision import DTYPES, Precision
 from trainer.reduction import FlatAllReduce, PairwiseTree, Reduction, SingleRank
 from trainer.runtime import Runtime

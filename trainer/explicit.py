@@ -10,96 +10,26 @@ of 2**-16, and activations are scaled by the exact inverse of that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.datasets import Normalize
-from trainer.capture import Branches
+from trainer.capture import HERE, Branches
 from trainer.flat import FlatParameters, untracked
-from trainer.models import MLP
+from trainer.plain_layers import LEVELS, Shape
 from trainer.workspace import Ahead, Views, Workspace
 
-LEVELS = 1 << 16
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """One linear layer and what follows it."""
-
-    linear: nn.Linear
-    relu: bool
-    dropped: int
-    """Activations out of 65,536 that dropout zeroes."""
-
-    @property
-    def scale(self) -> float:
-        return LEVELS / (LEVELS - self.dropped)
-
-
-def describe(module: nn.Module) -> list[_Shape] | None:
-    """The layers of a network that can be written out, or None if this one cannot.
-
-    That takes float32 linear layers with bias, each but the last followed by ReLU and maybe
-    dropout, nothing frozen, shared or hooked, and no module but torch's own and MLP.
-    """
-    leaves = _leaves(module)
-    if leaves is None or not leaves or type(leaves[0]) not in (nn.Flatten, nn.Linear):
-        return None
-    shapes: list[_Shape] = []
-    for position, leaf in enumerate(leaves):
-        before = type(leaves[position - 1]) if position else None
-        if isinstance(leaf, nn.Flatten) and position == 0 and leaf.start_dim == 1:
-            continue
-        if isinstance(leaf, nn.Linear) and leaf.bias is not None:
-            if shapes and not shapes[-1].relu:
-                return None
-            shapes.append(_Shape(leaf, relu=False, dropped=0))
-        elif isinstance(leaf, nn.ReLU) and before is nn.Linear:
-            shapes[-1] = _Shape(shapes[-1].linear, relu=True, dropped=0)
-        elif isinstance(leaf, nn.Dropout) and before is nn.ReLU and leaf.p < 1:
-            shapes[-1] = _Shape(shapes[-1].linear, relu=True, dropped=round(leaf.p * LEVELS))
-        else:
-            return None
-    parameters = [p for shape in shapes for p in shape.linear.parameters()]
-    plain = all(p.requires_grad and p.dtype is torch.float32 for p in parameters)
-    if not plain or len(set(parameters)) < len(parameters) or shapes[-1].relu:
-        return None
-    return shapes
-
-
-def _leaves(module: nn.Module) -> list[nn.Module] | None:
-    """The modules in the order they are applied; None if that is not known or they are hooked."""
-    hooked = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._parameters.keys() - {"weight", "bias"}
-    )
-    if hooked:
-        return None
-    if type(module) is MLP:
-        return _leaves(module.layers)
-    if type(module) is not nn.Sequential:
-        known = (nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout)
-        return [module] if type(module) in known else None
-    found: list[nn.Module] = []
-    for child in module:
-        leaves = _leaves(child)
-        if leaves is None:
-            return None
-        found += leaves
-    return found
 
 
 class _Layer:
     """A linear layer's parameters and gradients as (in, out) matrices of the flat buffers."""
 
-    def __init__(self, shape: _Shape) -> None:
+    def __init__(self, shape: Shape) -> None:
         weight, bias = shape.linear.weight, shape.linear.bias
         assert weight.grad is not None
         assert bias.grad is not None
@@ -129,7 +59,7 @@ class ExplicitPasses:
 
     def __init__(
         self,
-        shapes: list[_Shape],
+        shapes: list[Shape],
         flat: FlatParameters,
         *,
         normalize: Normalize,
@@ -169,7 +99,7 @@ class ExplicitPasses:
         """
         assert self.ready is None
         size, smoothing = len(targets) // count, self.label_smoothing
-        with self.untracked:
+        with self._untracked():
             work = self.workspaces.get((count, size))
             if work is None:
                 widths = [layer.weight.shape[1] for layer in self.layers]
@@ -189,19 +119,31 @@ class ExplicitPasses:
             self.ahead(inputs, targets, share, 1)
         ready = self.ready
         assert ready is not None
+        with self._untracked():
+            return self._pass(ready)
+
+    def _untracked(self) -> AbstractContextManager[Any]:
+        """No autograd inside. Entering inference mode again would cost as much as an operator."""
+        return HERE if torch.is_inference_mode_enabled() else self.untracked
+
+    def _pass(self, ready: Ahead) -> tuple[Tensor, Tensor]:
+        """Forward and backward, on the next batch that has been made ready."""
         index = ready.used
         ready.used += 1
-        with self.untracked:
-            batch = ready.work.batches[index]
-            self.drawing.wait(batch.drawn)
-            self._forward(ready.work, batch)
-            self._turn(ready.work, batch)
-            with self.branches.beside(0):
-                self._measure(batch.logp, ready.targets[index], ready.losses[index])
-            self._backward(ready.work, batch)
-            if ready.used_up:
-                ready.count_hits()
-                self.ready = None
+        batch = ready.work.batches[index]
+        self.drawing.wait(batch.drawn)
+        self._forward(ready.work, batch)
+        self._turn(ready.work, batch)
+        with self.branches.beside(0):
+            loss = self._loss(batch.logp, ready.targets[index])
+            if self.branches.streams:
+                ready.losses[index].copy_(loss)
+            else:
+                ready.losses[index] = loss
+        self._backward(ready.work, batch)
+        if ready.used_up:
+            ready.count_hits()
+            self.ready = None
         self.fresh = False
         return ready.losses[index], ready.hits[index]
 
@@ -255,12 +197,13 @@ class ExplicitPasses:
         )
         self._descend(work, len(self.layers) - 1)
 
-    def _measure(self, logp: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """The summed cross-entropy of a batch, to `loss`."""
+    def _loss(self, logp: Tensor, targets: Tensor) -> Tensor:
+        """The summed cross-entropy of a batch."""
         smoothing = self.label_smoothing
-        loss.copy_(F.nll_loss(logp, targets, reduction="sum"))
+        loss = F.nll_loss(logp, targets, reduction="sum")
         if smoothing:
             loss.mul_(1 - smoothing).sub_(logp.sum(), alpha=smoothing / self.num_classes)
+        return loss
 
     def _backward(self, work: Workspace, batch: Views) -> None:
         """From the gradient by the logits to those of all parameters."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.capture import HERE
 from trainer.pieces import ALIGNMENT, pieces, run_kernel, state_names
 
 
@@ -94,7 +95,7 @@ class FlatStep:
                 state[parameter]["step"] = self.step
 
     def __call__(self) -> None:
-        with self.untracked:
+        with HERE if torch.is_inference_mode_enabled() else self.untracked:
             if self.counts:
                 self.step += 1
             run_kernel(self.optimizer, self.group, self.pieces, self.steps)

@@ -116,9 +116,8 @@ def fit(parts: Parts) -> str:
 def upcoming(parts: Parts) -> list[Window]:
     """The next global batches, of one size, up to one after which something may be due."""
     config, progress, most = parts.config, parts.state.progress, parts.stretches.most
-    first = parts.plan.window(progress.window)
     if most == 1:
-        return [first]
+        return [parts.plan.window(progress.window)]
     limits = [most, parts.total_windows - progress.window]
     if config.train.max_steps is not None:
         limits.append(config.train.max_steps - progress.step)
@@ -131,12 +130,7 @@ def upcoming(parts: Parts) -> list[Window]:
             limits.append(every - progress.step % every)
     if parts.gradients.every_steps is not None:  # such a step is watched, and so alone
         limits.append(parts.gradients.until_watched(progress.step))
-    windows = [first]
-    while len(windows) < min(limits) and not windows[-1].ends_epoch:
-        windows.append(parts.plan.window(windows[-1].number + 1))
-    if windows[-1].size != first.size:  # the short one
-        windows.pop()
-    return windows
+    return parts.plan.windows(progress.window, min(limits))
 
 
 def due(count: int | None, every: int | None) -> bool:

@@ -125,6 +125,8 @@ class PureSchedule:
         pass
 
     def preview(self, steps: Sequence[int]) -> list[float]:
+        if self.shape is constant and steps and steps[0] >= self.config.warmup_steps:
+            return [self.peak] * len(steps)
         return [self(step) for step in steps]
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from configs.errors import InputError
 from data.loader import ResidentLoader
 from data.sampler import Window
 from data.samples import Batch
-from trainer.capture import Recorder
+from trainer.capture import HERE, Recorder
 from trainer.explicit import ExplicitPasses
+from trainer.flat import untracked
 from trainer.meter import Meter
 from trainer.precision import loss_scale
 from trainer.step import TrainStep
@@ -116,7 +117,8 @@ class Stretches:
             if self.loader is not None:
                 batches = self._slices(windows, self.loader.block(windows))
             ready = self._on_device(knobs) if self._skips else knobs
-            taken = self._run(windows, batches, self.step.meter, ready)
+            with HERE if self.ahead is None else untracked(self.step.runtime.device):
+                taken = self._run(windows, batches, self.step.meter, ready)
             self._finish(windows, torch.stack(taken) if taken else None, knobs[0])
 
     @property
@@ -162,11 +164,14 @@ class Stretches:
         scaler, average = step.precision.scaler, step.ema
         if self._skips:  # a step that is skipped leaves rate and weight to the next one
             count = torch.zeros(1, dtype=torch.int64, device=step.runtime.device)
+        set_to: float | Tensor | None = None
         for number, window in enumerate(windows):
             rate, weight = rates[number], weights[number]
             if self._skips:
                 rate, weight = _pick(rates, count), _pick(weights, count)
-            set_rate(step.optimizer, rate)
+            if rate is not set_to:
+                set_rate(step.optimizer, rate)
+                set_to = rate
             step.differentiate(window, batches, meter)
             before = loss_scale(scaler).clone() if self._skips else None
             scaler.step(step.optimizer)

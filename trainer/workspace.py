@@ -93,8 +93,9 @@ class Ahead:
         self.work = work
         self.targets = targets.view(work.count, work.size)
         self.used = 0
-        self.losses = work.logits.new_empty(work.count)
-        self.hits = torch.empty_like(self.losses, dtype=torch.int64)
+        self.losses = list(work.logits.new_empty(work.count))
+        self._hits = work.logits.new_empty(work.count, dtype=torch.int64)
+        self.hits = list(self._hits)
 
     @property
     def used_up(self) -> bool:
@@ -102,4 +103,4 @@ class Ahead:
 
     def count_hits(self) -> None:
         """Correct predictions of every batch: integers, so that it may be done for all at once."""
-        torch.sum(self.work.logits.argmax(2) == self.targets, 1, out=self.hits)
+        torch.sum(self.work.logits.argmax(2) == self.targets, 1, out=self._hits)

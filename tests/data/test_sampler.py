@@ -356,3 +356,32 @@ def test_evaluation_batches_cover_each_sample_once(num_samples: int, batch_size:
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(num_samples))
     assert all(0 < stop - start <= batch_size for start, stop in bounds)
     assert all(stop - start == batch_size for start, stop in bounds[:-1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    num_samples=st.integers(1, 90),
+    size=st.integers(1, 20),
+    later=st.integers(1, 20),
+    drop_last=st.booleans(),
+    number=st.integers(0, 40),
+    count=st.integers(1, 9),
+)
+def test_windows_in_a_row_are_windows_one_by_one(
+    num_samples: int, size: int, later: int, drop_last: bool, number: int, count: int
+) -> None:
+    """Law: they are of one epoch and one size, and as many of them as asked for if there are."""
+    if drop_last and max(size, later) > num_samples:
+        return
+    plan = Plan(
+        num_samples=num_samples,
+        global_batch_size=size,
+        batch_schedule=((2, later),),
+        drop_last=drop_last,
+        micro_batch_size=3,
+    )
+    found = plan.windows(number, count)
+    fresh = [plan._find(number + index) for index in range(count)]
+    alike = [w for w in fresh if (w.epoch, w.size) == (fresh[0].epoch, fresh[0].size)]
+    assert found == fresh[: len(found)]
+    assert len(found) == len(alike)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.datasets import ArrayDataset, Datasets, Normalize
-from trainer.explicit import LEVELS, ExplicitPasses, describe
+from trainer.explicit import ExplicitPasses
 from trainer.flat import FlatParameters
 from trainer.models import MLP
+from trainer.plain_layers import LEVELS, describe
 
 CPU = torch.device("cpu")
 
