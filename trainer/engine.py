@@ -18,6 +18,7 @@ from trainer.compiling import compile_if_asked, should_compile
 from trainer.compression import reduce_with_ddp
 from trainer.explicit import ExplicitPasses
 from trainer.flat import FlatParameters
+from trainer.onednn import keeps_upright
 from trainer.passes import AutogradPasses, LossModule, Passes
 from trainer.plain_layers import describe
 from trainer.precision import DTYPES, Precision
@@ -254,4 +255,4 @@ def flatten_parameters(
         )
     if shapes is None or config.backward == "autograd":
         return None
-    return FlatParameters([p for s in shapes for p in s.linear.parameters()])
+    return FlatParameters([p for s in shapes for p in s.linear.parameters()], keeps_upright)

@@ -20,6 +20,7 @@ from torch import Tensor
 from data.datasets import Normalize
 from trainer.capture import HERE, Branches
 from trainer.flat import FlatParameters, untracked
+from trainer.onednn import LARGE, multiply, prefers_onednn
 from trainer.plain_layers import LEVELS, Shape
 from trainer.workspace import Ahead, Views, Workspace
 
@@ -78,6 +79,7 @@ class ExplicitPasses:
         self.branches = Branches(flat.gradients.device, len(self.layers))
         self.drawing = Branches(flat.gradients.device, 1)
         self.head = _find_head(self.layers, flat.gradients.device)
+        self.onednn = flat.gradients.device.type == "cpu" and prefers_onednn()
 
     def clear(self) -> None:
         self.fresh = True
@@ -107,12 +109,13 @@ class ExplicitPasses:
                 new = self.flat.gradients.new_empty
                 work = Workspace(count, size, inputs.shape[1:], widths, dropout, new)
                 self.workspaces[count, size] = work
-            self.normalize(inputs, out=work.unflattened)
+            self.normalize(inputs.view(work.unflattened.shape), out=work.unflattened)
             self._draw(work)
             others = smoothing / self.num_classes
             work.goals.fill_(-share * others)
-            work.goals.scatter_(1, targets.unsqueeze(1), -share * (1 - smoothing + others))
-            self.ready = Ahead(work, targets)
+            self.ready = ready = Ahead(work, targets)
+            hot = -share * (1 - smoothing + others)
+            work.goals.scatter_(2, ready.targets.unsqueeze(2), hot)
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
         if self.ready is None:
@@ -166,8 +169,13 @@ class ExplicitPasses:
 
     def _forward(self, work: Workspace, batch: Views) -> None:
         entering, scale = batch.inputs, 1.0
-        for layer, output, keep in zip(self.layers, work.activations, batch.keep, strict=False):
-            torch._addmm_activation(layer.bias, entering, layer.weight, alpha=scale, out=output)
+        for index, keep in enumerate(batch.keep[:-1]):
+            layer, output = self.layers[index], work.activations[index]
+            if scale == 1.0 and self.onednn and output.numel() * entering.shape[1] >= LARGE:
+                output = multiply(entering, layer.backwards, layer.bias, relu=True)
+                work.activations[index] = output
+            else:
+                torch._addmm_activation(layer.bias, entering, layer.weight, alpha=scale, out=output)
             if layer.dropped:
                 output.mul_(keep)
             entering, scale = output, layer.scale
@@ -217,9 +225,10 @@ class ExplicitPasses:
                 else:
                     layer.bias_gradient.add_(gradient.sum(0))
                 if index:
-                    self._weigh(layer, batch.transposed[index], gradient, beta, scale)
+                    entering = work.activations[index - 1].t()
+                    self._weigh(layer, entering, gradient, beta, scale)
             if index == 0:
-                self._weigh(layer, batch.transposed[0], gradient, beta, scale)
+                self._weigh(layer, batch.transposed, gradient, beta, scale)
             elif index < len(self.layers) - 1:
                 self._descend(work, index)
         self.branches.join()
@@ -238,4 +247,7 @@ class ExplicitPasses:
         self, layer: _Layer, entering: Tensor, gradient: Tensor, beta: float, scale: float
     ) -> None:
         out = layer.weight_gradient
+        if scale == 1.0 and beta == 0.0 and self.onednn and out.numel() * len(gradient) >= LARGE:
+            out.t().copy_(multiply(gradient.t(), entering))
+            return
         torch.addmm(out, entering, gradient, beta=beta, alpha=scale, out=out)

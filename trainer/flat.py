@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,19 @@ class FlatParameters:
     Matrices are stored transposed, (in, out) for a linear layer: its weight gradient is then the
     product `inputs.T @ gradient`, which BLAS libraries do faster than `gradient.T @ inputs`. Their
     shape and their state dict stay what they were.
+
+    Args:
+        parameters: In the order in which they are to lie.
+        upright: Whether a parameter is stored as it is instead.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        upright: Callable[[nn.Parameter], bool] = lambda _: False,
+    ) -> None:
         self.parameters = list(parameters)
+        self.upright = [p.dim() != 2 or upright(p) for p in self.parameters]
         sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
         self.starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self.values = torch.zeros(sum(sizes), device=self.parameters[0].device)
@@ -44,13 +53,14 @@ class FlatParameters:
     def views(self, flat: Tensor) -> list[Tensor]:
         """Slots of a flat tensor, each in the shape of its parameter."""
         found = []
-        for parameter, start in zip(self.parameters, self.starts, strict=True):
+        placed = zip(self.parameters, self.starts, self.upright, strict=True)
+        for parameter, start, upright in placed:
             slot = flat[start : start + parameter.numel()]
-            if parameter.dim() == 2:
+            if upright:
+                found.append(slot.view_as(parameter))
+            else:
                 rows, columns = parameter.shape
                 found.append(slot.view(columns, rows).t())
-            else:
-                found.append(slot.view_as(parameter))
         return found
 
 

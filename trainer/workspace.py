@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.pieces import ALIGNMENT
+
 
 @dataclass(slots=True)
 class Views:
@@ -17,8 +19,8 @@ class Views:
 
     inputs: Tensor
     """`(B, in)` float32, normalised."""
-    transposed: list[Tensor]
-    """What enters each layer, `(in, B)`."""
+    transposed: Tensor
+    """The same as `(in, B)`."""
     keep: list[Tensor]
     """For each layer with dropout 1 where an activation is kept and else 0, `(B, out)` float32."""
     logits: Tensor
@@ -51,10 +53,11 @@ class Workspace:
         new: Callable[..., Tensor],
     ) -> None:
         self.count, self.size = count, size
-        self.inputs = new(count, size, math.prod(input_shape))
-        self.unflattened = self.inputs.view(count * size, *input_shape)
-        self.logits, self.logp, goals = (new(count, size, widths[-1]) for _ in range(3))
-        self.goals = goals.view(count * size, widths[-1])
+        self.inputs = _aligned(new, count, size, math.prod(input_shape))
+        self.unflattened = self.inputs.view(count, size, *input_shape)
+        self.logits, self.logp, self.goals = (
+            _aligned(new, count, size, widths[-1]) for _ in range(3)
+        )
         # One random 16-bit number for every activation that may be dropped.
         drawn = [size * width * drops for width, drops in zip(widths, dropout, strict=True)]
         words = new(count, math.ceil(sum(drawn) / 4), dtype=torch.int64)
@@ -63,18 +66,17 @@ class Workspace:
         self.keep = torch.split(new(count, sum(drawn)), drawn, 1)
         self.activations = [new(size, width) for width in widths[:-1]]
         self.gradients = [new(size, width) for width in widths]
-        entering = [activation.t() for activation in self.activations]
         self.batches = [
             Views(
                 inputs=self.inputs[index],
-                transposed=[self.inputs[index].t(), *entering],
+                transposed=self.inputs[index].t(),
                 keep=[
                     keep[index].view(size if drops else 0, width)
                     for keep, width, drops in zip(self.keep, widths, dropout, strict=True)
                 ],
                 logits=self.logits[index],
                 logp=self.logp[index],
-                goal=goals[index],
+                goal=self.goals[index],
             )
             for index in range(count)
         ]
@@ -84,6 +86,13 @@ class Workspace:
         own = (self.inputs, self.logits, self.logp, self.goals, *self.activations, *self.gradients)
         drawn = sum(mask.numel() for mask in self.keep)
         return sum(tensor.nbytes for tensor in own) + drawn * (2 + 4)
+
+
+def _aligned(new: Callable[..., Tensor], count: int, size: int, width: int) -> Tensor:
+    """`(count, size, width)` of which every batch begins where its bits cannot depend on."""
+    length = size * width
+    flat = new(count, -(-length // ALIGNMENT) * ALIGNMENT)
+    return flat[:, :length].view(count, size, width)
 
 
 class Ahead:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.peers.common import DROPOUT, SIZES
 from data.catalog import MNIST
+from trainer.onednn import multiply, prefers_onednn
 
 DROPPED = round(DROPOUT * 65536)
 KEPT_SCALE = 65536 / (65536 - DROPPED)
@@ -35,6 +36,10 @@ class Network:
             [part.view(shape) for part, shape in zip(flat.split(sizes), SHAPES, strict=True)]
             for flat in (self.values, self.gradients)
         )
+        self.onednn = device.type == "cpu" and prefers_onednn()
+        if self.onednn:  # which gives the gradient of the first layer as (out, in)
+            for parts in (self.parameters, self.slots):
+                parts[0] = parts[0].view(SIZES[1], SIZES[0]).t()
         self.work: dict[tuple[int, int], list[Tensor]] = {}
 
     def workspace(self, count: int, size: int) -> list[Tensor]:
@@ -70,7 +75,10 @@ class Network:
         losses = []
         for index, targets in enumerate(labels.split(size)):
             x, mask = inputs[index], masks[index]
-            torch._addmm_activation(b1, x, w1, out=a1)
+            if self.onednn:
+                a1 = multiply(x, w1.t(), b1, relu=True)
+            else:
+                torch._addmm_activation(b1, x, w1, out=a1)
             a1.mul_(mask[: a1.numel()].view_as(a1))
             torch._addmm_activation(b2, a1, w2, alpha=KEPT_SCALE, out=a2)
             a2.mul_(mask[a1.numel() :].view_as(a2))
@@ -88,7 +96,10 @@ class Network:
             torch.sum(g2, 0, out=db2)
             torch.addmm(g1, g2, w2.t(), beta=0, alpha=KEPT_SCALE, out=g1)
             _relu_backward(g1, a1, 0.0, grad_input=g1)
-            torch.addmm(dw1, x.t(), g1, beta=0, out=dw1)
+            if self.onednn:
+                dw1.t().copy_(multiply(g1.t(), x.t()))
+            else:
+                torch.addmm(dw1, x.t(), g1, beta=0, out=dw1)
             torch.sum(g1, 0, out=db1)
             update()
         hits = (logits.argmax(2) == labels.view(count, size)).sum(1)

@@ -1,0 +1,87 @@
+"""Large products by oneDNN are the products they stand for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import trainer.onednn
+from data.datasets import ArrayDataset, Datasets, Normalize
+from trainer.explicit import ExplicitPasses
+from trainer.flat import FlatParameters
+from trainer.models import MLP
+from trainer.onednn import LARGE, LARGE_WEIGHT, keeps_upright, multiply, prefers_onednn
+from trainer.plain_layers import describe
+
+pytestmark = pytest.mark.skipif(
+    not torch._C._has_mkldnn, reason="THIS BUILD OF TORCH HAS NO oneDNN: its products are MKL's"
+)
+
+
+def normalize() -> Normalize:
+    data = ArrayDataset(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1).long())
+    facts = Datasets(
+        train=data,
+        test=data,
+        input_shape=(1, 28, 28),
+        num_classes=10,
+        mean=(0.1,),
+        std=(0.3,),
+        scale=255.0,
+    )
+    return Normalize(facts, torch.device("cpu"))
+
+
+def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Loss, hits, gradients and weights of two batches, the second one added to the first."""
+    monkeypatch.setattr("trainer.onednn.prefers_onednn", lambda: wanted)
+    monkeypatch.setattr("trainer.explicit.prefers_onednn", lambda: wanted)
+    module = copy.deepcopy(module)
+    shapes = describe(module)
+    assert shapes is not None
+    parameters = [p for shape in shapes for p in shape.linear.parameters()]
+    flat = FlatParameters(parameters, keeps_upright)
+    passes = ExplicitPasses(shapes, flat, normalize=normalize(), label_smoothing=0.1)
+    assert parameters[0].is_contiguous() == wanted
+    assert not parameters[2].is_contiguous(), "too small to gain"
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(0, 256, (128, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    targets = torch.randint(0, 10, (128,), generator=generator)
+    torch.manual_seed(2)
+    rows: list[Tensor] = []
+    passes.ahead(inputs, targets, 1 / 64, 2)
+    for clear in (True, False):
+        if clear:
+            passes.clear()
+        rows += passes(inputs, targets, 1 / 64)
+        rows += [g.clone() for g in flat.views(flat.gradients)]
+    return [*rows, *module.state_dict().values()]
+
+
+def test_passes_with_it_are_passes_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = MLP((1, 28, 28), 10, hidden=(256, 128), dropout=0.2)
+    assert module.layers[1].weight.numel() >= LARGE_WEIGHT
+    assert 64 * module.layers[1].weight.numel() >= LARGE
+    with_it, without = (found(module, wanted, monkeypatch) for wanted in (True, False))
+    for mine, theirs in zip(with_it, without, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_product(relu: bool) -> None:
+    left, right, bias = torch.randn(5, 7), torch.randn(3, 7), torch.randn(3)
+    expected = left @ right.t() + bias
+    expected = expected.relu() if relu else expected
+    for transposed in (right, right.t().contiguous().t()):
+        mine = multiply(left.t().contiguous().t(), transposed, bias, relu=relu)
+        torch.testing.assert_close(mine, expected)
+
+
+def test_the_processor_decides_once() -> None:
+    prefers_onednn.cache_clear()
+    assert prefers_onednn() is prefers_onednn()
+    assert trainer.onednn.prefers_onednn.cache_info().hits == 1
