@@ -172,6 +172,7 @@ class ExplicitPasses:
         for index, keep in enumerate(batch.keep[:-1]):
             layer, output = self.layers[index], work.activations[index]
             if scale == 1.0 and self.onednn and output.numel() * entering.shape[1] >= LARGE:
+                work.activations[index] = layer.bias  # gives the memory back, to be had again
                 output = multiply(entering, layer.backwards, layer.bias, relu=True)
                 work.activations[index] = output
             else:
