@@ -71,7 +71,7 @@ class Stretches:
 
     Args:
         step: What a step is.
-        most: Steps of a stretch; 1: `step` takes each by itself.
+        most: Steps of a stretch; 1 without a recorder: `step` takes each by itself.
         loader: Where the samples of a stretch come from at once; None: from the stream of batches.
         ahead: Passes that make all batches of a stretch ready together.
         recorder: Records stretches; None: they are executed as they come.
@@ -104,14 +104,14 @@ class Stretches:
             windows: At most `most` of them.
             batches: This rank's micro-batches, used unless there is a loader.
         """
-        if self.goal == 1:
-            for window in windows:
-                self.step(window, batches)
-        elif self.recorder is not None:
+        if self.recorder is not None:
             while windows:
                 count = next(n for n in LENGTHS if n <= min(len(windows), self.most))
                 self._take_recorded(self.recorder, windows[:count])
                 windows = windows[count:]
+        elif self.most == 1:
+            for window in windows:
+                self.step(window, batches)
         else:
             knobs = self._knobs(len(windows))
             if self.loader is not None:

@@ -221,6 +221,14 @@ def test_slow_steps_are_not_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert steps.most == 1
 
 
+def test_batches_too_large_for_a_row_are_recorded_one_by_one() -> None:
+    rig = make(num_samples=16 * 40, **NOISY)
+    recorder = Again(rig)
+    steps = stretches(rig, most=1, recorder=recorder)
+    drive(rig, steps, [1] * 9)
+    assert (recorder.recorded, recorder.replayed, steps.most) == ([1], 9 - WARMUP_STEPS, 1)
+
+
 def test_what_cannot_be_recorded_is_said_in_one_message() -> None:
     class Fails(Again):
         def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
