@@ -10,16 +10,14 @@ of 2**-16, and activations are scaled by the exact inverse of that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data.datasets import Normalize
-from trainer.capture import HERE, Branches
-from trainer.flat import FlatParameters, untracked
+from trainer.capture import Branches
+from trainer.flat import FlatParameters, entered, untracked
 from trainer.onednn import LARGE, multiply, prefers_onednn
 from trainer.plain_layers import LEVELS, Shape
 from trainer.workspace import Ahead, Views, Workspace
@@ -101,7 +99,7 @@ class ExplicitPasses:
         """
         assert self.ready is None
         size, smoothing = len(targets) // count, self.label_smoothing
-        with self._untracked():
+        with entered(self.untracked):
             work = self.workspaces.get((count, size))
             if work is None:
                 widths = [layer.weight.shape[1] for layer in self.layers]
@@ -122,12 +120,8 @@ class ExplicitPasses:
             self.ahead(inputs, targets, share, 1)
         ready = self.ready
         assert ready is not None
-        with self._untracked():
+        with entered(self.untracked):
             return self._pass(ready)
-
-    def _untracked(self) -> AbstractContextManager[Any]:
-        """No autograd inside. Entering inference mode again would cost as much as an operator."""
-        return HERE if torch.is_inference_mode_enabled() else self.untracked
 
     def _pass(self, ready: Ahead) -> tuple[Tensor, Tensor]:
         """Forward and backward, on the next batch that has been made ready."""

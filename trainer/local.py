@@ -58,7 +58,7 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
     if config.parallel.engine != "native":
         check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
-    task = training_task(config)
+    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
     inputs, target = (torch.as_tensor(part) for part in data.train[0])
     task.check_target(target)
     plan = build_plan(config, runtime, len(data.train))
@@ -67,6 +67,8 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
     check_outputs(model, normalize(inputs[None].to(runtime.device)), target[None], task)
     classes = data.num_classes if task.name == "classification" else None
     augment = build_augment(config.data.augment, data.input_shape, classes)
+    if config.data.augment.mixup or config.data.augment.cutmix:
+        task = replace(task, label_smoothing=None)  # passes written out know whole classes only
     flat, optimizer = _build_optimizer(config, runtime, model, precision, task)
     total_windows = plan.calendar.windows_before(config.train.epochs)
     best = choose_best(task, config.evaluate.best, config.evaluate.best_mode)
@@ -115,7 +117,17 @@ def _build_optimizer(
     config: RunConfig, runtime: Runtime, model: nn.Module, precision: Precision, task: Task
 ) -> tuple[FlatParameters | None, torch.optim.Optimizer]:
     """Over a flat buffer if the passes are written out, else over the model's own parameters."""
-    flat = lay_out(config, runtime.device, model, precision, task)
+    flat = None
+    if config.parallel.engine == "native":
+        flat = flatten_parameters(
+            model,
+            config.compile,
+            precision,
+            task,
+            runtime.device,
+            config.parallel,
+            one_kernel(config.optimizer),
+        )
     optimizer = build_optimizer(
         config.optimizer,
         group_parameters(model, config.optimizer),
@@ -129,37 +141,6 @@ def _build_optimizer(
 
         check_sharding(config, optimizer)
     return flat, optimizer
-
-
-def training_task(config: RunConfig) -> Task:
-    """What is learned."""
-    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
-    if config.data.augment.mixup or config.data.augment.cutmix:
-        return replace(task, label_smoothing=None)  # passes written out know whole classes only
-    return task
-
-
-def lay_out(
-    config: RunConfig, device: torch.device, model: nn.Module, precision: Precision, task: Task
-) -> FlatParameters | None:
-    """Move the parameters into a flat buffer if the passes of this run are written out.
-
-    Matrices are transposed there, which shows in the last bits of what a model computes.
-
-    Raises:
-        InputError: If `compile.backward: explicit` is asked for and not possible.
-    """
-    if config.parallel.engine != "native":
-        return None
-    return flatten_parameters(
-        model,
-        config.compile,
-        precision,
-        task,
-        device,
-        config.parallel,
-        one_kernel(config.optimizer),
-    )
 
 
 def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:

@@ -26,13 +26,13 @@ def generator_is_put_back() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
-def normalize() -> Normalize:
-    data = ArrayDataset(torch.zeros(1, 1, 3, 4, dtype=torch.uint8), torch.zeros(1).long())
+def normalize(input_shape: tuple[int, ...] = (1, 3, 4), num_classes: int = 5) -> Normalize:
+    data = ArrayDataset(torch.zeros(1, *input_shape, dtype=torch.uint8), torch.zeros(1).long())
     facts = Datasets(
         train=data,
         test=data,
-        input_shape=(1, 3, 4),
-        num_classes=5,
+        input_shape=input_shape,
+        num_classes=num_classes,
         mean=(0.3,),
         std=(0.4,),
         scale=255.0,

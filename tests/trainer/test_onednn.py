@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import trainer.onednn
-from data.datasets import ArrayDataset, Datasets, Normalize
+from tests.trainer.test_explicit import normalize
 from trainer.explicit import ExplicitPasses
 from trainer.flat import FlatParameters
 from trainer.models import MLP
@@ -21,20 +21,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def normalize() -> Normalize:
-    data = ArrayDataset(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1).long())
-    facts = Datasets(
-        train=data,
-        test=data,
-        input_shape=(1, 28, 28),
-        num_classes=10,
-        mean=(0.1,),
-        std=(0.3,),
-        scale=255.0,
-    )
-    return Normalize(facts, torch.device("cpu"))
-
-
 def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Loss, hits, gradients and weights of two batches, the second one added to the first."""
     monkeypatch.setattr("trainer.onednn.prefers_onednn", lambda: wanted)
@@ -44,7 +30,7 @@ def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Te
     assert shapes is not None
     parameters = [p for shape in shapes for p in shape.linear.parameters()]
     flat = FlatParameters(parameters, keeps_upright)
-    passes = ExplicitPasses(shapes, flat, normalize=normalize(), label_smoothing=0.1)
+    passes = ExplicitPasses(shapes, flat, normalize=normalize((1, 28, 28), 10), label_smoothing=0.1)
     assert parameters[0].is_contiguous() == wanted
     assert not parameters[2].is_contiguous(), "too small to gain"
     generator = torch.Generator().manual_seed(1)
