@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from typing import Protocol, TypeVar
 
 import torch
 
 T = TypeVar("T")
-HERE: AbstractContextManager[Any] = nullcontext()
 
 
 class Recorder(Protocol):
@@ -57,42 +56,3 @@ class GraphRecorder:
                 raise
             graph.capture_end()
         return result, graph.replay
-
-
-class Branches:
-    """Side streams for work that what follows does not wait for; in a graph they are branches.
-
-    On a CPU everything happens in its turn.
-    """
-
-    def __init__(self, device: torch.device, count: int) -> None:
-        cuda = device.type == "cuda"
-        self.device = device
-        self.streams: list[Any] = [torch.cuda.Stream(device) for _ in range(count if cuda else 0)]  # type: ignore[no-untyped-call]
-
-    def beside(self, index: int) -> AbstractContextManager[Any]:
-        """On side stream `index`, after everything so far.
-
-        Memory that is allocated inside must not be used outside.
-        """
-        if not self.streams:
-            return HERE
-        stream = self.streams[index]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        return torch.cuda.stream(stream)
-
-    def mark(self) -> Any:
-        """An event for `wait`: what the current stream was given so far is done."""
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
-    def wait(self, event: Any) -> None:
-        """Let the current stream wait for it; None: for nothing."""
-        if event is not None:
-            torch.cuda.current_stream(self.device).wait_event(event)
-
-    def join(self) -> None:
-        """Wait for all of them."""
-        for stream in self.streams:
-            torch.cuda.current_stream(self.device).wait_stream(stream)

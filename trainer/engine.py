@@ -16,11 +16,11 @@ from data.sampler import MicroBatch, Plan, Window
 from data.samples import Batch
 from trainer.compiling import compile_if_asked, should_compile
 from trainer.compression import reduce_with_ddp
-from trainer.explicit import ExplicitPasses
-from trainer.flat import FlatParameters
-from trainer.onednn import keeps_upright
+from trainer.explicit.flat import FlatParameters
+from trainer.explicit.layers import describe
+from trainer.explicit.onednn import keeps_upright
+from trainer.explicit.passes import ExplicitPasses
 from trainer.passes import AutogradPasses, LossModule, Passes
-from trainer.plain_layers import describe
 from trainer.precision import DTYPES, Precision
 from trainer.reduction import FlatAllReduce, PairwiseTree, Reduction, SingleRank
 from trainer.runtime import Runtime
@@ -34,6 +34,10 @@ class Engine(Protocol):
     """The raw module: its state dict has the keys the user wrote."""
     gradient_scale: float
     """Factor of the loss that undoes an average over ranks."""
+
+    def trained(self) -> list[nn.Parameter]:
+        """Whose `.grad` together is the gradient: of this rank, whole or in parts."""
+        ...
 
     def clear(self) -> None:
         """Forget the gradient of the step before."""
@@ -85,6 +89,9 @@ class WholeModel:
 
     module: nn.Module
     passes: Passes
+
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def clear(self) -> None:
         self.passes.clear()
@@ -162,8 +169,12 @@ class NativeEngine(WholeModel):
             reduction = PairwiseTree(
                 self.module, self.passes, runtime, shards=parallel.shards, seed=plan.seed
             )
+        self.flat = flat
         self.reduction = reduction
         self.gradient_scale = reduction.gradient_scale
+
+    def trained(self) -> list[nn.Parameter]:
+        return super().trained() if self.flat is None else [self.flat.whole]
 
     def _distribute(
         self,

@@ -18,7 +18,7 @@ from data.samples import Batch
 from trainer.blocks import check_blocks
 from trainer.engine import flatten_parameters
 from trainer.engine_accelerate import check_accelerate
-from trainer.flat import FlatParameters
+from trainer.explicit.flat import FlatParameters
 from trainer.models import build_model, check_outputs
 from trainer.optim import build_optimizer, check_gradients, one_kernel
 from trainer.parameter_groups import group_parameters

@@ -13,10 +13,10 @@ from configs.errors import InputError
 from configs.imports import call_with
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import OptimizerConfig
-from trainer.flat import FlatParameters, flatten_optimizer
+from trainer.explicit.flat import FlatParameters, flatten_optimizer
+from trainer.explicit.pieces import STATE
 from trainer.muon import MuonWithAdamW
 from trainer.parameter_groups import Group
-from trainer.pieces import STATE
 from trainer.registry import any_case, resolve
 
 Parameters = list[nn.Parameter] | list[Group]

@@ -60,7 +60,7 @@ class TrainStep:
         self.needs_closure = needs_closure(optimizer)
         self.learning_rate = 0.0
         """That of the last step."""
-        self.parameters = [p for p in engine.module.parameters() if p.requires_grad]
+        self.parameters = engine.trained()
         self.norm: Tensor | None = None
         """Of the last step's gradient, before clipping, if it is known already."""
 
@@ -92,8 +92,11 @@ class TrainStep:
             with self.engine.micro_batch(window, micro):
                 loss, score = self.engine.differentiate(*self.augment(inputs, targets), share)
             meter.add(window.number, loss, score, micro.size)
-        self.engine.reduce()
+        self.complete_gradient()
 
+    def complete_gradient(self) -> None:
+        """What is left to do after the last micro-batch: reduce over ranks, unscale and clip."""
+        self.engine.reduce()
         self.norm = None
         self.precision.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:

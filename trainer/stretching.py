@@ -10,14 +10,15 @@ from data.augment import as_is
 from data.loader import ResidentLoader
 from trainer.capture import GraphRecorder
 from trainer.engine import NativeEngine
-from trainer.explicit import ExplicitPasses
+from trainer.explicit.passes import ExplicitPasses
+from trainer.explicit.pieces import STATE, PieceStep
 from trainer.local import Local
-from trainer.pieces import STATE, PieceStep
+from trainer.recorded import LENGTHS, RecordedStretches
 from trainer.schedule import PureSchedule
 from trainer.step import TrainStep
-from trainer.stretches import LENGTHS, Stretches
+from trainer.stretches import Stretches
 
-MOST_EXECUTED = 8
+MOST_EXECUTED = 10
 """Steps of a stretch that is not recorded."""
 BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Of the samples of a stretch as float32: on a CPU they should stay in the cache."""
@@ -51,7 +52,8 @@ def build_stretches(config: RunConfig, local: Local, step: TrainStep) -> Stretch
         recorder = GraphRecorder(step.runtime.device)
         if not isinstance(passes, ExplicitPasses):
             step.optimizer.step = PieceStep(step.optimizer)  # type: ignore[method-assign, assignment]
-        return Stretches(
+        assert resident is not None
+        return RecordedStretches(
             step, most=min(most, LENGTHS[0]), loader=resident, ahead=ahead, recorder=recorder
         )
     if not _lags(config, local, step):

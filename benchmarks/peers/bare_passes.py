@@ -20,7 +20,7 @@ from benchmarks.peers.common import BATCH, LEARNING_RATE, Report, load_mnist, pa
 from benchmarks.peers.passes_by_hand import Network
 from benchmarks.peers.torch_common import network, prepare, test_accuracy
 
-TOGETHER = 8
+TOGETHER = 10
 """Batches that are gathered, normalised and given their random numbers at once."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.peers.common import DROPOUT, SIZES
 from data.catalog import MNIST
-from trainer.onednn import multiply, prefers_onednn
+from trainer.explicit.onednn import multiply, prefers_onednn
 
 DROPPED = round(DROPOUT * 65536)
 KEPT_SCALE = 65536 / (65536 - DROPPED)
@@ -76,10 +76,10 @@ class Network:
         for index, targets in enumerate(labels.split(size)):
             x, mask = inputs[index], masks[index]
             if self.onednn:
-                a1 = multiply(x, w1.t(), b1, relu=True)
+                z1 = multiply(x, w1.t(), b1, relu=True)
             else:
-                torch._addmm_activation(b1, x, w1, out=a1)
-            a1.mul_(mask[: a1.numel()].view_as(a1))
+                z1 = torch._addmm_activation(b1, x, w1, out=a1)
+            torch.mul(z1, mask[: a1.numel()].view_as(a1), out=a1)
             torch._addmm_activation(b2, a1, w2, alpha=KEPT_SCALE, out=a2)
             a2.mul_(mask[a1.numel() :].view_as(a2))
             torch.addmm(b3, a2, w3, alpha=KEPT_SCALE, out=logits[index])

@@ -13,18 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import trainer.stretches
+import trainer.recorded
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
 from data.sampler import Window
 from tests.trainer.test_step import TOO_LARGE, Rig, assert_same_bits, make, one_thread
-from trainer.capture import Branches, GraphRecorder
+from trainer.capture import GraphRecorder
 from trainer.engine import NativeEngine
-from trainer.explicit import ExplicitPasses
+from trainer.explicit.branches import Branches
+from trainer.explicit.passes import ExplicitPasses
 from trainer.gradients import GradientLog
 from trainer.loop import upcoming
+from trainer.recorded import LENGTHS, WARMUP_STEPS, Outcome, RecordedStretches
 from trainer.runtime import Runtime
-from trainer.stretches import LENGTHS, WARMUP_STEPS, Outcome, Stretches
+from trainer.stretches import Stretches
 
 __all__ = ["one_thread"]  # an autouse fixture
 
@@ -73,9 +75,11 @@ class Again:
 
         def replay() -> None:
             self.replayed += 1
-            for mine, new in zip(flat(result), flat(call()), strict=True):
-                if mine is not new:
-                    mine.copy_(new)
+            again = flat(call())
+            with torch.inference_mode():  # as passes that are written out make their tensors in
+                for mine, new in zip(flat(result), again, strict=True):
+                    if mine is not new:
+                        mine.copy_(new)
 
         return result, replay
 
@@ -91,7 +95,9 @@ def stretches(rig: Rig, *, most: int = 8, recorder: Any = None, ahead: bool = Tr
     ready = engine.passes if isinstance(engine.passes, ExplicitPasses) and ahead else None
     if rig.plan.micro_batches_per_step > 1:
         ready = None
-    return Stretches(rig.step, most=most, loader=rig.loader, ahead=ready, recorder=recorder)
+    if recorder is None:
+        return Stretches(rig.step, most=most, loader=rig.loader, ahead=ready)
+    return RecordedStretches(rig.step, most=most, loader=rig.loader, ahead=ready, recorder=recorder)
 
 
 def drive(rig: Rig, steps: Stretches, cuts: list[int]) -> None:
@@ -214,7 +220,7 @@ def test_a_size_is_recorded_after_its_warm_up_in_lengths_that_fit() -> None:
 
 def test_slow_steps_are_not_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request to stop is heard between stretches."""
-    monkeypatch.setattr(trainer.stretches, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(trainer.recorded, "MOST_SECONDS", 0.0)
     rig = make(num_samples=16 * 40, **NOISY)
     steps = stretches(rig, most=50, recorder=Again(rig))
     drive(rig, steps, [1] * 9)
@@ -314,7 +320,7 @@ def test_graphs_have_the_bits_of_the_steps_they_record(
     found = []
     for recorded in (True, False):
         if not recorded:
-            monkeypatch.setattr(trainer.stretches, "WARMUP_STEPS", 1 << 30)
+            monkeypatch.setattr(trainer.recorded, "WARMUP_STEPS", 1 << 30)
         rig = make(**RUNS[name], device=gpu, schedule=ScheduleConfig(name="cosine"))
         torch.manual_seed(7)
         drive(rig, stretches(rig, most=50, recorder=GraphRecorder(gpu)), [1] * 12 + [6, 6, 12])

@@ -14,7 +14,7 @@ from data.loader import ResidentLoader, zeros_of
 from data.sampler import Plan
 from trainer.blocks import blocks
 from trainer.engine import NativeEngine
-from trainer.explicit import ExplicitPasses
+from trainer.explicit.passes import ExplicitPasses
 from trainer.local import Local
 from trainer.optim import needs_closure
 from trainer.state import Stateful

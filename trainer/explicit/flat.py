@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.capture import HERE
-from trainer.pieces import ALIGNMENT, pieces, run_kernel, state_names
+from trainer.explicit.branches import HERE
+from trainer.explicit.pieces import ALIGNMENT, pieces, run_kernel, state_names
 
 
 def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:
@@ -55,6 +55,9 @@ class FlatParameters:
             value.copy_(parameter.data)
             parameter.data = value
             parameter.grad = gradient
+        self.whole = nn.Parameter(self.values)
+        """Stands for all of them: norms and clipping take one kernel instead of one for each."""
+        self.whole.grad = self.gradients
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Slots of a flat tensor, each in the shape of its parameter."""

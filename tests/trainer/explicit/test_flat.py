@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.flat import FlatParameters, flatten_optimizer
+from trainer.explicit.flat import FlatParameters, flatten_optimizer
+from trainer.explicit.pieces import ALIGNMENT
 from trainer.models import MLP
-from trainer.pieces import ALIGNMENT
 from trainer.state import host_copy
 
 OPTIMIZERS: dict[str, Any] = {

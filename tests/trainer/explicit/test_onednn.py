@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import trainer.onednn
-from tests.trainer.test_explicit import normalize
-from trainer.explicit import ExplicitPasses
-from trainer.flat import FlatParameters
+import trainer.explicit.onednn
+from tests.trainer.explicit.test_passes import normalize
+from trainer.explicit.flat import FlatParameters
+from trainer.explicit.layers import describe
+from trainer.explicit.onednn import LARGE, LARGE_WEIGHT, keeps_upright, multiply, prefers_onednn
+from trainer.explicit.passes import ExplicitPasses
 from trainer.models import MLP
-from trainer.onednn import LARGE, LARGE_WEIGHT, keeps_upright, multiply, prefers_onednn
-from trainer.plain_layers import describe
 
 pytestmark = pytest.mark.skipif(
     not torch._C._has_mkldnn, reason="THIS BUILD OF TORCH HAS NO oneDNN: its products are MKL's"
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(
 
 def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Loss, hits, gradients and weights of two batches, the second one added to the first."""
-    monkeypatch.setattr("trainer.onednn.prefers_onednn", lambda: wanted)
-    monkeypatch.setattr("trainer.explicit.prefers_onednn", lambda: wanted)
+    monkeypatch.setattr("trainer.explicit.onednn.prefers_onednn", lambda: wanted)
+    monkeypatch.setattr("trainer.explicit.passes.prefers_onednn", lambda: wanted)
     module = copy.deepcopy(module)
     shapes = describe(module)
     assert shapes is not None
@@ -38,13 +38,13 @@ def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Te
     targets = torch.randint(0, 10, (128,), generator=generator)
     torch.manual_seed(2)
     rows: list[Tensor] = []
-    passes.ahead(inputs, targets, 1 / 64, 2)
+    prepared = passes.prepare(inputs, targets, 1 / 64, 2)
     for clear in (True, False):
         if clear:
             passes.clear()
-        rows += passes(inputs, targets, 1 / 64)
+        passes.advance()
         rows += [g.clone() for g in flat.views(flat.gradients)]
-    return [*rows, *module.state_dict().values()]
+    return [*rows, prepared.losses, prepared.hits, *module.state_dict().values()]
 
 
 def test_passes_with_it_are_passes_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,4 +70,4 @@ def test_a_product(relu: bool) -> None:
 def test_the_processor_decides_once() -> None:
     prefers_onednn.cache_clear()
     assert prefers_onednn() is prefers_onednn()
-    assert trainer.onednn.prefers_onednn.cache_info().hits == 1
+    assert trainer.explicit.onednn.prefers_onednn.cache_info().hits == 1

@@ -9,18 +9,18 @@ of 2**-16, and activations are scaled by the exact inverse of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.datasets import Normalize
-from trainer.capture import Branches
-from trainer.flat import FlatParameters, entered, untracked
-from trainer.onednn import LARGE, multiply, prefers_onednn
-from trainer.plain_layers import LEVELS, Shape
-from trainer.workspace import Ahead, Views, Workspace
+from trainer.explicit.branches import Branches
+from trainer.explicit.flat import FlatParameters, entered, untracked
+from trainer.explicit.layers import LEVELS, Shape
+from trainer.explicit.onednn import LARGE, multiply, prefers_onednn
+from trainer.explicit.workspace import Call, Prepared, Views, Workspace
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
@@ -43,7 +43,7 @@ def _find_head(layers: list[_Layer], device: torch.device) -> Callable[..., None
     if device.type != "cuda" or len(layers) < 2:
         return None
     try:
-        from trainer.head import head, takes  # triton comes with torch for GPUs
+        from trainer.explicit.head import head, takes  # triton comes with torch for GPUs
     except ImportError:
         return None
     return head if takes(*layers[-1].weight.shape) else None
@@ -71,7 +71,7 @@ class ExplicitPasses:
         self.num_classes = shapes[-1].linear.out_features
         self.label_smoothing = label_smoothing
         self.workspaces: dict[tuple[int, int], Workspace] = {}
-        self.ready: Ahead | None = None
+        self.prepared: Prepared | None = None
         self.fresh = True
         self.untracked = untracked(flat.gradients.device)
         self.branches = Branches(flat.gradients.device, len(self.layers))
@@ -91,13 +91,13 @@ class ExplicitPasses:
     def put(self, flat: Tensor) -> None:
         self.flat.gradients.copy_(flat)
 
-    def ahead(self, inputs: Tensor, targets: Tensor, share: float, count: int) -> None:
-        """Make `count` batches of equal size ready, which the next calls will be given.
+    def prepare(self, inputs: Tensor, targets: Tensor, share: float, count: int) -> Prepared:
+        """Make `count` batches of equal size ready, one for each `advance` that follows.
 
         What does not depend on the weights is done for all of them at once. Random numbers are
         drawn batch by batch: how many are made ready together does not change them.
         """
-        assert self.ready is None
+        assert self.prepared is None
         size, smoothing = len(targets) // count, self.label_smoothing
         with entered(self.untracked):
             work = self.workspaces.get((count, size))
@@ -111,38 +111,38 @@ class ExplicitPasses:
             self._draw(work)
             others = smoothing / self.num_classes
             work.goals.fill_(-share * others)
-            self.ready = ready = Ahead(work, targets)
+            self.prepared = prepared = Prepared(work, targets)
             hot = -share * (1 - smoothing + others)
-            work.goals.scatter_(2, ready.targets.unsqueeze(2), hot)
+            work.goals.scatter_(2, prepared.targets, hot)
+        return prepared
+
+    def advance(self) -> None:
+        """Forward and backward, on the next batch that has been made ready."""
+        prepared = self.prepared
+        assert prepared is not None
+        with entered(self.untracked):
+            batch = prepared.work.batches[prepared.used]
+            prepared.used += 1
+            for call in self._calls(prepared.work, batch):
+                call()
+            if prepared.used_up:
+                prepared.measure(self.label_smoothing)
+                self.prepared = None
+        self.fresh = False
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        if self.ready is None:
-            self.ahead(inputs, targets, share, 1)
-        ready = self.ready
-        assert ready is not None
-        with entered(self.untracked):
-            return self._pass(ready)
+        prepared = self.prepare(inputs, targets, share, 1)
+        self.advance()
+        return prepared.losses[0], prepared.hits[0]
 
-    def _pass(self, ready: Ahead) -> tuple[Tensor, Tensor]:
-        """Forward and backward, on the next batch that has been made ready."""
-        index = ready.used
-        ready.used += 1
-        batch = ready.work.batches[index]
-        self.drawing.wait(batch.drawn)
-        self._forward(ready.work, batch)
-        self._turn(ready.work, batch)
-        with self.branches.beside(0):
-            loss = self._loss(batch.logp, ready.targets[index])
-            if self.branches.streams:
-                ready.losses[index].copy_(loss)
-            else:
-                ready.losses[index] = loss
-        self._backward(ready.work, batch)
-        if ready.used_up:
-            ready.count_hits()
-            self.ready = None
-        self.fresh = False
-        return ready.losses[index], ready.hits[index]
+    def _calls(self, work: Workspace, batch: Views) -> Iterable[Call]:
+        """The operations on a batch, in order. On a CPU they are written down once."""
+        if self.branches.streams:
+            self.drawing.wait(batch.drawn)
+            return self._passes(work, batch)
+        if self.fresh not in batch.calls:
+            batch.calls[self.fresh] = list(self._passes(work, batch))
+        return batch.calls[self.fresh]
 
     def _draw(self, work: Workspace) -> None:
         """Masks for all batches, on a GPU beside the steps that do not need them yet."""
@@ -161,27 +161,38 @@ class ExplicitPasses:
                         torch.ge(draws[index], layer.dropped - LEVELS // 2, out=keep[index])
                 work.batches[index].drawn = self.drawing.mark()
 
-    def _forward(self, work: Workspace, batch: Views) -> None:
+    def _passes(self, work: Workspace, batch: Views) -> Iterator[Call]:
+        yield from self._forward(work, batch)
+        yield from self._turn(work, batch)
+        yield from self._backward(work, batch)
+
+    def _forward(self, work: Workspace, batch: Views) -> Iterator[Call]:
         entering, scale = batch.inputs, 1.0
-        for index, keep in enumerate(batch.keep[:-1]):
-            layer, output = self.layers[index], work.activations[index]
+        for layer, keep, output in zip(self.layers, batch.keep, work.activations, strict=False):
+            mask = keep if layer.dropped else None
             if scale == 1.0 and self.onednn and output.numel() * entering.shape[1] >= LARGE:
-                work.activations[index] = layer.bias  # gives the memory back, to be had again
-                output = multiply(entering, layer.backwards, layer.bias, relu=True)
-                work.activations[index] = output
+                yield partial(_rectify, entering, layer.backwards, layer.bias, mask, output)
             else:
-                torch._addmm_activation(layer.bias, entering, layer.weight, alpha=scale, out=output)
-            if layer.dropped:
-                output.mul_(keep)
+                yield partial(
+                    torch._addmm_activation,
+                    layer.bias,
+                    entering,
+                    layer.weight,
+                    alpha=scale,
+                    out=output,
+                )
+                if mask is not None:
+                    yield partial(output.mul_, mask)
             entering, scale = output, layer.scale
 
-    def _turn(self, work: Workspace, batch: Views) -> None:
+    def _turn(self, work: Workspace, batch: Views) -> Iterator[Call]:
         """The last layer, and the gradients by its outputs and by what the layer below computes."""
         last, gradients = self.layers[-1], work.gradients
         scale = self.layers[-2].scale if work.activations else 1.0
         entering = work.activations[-1] if work.activations else batch.inputs
         if self.head is not None:
-            self.head(
+            yield partial(
+                self.head,
                 entering,
                 last.weight,
                 last.bias,
@@ -193,56 +204,69 @@ class ExplicitPasses:
                 below=gradients[-2],
             )
             return
-        torch.addmm(last.bias, entering, last.weight, alpha=scale, out=batch.logits)
-        torch.log_softmax(batch.logits, 1, out=batch.logp)
-        torch._log_softmax_backward_data(
-            batch.goal, batch.logp, 1, torch.float32, out=gradients[-1]
+        yield partial(torch.addmm, last.bias, entering, last.weight, alpha=scale, out=batch.logits)
+        yield partial(torch.log_softmax, batch.logits, 1, out=batch.logp)
+        yield partial(
+            torch._log_softmax_backward_data,
+            batch.goal,
+            batch.logp,
+            1,
+            torch.float32,
+            out=gradients[-1],
         )
-        self._descend(work, len(self.layers) - 1)
+        yield from self._descend(work, len(self.layers) - 1)
 
-    def _loss(self, logp: Tensor, targets: Tensor) -> Tensor:
-        """The summed cross-entropy of a batch."""
-        smoothing = self.label_smoothing
-        loss = F.nll_loss(logp, targets, reduction="sum")
-        if smoothing:
-            loss.mul_(1 - smoothing).sub_(logp.sum(), alpha=smoothing / self.num_classes)
-        return loss
-
-    def _backward(self, work: Workspace, batch: Views) -> None:
+    def _backward(self, work: Workspace, batch: Views) -> Iterator[Call]:
         """From the gradient by the logits to those of all parameters."""
-        beta = 0.0 if self.fresh else 1.0
         for index in range(len(self.layers) - 1, -1, -1):
             layer, gradient = self.layers[index], work.gradients[index]
             scale = self.layers[index - 1].scale if index else 1.0
             with self.branches.beside(index):
                 if self.fresh:
-                    torch.sum(gradient, 0, out=layer.bias_gradient)
+                    yield partial(torch.sum, gradient, 0, out=layer.bias_gradient)
                 else:
-                    layer.bias_gradient.add_(gradient.sum(0))
+                    yield partial(_add_sum, gradient, layer.bias_gradient)
                 if index:
                     entering = work.activations[index - 1].t()
-                    self._weigh(layer, entering, gradient, beta, scale)
+                    yield self._weigh(layer, entering, gradient, scale)
             if index == 0:
-                self._weigh(layer, batch.transposed, gradient, beta, scale)
+                yield self._weigh(layer, batch.transposed, gradient, scale)
             elif index < len(self.layers) - 1:
-                self._descend(work, index)
-        self.branches.join()
+                yield from self._descend(work, index)
+        yield self.branches.join
 
-    def _descend(self, work: Workspace, index: int) -> None:
+    def _descend(self, work: Workspace, index: int) -> Iterator[Call]:
         """From the gradient by the outputs of a layer to that by the outputs of the one below."""
         if index:
             below, activation = work.gradients[index - 1], work.activations[index - 1]
             layer, scale = self.layers[index], self.layers[index - 1].scale
-            torch.addmm(
-                below, work.gradients[index], layer.backwards, beta=0.0, alpha=scale, out=below
+            above = work.gradients[index]
+            yield partial(
+                torch.addmm, below, above, layer.backwards, beta=0.0, alpha=scale, out=below
             )
-            _threshold_backward(below, activation, 0.0, grad_input=below)
+            yield partial(_threshold_backward, below, activation, 0.0, grad_input=below)
 
-    def _weigh(
-        self, layer: _Layer, entering: Tensor, gradient: Tensor, beta: float, scale: float
-    ) -> None:
-        out = layer.weight_gradient
-        if scale == 1.0 and beta == 0.0 and self.onednn and out.numel() * len(gradient) >= LARGE:
-            out.t().copy_(multiply(gradient.t(), entering))
-            return
-        torch.addmm(out, entering, gradient, beta=beta, alpha=scale, out=out)
+    def _weigh(self, layer: _Layer, entering: Tensor, gradient: Tensor, scale: float) -> Call:
+        """The gradient of a layer's weights."""
+        out, beta = layer.weight_gradient, 0.0 if self.fresh else 1.0
+        if scale == 1.0 and self.fresh and self.onednn and out.numel() * len(gradient) >= LARGE:
+            return partial(_multiply_to, gradient.t(), entering, out.t())
+        return partial(torch.addmm, out, entering, gradient, beta=beta, alpha=scale, out=out)
+
+
+def _rectify(
+    entering: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, out: Tensor
+) -> None:
+    """`relu(entering @ weight.T + bias) * mask`; oneDNN's products come in memory of their own."""
+    if mask is None:
+        out.copy_(multiply(entering, weight, bias, relu=True))
+    else:
+        torch.mul(multiply(entering, weight, bias, relu=True), mask, out=out)
+
+
+def _multiply_to(left: Tensor, right: Tensor, out: Tensor) -> None:
+    out.copy_(multiply(left, right))
+
+
+def _add_sum(gradient: Tensor, out: Tensor) -> None:
+    out.add_(gradient.sum(0))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.test_flat import OPTIMIZERS
+from tests.trainer.explicit.test_flat import OPTIMIZERS
+from trainer.explicit.pieces import BLOCK, TOGETHER, PieceStep, piece_size, pieces
 from trainer.models import MLP
-from trainer.pieces import BLOCK, TOGETHER, PieceStep, piece_size, pieces
 
 
 def pair(name: str) -> list[tuple[nn.Module, torch.optim.Optimizer]]:

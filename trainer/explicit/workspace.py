@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.pieces import ALIGNMENT
+from trainer.explicit.pieces import ALIGNMENT
+
+Call = Callable[[], Any]
 
 
 @dataclass(slots=True)
@@ -29,6 +31,8 @@ class Views:
     """The gradient of the loss by the log-probabilities, `(B, classes)` like these two."""
     drawn: Any = None
     """Event on a GPU: the masks are there."""
+    calls: dict[bool, list[Call]] = field(default_factory=dict)
+    """The passes over this batch, where its gradient begins a new sum and where it does not."""
 
 
 class Workspace:
@@ -95,21 +99,29 @@ def _aligned(new: Callable[..., Tensor], count: int, size: int, width: int) -> T
     return flat[:, :length].view(count, size, width)
 
 
-class Ahead:
+class Prepared:
     """Batches that have been made ready, and how many of them have been used."""
 
     def __init__(self, work: Workspace, targets: Tensor) -> None:
         self.work = work
-        self.targets = targets.view(work.count, work.size)
+        self.targets = targets.view(work.count, work.size, 1)
         self.used = 0
-        self.losses = list(work.logits.new_empty(work.count))
-        self._hits = work.logits.new_empty(work.count, dtype=torch.int64)
-        self.hits = list(self._hits)
+        self.losses = work.logits.new_empty(work.count)
+        """Summed over each batch; these and the hits are there once all have been used."""
+        self.hits = work.logits.new_empty(work.count, dtype=torch.int64)
 
     @property
     def used_up(self) -> bool:
         return self.used == self.work.count
 
-    def count_hits(self) -> None:
-        """Correct predictions of every batch: integers, so that it may be done for all at once."""
-        torch.sum(self.work.logits.argmax(2) == self.targets, 1, out=self._hits)
+    def measure(self, smoothing: float) -> None:
+        """The summed cross-entropy and the correct predictions of every batch."""
+        work = self.work
+        logp = torch.gather(work.logp, 2, self.targets).squeeze(2)
+        torch.sum(logp, 1, out=self.losses)
+        self.losses.mul_(smoothing - 1)
+        if smoothing:
+            share = smoothing / work.logp.shape[2]
+            self.losses.sub_(work.logp.sum((1, 2)), alpha=share)
+        right = work.logits.argmax(2, keepdim=True) == self.targets
+        torch.sum(right.squeeze(2), 1, out=self.hits)

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import ROOT, environment
-from tests.trainer.test_explicit import batch, explicit, network
+from tests.trainer.explicit.test_passes import batch, explicit, network
 
 SHAPES = ((64, 128, 10), (32, 128, 10), (7, 9, 5), (16, 16, 16), (1, 33, 2), (40, 200, 47))
 
 
 def largest_difference(device: torch.device, rows: int, inputs: int, classes: int) -> float:
     """Between what the kernel writes and what float64 says, relative to the largest value."""
-    from trainer.head import head
+    from trainer.explicit.head import head
 
     generator = torch.Generator().manual_seed(rows)
     entering = torch.randn(rows, inputs, generator=generator).relu()
@@ -71,7 +71,7 @@ class Streams:
 
 def passes_agree() -> bool:
     """Passes with the kernel, which draw batch by batch, and passes without, which do not."""
-    from trainer.head import head
+    from trainer.explicit.head import head
 
     module = network(dropout=0.3, hidden=(9, 7))
     plain, made = explicit(copy.deepcopy(module), 0.1), explicit(module, 0.1)
@@ -82,14 +82,14 @@ def passes_agree() -> bool:
         found = []
         for passes in (plain, made):
             torch.manual_seed(3)
-            passes.ahead(inputs, targets, 0.25, 2)
+            prepared = passes.prepare(inputs, targets, 0.25, 2)
             rows = []
             for _ in range(2):
                 if clear:
                     passes.clear()
-                rows += [*passes(inputs, targets, 0.25), passes.flat.gradients]
-                rows = [row.clone() for row in rows]
-            found.append(rows)
+                passes.advance()
+                rows.append(passes.flat.gradients.clone())
+            found.append([*rows, prepared.losses, prepared.hits])
         for mine, theirs in zip(*found, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
     return True
@@ -107,7 +107,7 @@ def test_interpreted() -> None:
         pytest.skip(
             "triton IS NOT INSTALLED: it comes with torch for GPUs, or `pip install triton`"
         )
-    program = "from tests.trainer.test_head import *\n"
+    program = "from tests.trainer.explicit.test_head import *\n"
     program += "assert passes_agree()\n"
     program += "print(max(largest_difference(torch.device('cpu'), *shape) for shape in SHAPES))"
     env = environment({"TRITON_INTERPRET": "1"})

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.datasets import ArrayDataset, Datasets, Normalize
-from trainer.explicit import ExplicitPasses
-from trainer.flat import FlatParameters
+from trainer.explicit.flat import FlatParameters
+from trainer.explicit.layers import LEVELS, describe
+from trainer.explicit.passes import ExplicitPasses
 from trainer.models import MLP
-from trainer.plain_layers import LEVELS, describe
 
 CPU = torch.device("cpu")
 
@@ -124,15 +124,23 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
         for passes in (together, alone):
             torch.manual_seed(first)
             rows: list[Tensor] = []
+            span = slice(6 * first, 6 * (first + count))
             if passes is together:
-                span = slice(6 * first, 6 * (first + count))
-                passes.ahead(inputs[span], targets[span], 0.5, count)
+                ready = passes.prepare(inputs[span], targets[span], 0.5, count)
+                metrics = [ready.losses, ready.hits]
+            else:
+                metrics = []
             for index in range(first, first + count):
                 if index % 2:
                     passes.clear()
-                rows += passes(*parts[index], 0.5)
+                if passes is together:
+                    passes.advance()
+                else:
+                    metrics += passes(*parts[index], 0.5)
                 rows += [gradient.clone() for gradient in passes.flat.views(passes.flat.gradients)]
-            found.append([*rows, torch.get_rng_state()])
+            if passes is alone:
+                metrics = [torch.stack(metrics[::2]), torch.stack(metrics[1::2])]
+            found.append([*rows, *metrics, torch.get_rng_state()])
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 
 
