@@ -24,7 +24,7 @@ class CompileConfig:
     where that is possible, with the networks that come with the project."""
 
 
-NATIVE_ONLY = ("strategy", "cpu_offload", "reduction", "compression")
+NATIVE_ONLY = ("reduction", "compression")
 """Keys of `parallel` that only the native engine obeys."""
 
 

@@ -20,7 +20,7 @@ from trainer.collectives import broadcast_object, together
 from trainer.datasets import load_together
 from trainer.ema import Average, build_average
 from trainer.engine import Engine, NativeEngine
-from trainer.engine_accelerate import AccelerateEngine
+from trainer.engine_accelerate import AccelerateEngine, build_sharded
 from trainer.gradients import GradientLog
 from trainer.local import Local, build_local
 from trainer.log import RunLog
@@ -209,13 +209,17 @@ def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
 def _choose_engine(
     config: RunConfig, runtime: Runtime, local: Local, average: Average | None
 ) -> Callable[..., Engine]:
-    if config.parallel.engine == "accelerate":
-        return AccelerateEngine
-    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:  # slow to import
-        from trainer.fsdp import ShardedEngine
+    accelerate = config.parallel.engine == "accelerate"
+    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
+        from trainer.fsdp import ShardedEngine  # slow to import
 
-        copied = average.module if average else None
-        return partial(ShardedEngine, optimizer=local.optimizer, average=copied)
+        return partial(
+            build_sharded if accelerate else ShardedEngine,
+            optimizer=local.optimizer,
+            average=average.module if average else None,
+        )
+    if accelerate:
+        return AccelerateEngine
     return partial(NativeEngine, flat=local.flat)
 
 

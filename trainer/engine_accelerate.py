@@ -1,15 +1,14 @@
 """The same loop over Hugging Face Accelerate; the only file that imports it.
 
-Accelerate takes its own settings from `ACCELERATE_*` variables, which `accelerate launch` fills
-from its command line and its config file. Every question has one owner (docs/accelerate.md): what
-changes the arithmetic is the run's config, so a variable that says otherwise is refused.
+Every question has one owner (docs/accelerate.md). Whoever asks for FSDP gets the native engine's
+sharding: Accelerate's own calls the same `fully_shard`, but averages where the step sums, and wants
+the optimizer, its clipping and its checkpoints as well.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,30 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import InputError
 from configs.imports import import_extra
-from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.sampler import MicroBatch, Plan, Window
 from data.samples import Batch
+from trainer.accelerate_config import MIXED_PRECISION
 from trainer.compiling import compile_if_asked
-from trainer.engine import WholeModel, settle_buckets
+from trainer.engine import Engine, WholeModel, settle_buckets
 from trainer.passes import AutogradPasses, LossModule
 from trainer.precision import DTYPES
-from trainer.runtime import MPI_SIZES, Runtime, wants_cpu
+from trainer.runtime import MPI_SIZES, Runtime
 
-log = logging.getLogger("convoy")
-
-MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""precision.dtype in Accelerate's words."""
-PLUGINS = {
-    "ACCELERATE_USE_FSDP": "For sharded weights use --parallel.engine native "
-    "--parallel.strategy fsdp.",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed scales, clips and steps by itself: for sharded weights "
-    "use --parallel.engine native --parallel.strategy fsdp.",
-    "ACCELERATE_USE_MEGATRON_LM": "Choose another distributed type with `accelerate config`.",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "Ranks share the batch only: leave it out.",
-    "ACCELERATE_USE_SAGEMAKER": "Start the ranks with torchrun.",
-}
-"""What Accelerate can be told to hand the model to, and what to do instead."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
@@ -96,6 +81,35 @@ class AccelerateEngine(WholeModel):
         pass  # DDP has done it during the last backward pass
 
 
+def build_sharded(
+    loss: LossModule,
+    *,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    runtime: Runtime,
+    parallel: ParallelConfig,
+    compile_: CompileConfig,
+    plan: Plan,
+    example: Batch,
+) -> Engine:
+    """Ranks that hold parts of the model (see `fsdp.ShardedEngine`), under Accelerate."""
+    from trainer.fsdp import ShardedEngine  # slow to import
+
+    accelerator = build_accelerator(loss, runtime, parallel, plan)
+    engine = ShardedEngine(
+        loss,
+        optimizer=optimizer,
+        average=average,
+        runtime=runtime,
+        parallel=parallel,
+        compile_=compile_,
+        plan=plan,
+        example=example,
+    )
+    engine.passes = AcceleratedPasses(loss, loss, accelerator)
+    return engine
+
+
 class AcceleratedPasses(AutogradPasses):
     """Autograd, with the backward pass in Accelerate's hands."""
 
@@ -107,56 +121,6 @@ class AcceleratedPasses(AutogradPasses):
         loss, score = self.model(inputs, targets)
         self.accelerator.backward(loss * share)
         return loss.detach(), score
-
-
-def check_accelerate(config: RunConfig, runtime: Runtime, env: Mapping[str, str]) -> None:
-    """Refuse what the run's config and Accelerate's do not agree on.
-
-    Raises:
-        InputError: Also if Accelerate is not installed.
-    """
-    import_extra("accelerate", "accelerate")
-    for name, remedy in PLUGINS.items():
-        if env.get(name, "false").lower() == "true":
-            raise InputError(
-                f"the accelerate config ({name})",
-                given="true",
-                expected="one process, or data-parallel ranks, with parallel.engine=accelerate",
-                remedy=remedy,
-            )
-    dtype = config.precision.dtype
-    _agree(env, "MIXED_PRECISION", (MIXED_PRECISION[dtype],), f"precision.dtype={dtype}")
-    _agree(env, "GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), "train.micro_batch_size")
-    _agree(env, "DYNAMO_BACKEND", (), "compile.enabled")
-    _agree(env, "TORCH_DEVICE", (str(runtime.device), runtime.device.type), "parallel.device")
-    if wants_cpu(env) and runtime.device.type != "cpu":
-        raise InputError(
-            "the accelerate config (ACCELERATE_USE_CPU)",
-            given="true",
-            expected=f"no such wish with parallel.device={config.parallel.device}",
-            remedy="Leave parallel.device at auto, or `--cpu` out of `accelerate launch`.",
-        )
-    if runtime.launcher == "python" and wants_cpu(env) and "MASTER_PORT" in env:
-        log.warning(
-            "accelerate launch has started one process: on CPUs it leaves several to mpirun. For "
-            "several ranks use torchrun, or `accelerate launch --multi_gpu --num_processes N` with "
-            "--parallel.device cpu"
-        )
-
-
-def _agree(env: Mapping[str, str], name: str, accepted: tuple[str, ...], key: str) -> None:
-    """Refuse a variable of Accelerate that asks for something else than the run's config.
-
-    `no` is what `accelerate launch` sets where nothing was asked for.
-    """
-    value = env.get(f"ACCELERATE_{name}", "").lower()
-    if value not in ("", "no", *accepted):
-        raise InputError(
-            f"the accelerate config (ACCELERATE_{name})",
-            given=value,
-            expected=f"what the run's config says ({key})",
-            remedy="Say it there: the run's config decides, however the run is started.",
-        )
 
 
 def build_accelerator(
@@ -231,6 +195,7 @@ def _ranks_in_environment(runtime: Runtime) -> Iterator[None]:
         ranks = (runtime.rank, index, runtime.world_size, runtime.local_world_size)
         os.environ.update(zip(RANK_VARIABLES, map(str, ranks), strict=True))
         os.environ.setdefault("MASTER_ADDR", "unused")  # the process group exists already
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # it would want to wrap the optimizer as well
     os.environ["ACCELERATE_TORCH_DEVICE"] = str(runtime.device)
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # it would choose others

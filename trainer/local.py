@@ -15,9 +15,9 @@ from data.datasets import Datasets, Normalize
 from data.loader import Loader, build_loader
 from data.sampler import Plan
 from data.samples import Batch
+from trainer.accelerate_config import check_accelerate
 from trainer.blocks import check_blocks
 from trainer.engine import flatten_parameters
-from trainer.engine_accelerate import check_accelerate
 from trainer.explicit.flat import FlatParameters
 from trainer.models import build_model, check_outputs
 from trainer.optim import build_optimizer, check_gradients, one_kernel

@@ -102,15 +102,40 @@ def test_accelerate_launch_on_the_cpu_starts_one_process_and_says_so(
     assert_same_bits(tmp_path / "native", tmp_path / "accelerated")
 
 
-def test_fsdp_of_an_accelerate_config_is_refused_once(small: Arguments, tmp_path: Path) -> None:
-    config = tmp_path / "accelerate.yaml"
+def sharding(folder: Path) -> tuple[str, ...]:
+    """Options of `accelerate launch` for two ranks under FSDP, as `accelerate config` writes it."""
+    config = folder / "accelerate.yaml"
     config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: 'no'\n"
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: bf16\n"
         "num_machines: 1\nnum_processes: 2\nmachine_rank: 0\nuse_cpu: false\n"
-        "fsdp_config:\n  fsdp_version: 2\n"
+        "fsdp_config:\n  fsdp_version: 2\n  fsdp_reshard_after_forward: true\n"
+        "  fsdp_auto_wrap_policy: SIZE_BASED_WRAP\n  fsdp_state_dict_type: FULL_STATE_DICT\n"
     )
+    return (f"--config_file={config}", *ONE_PORT)
+
+
+def test_fsdp_of_an_accelerate_config_is_that_of_the_native_engine(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Bit for bit, in bf16, from a checkpoint of plain DDP under Accelerate."""
+    extra = [*EXTRA, "--precision.dtype=bf16"]
+    fsdp = ["--parallel.strategy=fsdp", "--train.max_steps=20"]
+    for name in ("native", "accelerated"):
+        train(*small(name, *extra, ENGINE, "--train.max_steps=9"), ranks=2)
+    train(*small("native", *extra, *fsdp), ranks=2)
     finished = accelerate_launch(
-        *small("run", *EXTRA, ENGINE), options=(f"--config_file={config}", *ONE_PORT)
+        *small("accelerated", *extra, *fsdp, ENGINE), options=sharding(tmp_path)
+    )
+    assert finished.status == 0, finished.output
+    assert_same_bits(tmp_path / "native", tmp_path / "accelerated")
+    assert comparable(tmp_path / "accelerated", 9) == comparable(tmp_path / "native", 9)
+
+
+def test_fsdp_that_only_accelerate_was_told_of_is_refused_once(
+    small: Arguments, tmp_path: Path
+) -> None:
+    finished = accelerate_launch(
+        *small("run", *EXTRA, ENGINE, "--precision.dtype=bf16"), options=sharding(tmp_path)
     )
     assert finished.status != 0
     assert finished.stderr.count("error: the accelerate config (ACCELERATE_USE_FSDP)") == 1

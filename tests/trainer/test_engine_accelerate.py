@@ -19,8 +19,9 @@ from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import PrecisionConfig
 from tests.conftest import assert_same_bits, series, start, wait
+from trainer.accelerate_config import check_accelerate
 from trainer.build import assemble
-from trainer.engine_accelerate import AccelerateEngine, check_accelerate
+from trainer.engine_accelerate import AccelerateEngine
 from trainer.runtime import Runtime, place
 
 pytest.importorskip("accelerate")
@@ -143,6 +144,45 @@ def test_a_config_of_accelerate_that_contradicts_the_run_is_refused(
     assert next(iter(env)) in str(caught.value)
 
 
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"FSDP_VERSION": "1"}, "parallel.strategy=fsdp"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, "parallel.strategy=fsdp"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "shard_grad_op"}, "parallel.strategy=fsdp"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "parallel.cpu_offload=false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "parallel.activation_checkpointing=false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true"}, "parallel.activation_checkpointing"),
+        ({"FSDP_IGNORED_MODULES": "head"}, "every weight"),
+    ],
+)
+def test_sharding_that_is_not_the_runs_own_is_refused(more: dict[str, str], named: str) -> None:
+    parallel = ParallelConfig(engine="accelerate", strategy="fsdp")
+    with pytest.raises(InputError, match=named) as caught:
+        check_accelerate(replace(ACCELERATE, parallel=parallel), ALONE, FSDP | more)
+    assert next(iter(more)) in str(caught.value)
+
+
+@pytest.mark.parametrize("reshard", ["true", "full_shard"])
+def test_sharding_that_is_the_runs_own_is_accepted(reshard: str) -> None:
+    """As `accelerate config` writes it down by itself, and with both ways to save memory."""
+    env = {
+        "FSDP_SHARDING_STRATEGY": "1",
+        "FSDP_RESHARD_AFTER_FORWARD": reshard,
+        "FSDP_AUTO_WRAP_POLICY": "NO_WRAP",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_OFFLOAD_PARAMS": "true",
+        "FSDP_ACTIVATION_CHECKPOINTING": "true",
+    }
+    parallel = ParallelConfig(
+        engine="accelerate", strategy="fsdp", cpu_offload=True, activation_checkpointing=True
+    )
+    check_accelerate(replace(ACCELERATE, parallel=parallel), ALONE, FSDP | env)
+
+
 def test_what_accelerate_launch_sets_when_nothing_is_asked_for_is_accepted() -> None:
     env = {
         "ACCELERATE_MIXED_PRECISION": "no",
@@ -184,8 +224,6 @@ def test_the_cpu_that_accelerate_asks_for_is_used_where_the_config_leaves_it_ope
 def test_what_only_the_native_engine_does_is_refused_before_anything_is_built() -> None:
     with pytest.raises(InputError, match=r"parallel\.reduction.*engine native"):
         ParallelConfig(engine="accelerate", reduction="exact")
-    with pytest.raises(InputError, match=r"parallel\.strategy.*engine native"):
-        ParallelConfig(engine="accelerate", strategy="fsdp")
     with pytest.raises(InputError, match=r"parallel\.compression.*engine native"):
         ParallelConfig(engine="accelerate", compression="bf16")
     with pytest.raises(InputError, match=r"compile\.backward.*native engine"):
