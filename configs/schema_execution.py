@@ -24,6 +24,8 @@ class CompileConfig:
     where that is possible, with the networks that come with the project."""
 
 
+OTHER_DEVICES = ("mps", "xpu")
+"""Neither CPUs nor CUDA GPUs: what only Accelerate's engine is run on."""
 NATIVE_ONLY = ("reduction", "compression")
 """Keys of `parallel` that only the native engine obeys."""
 
@@ -51,8 +53,9 @@ class ParallelConfig:
     """Steps with uncompressed gradients before PowerSGD begins."""
     shards: int = 8
     """Fixed shards of the global batch under exact reduction, a power of two."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto: a GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    """Where to train; auto: a GPU if there is one. mps (Apple) and xpu (Intel): one rank, under
+    parallel.engine=accelerate, which also takes them by itself."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """Communication between ranks; auto: nccl on GPUs, gloo on CPUs."""
     threads: int | None = None
@@ -137,6 +140,13 @@ class ParallelConfig:
         )
         expect(self, "parallel.powersgd_rank", self.powersgd_rank >= 1, "1 or more")
         expect(self, "parallel.powersgd_start_step", self.powersgd_start_step >= 2, "2 or more")
+        expect(
+            self,
+            "parallel.device",
+            self.device not in OTHER_DEVICES or self.engine == "accelerate",
+            "auto, cpu or cuda with parallel.engine=native",
+            "Use --parallel.engine accelerate: other devices are left to it.",
+        )
         for key in NATIVE_ONLY if self.engine == "accelerate" else ():
             default = type(self).__dataclass_fields__[key].default
             expect(

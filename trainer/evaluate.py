@@ -65,7 +65,8 @@ def evaluate(
         The counts, or None if `interrupted` said so; all ranks ask it equally often.
     """
     num_batches = len(evaluation_batches(num_samples, batch_size))
-    sums = torch.zeros(num_batches, task.width, dtype=torch.float64, device=runtime.device)
+    where = counting_device(runtime.device)
+    sums = torch.zeros(num_batches, task.width, dtype=torch.float64, device=where)
     batches = loader.evaluation(batch_size, runtime.rank, runtime.world_size)
     with evaluating(module), contiguous(module):
         for _ in range(-(-num_batches // runtime.world_size)):
@@ -78,8 +79,13 @@ def evaluate(
             index, (inputs, targets) = found
             with precision.autocast():
                 outputs = module(normalize(inputs))
-            sums[index] = task.measure(outputs, targets)
+            sums[index] = task.measure(outputs.to(where), targets.to(where))
     # Float64 holds these integers exactly, and only one rank adds to each row.
     result = Evaluation(task.report(sum_(runtime, sums).sum(0).tolist()))
     assert result.count == num_samples
     return result
+
+
+def counting_device(device: torch.device) -> torch.device:
+    """Where sums in float64 are to be had: Apple's GPUs have none."""
+    return torch.device("cpu") if device.type == "mps" else device

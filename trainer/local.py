@@ -59,6 +59,14 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
         check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
     task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+    if runtime.device.type == "mps" and config.task.name != "classification":
+        raise InputError(
+            "task.name",
+            given=config.task.name,
+            expected="classification on mps",
+            remedy="Scores of other tasks are added in float64, which Apple's GPUs lack: use "
+            "--parallel.device cpu.",
+        )
     inputs, target = (torch.as_tensor(part) for part in data.train[0])
     task.check_target(target)
     plan = build_plan(config, runtime, len(data.train))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
+from configs.schema_execution import OTHER_DEVICES
 from configs.schema_training import PrecisionConfig
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,6 +51,13 @@ def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
             given="bf16",
             expected=f"fp32 or fp16 on {torch.cuda.get_device_name(device)}",
             remedy="bfloat16 needs compute capability 8.0 or above.",
+        )
+    if dtype is torch.float16 and device.type in OTHER_DEVICES:
+        raise InputError(
+            "precision.dtype",
+            given="fp16",
+            expected=f"fp32 or bf16 on {device.type}",
+            remedy="Whether a step is skipped is decided on CPUs and CUDA GPUs only.",
         )
     torch.set_float32_matmul_precision(config.matmul)
     scaler = torch.amp.GradScaler(

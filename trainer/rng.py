@@ -20,6 +20,10 @@ def seed_stream(seed: int, *purpose: object) -> None:
     # torch.manual_seed would keep a stack trace for a GPU that may be used later, slowly.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(value)
+    if torch.backends.mps.is_available() and not torch.mps._is_in_bad_fork():
+        torch.mps.manual_seed(value)
+    if torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
+        torch.xpu.manual_seed_all(value)
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:
@@ -32,8 +36,10 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
         "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
     }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    elif device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state(device)
     return state
 
 
@@ -48,5 +54,7 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal.tolist()), gauss))
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "mps":
+        torch.mps.set_rng_state(state["mps"])
+    elif device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type], device)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import InputError
-from configs.schema_execution import ParallelConfig
+from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.rendezvous import agent_store
 
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -110,6 +110,10 @@ def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
     """
     # `accelerate launch --cpu`, where the config leaves the device open.
     cpu = config.device == "auto" and config.engine == "accelerate" and wants_cpu(os.environ)
+    if config.engine == "accelerate" and config.device not in ("cpu", "cuda") and not cpu:
+        other = _other_device(runtime, config)
+        if other is not None:
+            return replace(runtime, device=other)
     num_gpus = torch.cuda.device_count() if config.device != "cpu" and not cpu else 0
     if config.device == "cuda" and num_gpus == 0:
         raise InputError(
@@ -142,6 +146,29 @@ def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
     if config.cpu_offload and backend == "nccl":
         backend = "cpu:gloo,cuda:nccl"  # norms are summed, and weights gathered, in host memory
     return replace(runtime, device=device, backend=backend if runtime.world_size > 1 else "")
+
+
+def _other_device(runtime: Runtime, config: ParallelConfig) -> torch.device | None:
+    """Apple's or Intel's GPU, if the config or the machine says so; None: a CPU or CUDA GPUs."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = None if found is None else found.type
+    if config.device in OTHER_DEVICES and kind != config.device:
+        raise InputError(
+            "parallel.device",
+            given=config.device,
+            expected=f"a device of this machine, which has {kind or 'a CPU'}",
+            remedy="Use --parallel.device auto, or a torch build for that device.",
+        )
+    if kind not in OTHER_DEVICES:
+        return None
+    if runtime.world_size > 1:
+        raise InputError(
+            "ranks of this run",
+            given=runtime.world_size,
+            expected=f"1 on {kind}",
+            remedy="Start one process, or use --parallel.device cpu.",
+        )
+    return torch.device(kind) if kind == "mps" else torch.device(kind, 0)
 
 
 def wants_cpu(env: Mapping[str, str]) -> bool:

@@ -35,7 +35,7 @@ def build_stretches(config: RunConfig, local: Local, step: TrainStep) -> Stretch
     why = obstacle(config, local, step)
     share = local.plan.largest_window.micro_batches
     num_bytes = sum(micro.size for micro in share) * math.prod(local.data.input_shape) * 4
-    most = max(1, BLOCK_BYTES[step.runtime.device.type] // num_bytes)
+    most = max(1, BLOCK_BYTES.get(step.runtime.device.type, 1) // num_bytes)
     if config.compile.capture is True and why is not None:
         raise InputError(
             "compile.capture",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from configs.errors import InputError
 from configs.schema_training import PrecisionConfig
 from trainer.precision import build_precision
 
@@ -16,6 +17,7 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 Matmul = Literal["highest", "high", "medium"]
 COMPUTES_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")
+BF16 = torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +76,10 @@ def test_only_fp16_scales_its_loss(dtype: Dtype, enabled: bool) -> None:
 def test_the_inner_precision_of_matrix_products_is_set(matmul: Matmul) -> None:
     build_precision(PrecisionConfig(matmul=matmul), CPU)
     assert torch.get_float32_matmul_precision() == matmul
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_devices_that_are_left_to_accelerate_have_no_fp16(device: str) -> None:
+    with pytest.raises(InputError, match=f"fp32 or bf16 on {device}"):
+        build_precision(PrecisionConfig(dtype="fp16"), torch.device(device))
+    assert build_precision(PrecisionConfig(dtype="bf16"), torch.device(device)).dtype is BF16

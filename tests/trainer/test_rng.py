@@ -112,3 +112,16 @@ def test_a_state_without_the_generator_of_the_gpu_is_an_error_there(gpu: torch.d
     device = torch.device(gpu.type, torch.cuda.current_device())
     with pytest.raises(KeyError, match="cuda"):
         restore_rng(capture_rng(CPU), device)
+
+
+def test_the_generator_of_an_apple_gpu_is_captured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not run on one: where the calls go, in a torch without it."""
+    held = [torch.tensor([3], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: held[0].clone())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: held.__setitem__(0, state))
+    state = capture_rng(torch.device("mps"))
+    held[0] = torch.tensor([9], dtype=torch.uint8)
+    restore_rng(state, torch.device("mps"))
+    assert held[0].tolist() == [3]
+    with pytest.raises(KeyError):
+        restore_rng(capture_rng(CPU), torch.device("mps"))

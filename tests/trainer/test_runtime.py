@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -212,3 +213,35 @@ def test_a_single_rank_has_no_process_group_and_the_threads_it_was_promised(
     with process_group(Runtime(launcher="python"), config):
         assert not dist.is_initialized()
         assert torch.get_num_threads() == expected
+
+
+ACCELERATE = ParallelConfig(engine="accelerate")
+
+
+@pytest.mark.parametrize(
+    ("found", "placed"),
+    [("mps", torch.device("mps")), ("xpu", torch.device("xpu", 0)), (None, torch.device("cpu"))],
+)
+def test_the_device_of_another_maker_is_taken_under_accelerate_only(
+    monkeypatch: pytest.MonkeyPatch, no_gpu: None, found: str | None, placed: torch.device
+) -> None:
+    device = None if found is None else torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
+    alone = Runtime(launcher="python")
+    assert place(alone, ACCELERATE).device == placed
+    assert place(alone, ParallelConfig()).device == torch.device("cpu")
+    assert place(alone, dataclasses.replace(ACCELERATE, device="cpu")).device.type == "cpu"
+    if found is not None:
+        asked = ParallelConfig(engine="accelerate", device=found)  # type: ignore[arg-type]
+        assert place(alone, asked).device == placed
+        with pytest.raises(InputError, match=rf"given 2, expected 1 on {found}.*device cpu"):
+            place(dataclasses.replace(alone, world_size=2), asked)
+    wanted = ParallelConfig(engine="accelerate", device="mps" if found == "xpu" else "xpu")
+    with pytest.raises(InputError, match=rf"which has {found or 'a CPU'}"):
+        place(alone, wanted)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_the_native_engine_refuses_such_a_device(device: Literal["mps", "xpu"]) -> None:
+    with pytest.raises(InputError, match=r"parallel\.device.*engine accelerate"):
+        ParallelConfig(device=device)
