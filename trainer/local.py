@@ -19,6 +19,7 @@ from trainer.accelerate_config import check_accelerate
 from trainer.blocks import check_blocks
 from trainer.engine import flatten_parameters
 from trainer.explicit.flat import FlatParameters
+from trainer.explicit.pieces import STATE, DirectStep
 from trainer.models import build_model, check_outputs
 from trainer.optim import build_optimizer, check_gradients, one_kernel
 from trainer.parameter_groups import group_parameters
@@ -143,6 +144,8 @@ def _build_optimizer(
         scaled=precision.scaler.is_enabled(),
         flat=flat,
     )
+    if flat is None and type(optimizer) in STATE and config.parallel.strategy == "ddp":
+        optimizer.step = DirectStep(optimizer)  # type: ignore[method-assign, assignment]
     check_gradients(model, optimizer, config.parallel)
     if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
         from trainer.fsdp import check_sharding

@@ -27,6 +27,7 @@ from configs.schema_training import ModelConfig
 from trainer.modes import evaluating
 from trainer.networks import from_timm
 from trainer.networks.convnet import ConvNet
+from trainer.networks.dropout import Dropout
 from trainer.networks.resnet import resnet18, resnet50
 from trainer.networks.resnet9 import ResNet9
 from trainer.networks.vit import ViT
@@ -72,7 +73,7 @@ class MLP(nn.Module):
                 layers.append(nn.BatchNorm1d(after))
             layers.append(nn.ReLU())
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
         layers.append(nn.Linear(widths[-1], num_classes))
         self.layers = nn.Sequential(*layers)
 

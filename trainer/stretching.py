@@ -11,7 +11,7 @@ from data.loader import ResidentLoader
 from trainer.capture import GraphRecorder
 from trainer.engine import NativeEngine
 from trainer.explicit.passes import ExplicitPasses
-from trainer.explicit.pieces import STATE, PieceStep
+from trainer.explicit.pieces import STATE
 from trainer.local import Local
 from trainer.recorded import LENGTHS, RecordedStretches
 from trainer.schedule import PureSchedule
@@ -50,8 +50,6 @@ def build_stretches(config: RunConfig, local: Local, step: TrainStep) -> Stretch
     ahead = passes if isinstance(passes, ExplicitPasses) and resident and alone else None
     if why is None and (config.compile.capture is True or _known(config, step)):
         recorder = GraphRecorder(step.runtime.device)
-        if not isinstance(passes, ExplicitPasses):
-            step.optimizer.step = PieceStep(step.optimizer)  # type: ignore[method-assign, assignment]
         assert resident is not None
         return RecordedStretches(
             step, most=min(most, LENGTHS[0]), loader=resident, ahead=ahead, recorder=recorder

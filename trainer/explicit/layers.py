@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from torch import float32, nn
 
 from trainer.models import MLP
-
-LEVELS = 1 << 16
-"""Dropout decides by 16 random bits: probabilities are multiples of 2**-16."""
+from trainer.networks.dropout import LEVELS, Dropout
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ def _leaves(module: nn.Module) -> list[nn.Module] | None:
     if type(module) is MLP:
         return _leaves(module.layers)
     if type(module) is not nn.Sequential:
-        known = (nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout)
+        known = (nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, Dropout)
         return [module] if type(module) in known else None
     found: list[nn.Module] = []
     for child in module:

@@ -18,9 +18,10 @@ from torch import Tensor
 from data.datasets import Normalize
 from trainer.explicit.branches import Branches
 from trainer.explicit.flat import FlatParameters, entered, untracked
-from trainer.explicit.layers import LEVELS, Shape
+from trainer.explicit.layers import Shape
 from trainer.explicit.onednn import LARGE, multiply, prefers_onednn
 from trainer.explicit.workspace import Call, Prepared, Views, Workspace
+from trainer.networks.dropout import LEVELS
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 

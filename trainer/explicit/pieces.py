@@ -1,8 +1,9 @@
-"""Fused optimizer kernels over tensors cut so that a GPU has enough to do."""
+"""Fused optimizer kernels called directly; on a GPU over tensors cut so that it has work to do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def run_kernel(
             **amp,
         )
         return
-    decoupled = isinstance(optimizer, torch.optim.AdamW)
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
     kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
     mean, square = states
     kernel(
@@ -97,63 +98,107 @@ def run_kernel(
     )
 
 
-class PieceStep:
-    """`optimizer.step` of small networks on a GPU, while it is being recorded.
+class DirectStep:
+    """`optimizer.step` as the bare call of its fused kernel, with the arithmetic of torch's own.
 
-    Cutting tensors up takes the host longer than it saves the device; a recording is made once.
-    The arithmetic is that of the optimizer's own step, element by element.
+    torch.optim looks at every parameter several times before it calls the kernel: on a CPU that
+    takes the six tensors of the MNIST network longer than the kernel does. On a GPU this concerns
+    steps that are being recorded, in which small networks are cut into pieces.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.whole = optimizer.step
+        self.known: list[_Column] | None = None
+        optimizer.register_load_state_dict_post_hook(self._forget)
+
+    def _forget(self, _: torch.optim.Optimizer) -> None:
+        self.known = None
 
     def __call__(self) -> None:
-        if not torch.cuda.is_current_stream_capturing() or not self.cut():
+        cuda = self.optimizer.param_groups[0]["params"][0].is_cuda
+        capturing = cuda and torch.cuda.is_current_stream_capturing()
+        if (cuda and not capturing) or not self.take(in_pieces=capturing):
             self.whole()
 
     @torch.no_grad()
-    def cut(self) -> bool:
-        """Take the step in pieces; False, and nothing done, if that is not possible."""
-        optimizer = self.optimizer
-        groups = [
-            (group, [p for p in group["params"] if p.grad is not None])
-            for group in optimizer.param_groups
-        ]
-        size = piece_size(sum(p.numel() for _, members in groups for p in members))
-        unusual = any(
-            group.get(name)
-            for group, _ in groups
-            for name in ("amsgrad", "maximize", "differentiable", "dampening")
-        )
-        if size is None or unusual:
+    def take(self, *, in_pieces: bool) -> bool:
+        """Take the step; False, and nothing done, if it is torch's to do."""
+        if self.known is None:
+            self.known = _columns(self.optimizer)
+        if self.known is None:
             return False
-        prepared = []
-        for group, members in groups:
-            names = state_names(optimizer, group)
-            if any(name not in optimizer.state[p] for name in names for p in members):
+        gradients = [[p.grad for p in column.values] for column in self.known]
+        flat = [gradient for row in gradients for gradient in row]
+        if any(gradient is None or gradient.is_sparse for gradient in flat):
+            return False
+        tables: list[list[Any]] = [
+            [column.values, row, *column.states]
+            for column, row in zip(self.known, gradients, strict=True)
+        ]
+        if in_pieces:
+            size = piece_size(sum(gradient.numel() for gradient in flat if gradient is not None))
+            tensors = [tensor for table in tables for row in table for tensor in row]
+            if size is None or not all(tensor.is_contiguous() for tensor in tensors):
                 return False
-            columns = [
-                list(members),
-                [p.grad for p in members],
-                *([optimizer.state[p][name] for p in members] for name in names),
+            tables = [
+                [[torch.split(tensor.view(-1), size) for tensor in row] for row in table]
+                for table in tables
             ]
-            if not all(tensor.is_contiguous() for column in columns for tensor in column):
-                return False
-            prepared.append((group, members, columns))
-        amp = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
-        for group, members, columns in prepared:
-            rows = [[torch.split(t.view(-1), size) for t in column] for column in columns]
-            steps = [optimizer.state[p]["step"] for p in members if "step" in optimizer.state[p]]
+        amp = {name: getattr(self.optimizer, name, None) for name in ("grad_scale", "found_inf")}
+        for column, table in zip(self.known, tables, strict=True):
+            steps = column.steps
             if steps:
                 torch._foreach_add_(steps, 1)
-            run_kernel(
-                optimizer,
-                group,
-                [[piece for parts in row for piece in parts] for row in rows],
-                [s for s, parts in zip(steps, rows[0], strict=False) for _ in parts],
-                **amp,
-            )
+            if in_pieces:
+                steps = [s for s, parts in zip(steps, table[0], strict=False) for _ in parts]
+                table = [[piece for parts in row for piece in parts] for row in table]
+            run_kernel(self.optimizer, column.group, table, steps, **amp)
             if steps and amp["found_inf"] is not None:
-                torch._foreach_sub_(steps, [amp["found_inf"]] * len(steps))
+                torch._foreach_sub_(column.steps, [amp["found_inf"]] * len(column.steps))
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A parameter group, and what the kernel takes of it but the gradients."""
+
+    group: dict[str, Any]
+    values: list[Tensor]
+    states: list[list[Tensor]]
+    steps: list[Tensor]
+
+
+def _columns(optimizer: torch.optim.Optimizer) -> list[_Column] | None:
+    """What the kernel of an optimizer takes; None if it has no state yet or wants more than that.
+
+    Its own step makes the state, refuses gradients that it cannot use, and calls hooks.
+    """
+    if type(optimizer) not in STATE or _hooked(optimizer):
+        return None
+    found = []
+    for group in optimizer.param_groups:
+        members, names = list(group["params"]), state_names(optimizer, group)
+        unusual = any(
+            group.get(name) for name in ("amsgrad", "maximize", "differentiable", "dampening")
+        )
+        counted = not isinstance(optimizer, torch.optim.SGD)
+        needed = (*names, "step") if counted else names
+        states = [optimizer.state.get(p, {}) for p in members]
+        complete = all(state.get(name) is not None for state in states for name in needed)
+        alike = len({(p.dtype, p.device) for p in members}) == 1 and members[0].is_floating_point()
+        if unusual or not group["fused"] or not complete or not alike:
+            return None
+        found.append(
+            _Column(
+                group,
+                members,
+                [[state[name] for state in states] for name in names],
+                [state["step"] for state in states] if counted else [],
+            )
+        )
+    return found
+
+
+def _hooked(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)

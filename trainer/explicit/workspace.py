@@ -117,11 +117,11 @@ class Prepared:
     def measure(self, smoothing: float) -> None:
         """The summed cross-entropy and the correct predictions of every batch."""
         work = self.work
+        right = work.logits.argmax(2, keepdim=True) == self.targets
+        torch.sum(right.squeeze(2), 1, out=self.hits)
         logp = torch.gather(work.logp, 2, self.targets).squeeze(2)
         torch.sum(logp, 1, out=self.losses)
         self.losses.mul_(smoothing - 1)
         if smoothing:
             share = smoothing / work.logp.shape[2]
             self.losses.sub_(work.logp.sum((1, 2)), alpha=share)
-        right = work.logits.argmax(2, keepdim=True) == self.targets
-        torch.sum(right.squeeze(2), 1, out=self.hits)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from trainer.networks.dropout import Dropout
 from trainer.networks.layers import ConvBlock, are_widths, expect_kwarg, image_size
 
 
@@ -45,7 +46,7 @@ class ConvNet(nn.Module):
             features.append(ConvBlock(width, width, pool=position < len(widths) - 1))
             channels = width
         self.features = nn.Sequential(*features)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.networks.dropout import Dropout
 from trainer.networks.layers import expect_kwarg, image_size, is_count
 
 
@@ -40,7 +41,7 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.expand = nn.Linear(width, mlp_width)
         self.contract = nn.Linear(mlp_width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
@@ -101,7 +102,7 @@ class ViT(nn.Module):
         self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embedding = nn.Parameter(torch.zeros(1, tokens, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.encoder = nn.Sequential(
             *(EncoderBlock(width, heads, round(width * mlp_ratio), dropout) for _ in range(depth))
         )

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from data.datasets import ArrayDataset, Datasets, Normalize
 from trainer.explicit.flat import FlatParameters
-from trainer.explicit.layers import LEVELS, describe
+from trainer.explicit.layers import describe
 from trainer.explicit.passes import ExplicitPasses
 from trainer.models import MLP
+from trainer.networks.dropout import LEVELS
 
 CPU = torch.device("cpu")
 
