@@ -145,7 +145,7 @@ def _build_optimizer(
         flat=flat,
     )
     if flat is None and type(optimizer) in STATE and config.parallel.strategy == "ddp":
-        optimizer.step = DirectStep(optimizer)  # type: ignore[method-assign, assignment]
+        optimizer.step = DirectStep(optimizer)  # type: ignore[method-assign]
     check_gradients(model, optimizer, config.parallel)
     if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
         from trainer.fsdp import check_sharding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +115,14 @@ class DirectStep:
     def _forget(self, _: torch.optim.Optimizer) -> None:
         self.known = None
 
-    def __call__(self) -> None:
+    def __call__(self, closure: Callable[[], float] | None = None) -> Any:
+        if closure is not None:
+            return self.whole(closure)
         cuda = self.optimizer.param_groups[0]["params"][0].is_cuda
         capturing = cuda and torch.cuda.is_current_stream_capturing()
         if (cuda and not capturing) or not self.take(in_pieces=capturing):
             self.whole()
+        return None
 
     @torch.no_grad()
     def take(self, *, in_pieces: bool) -> bool:
