@@ -19,7 +19,7 @@ from trainer.accelerate_config import check_accelerate
 from trainer.blocks import check_blocks
 from trainer.engine import flatten_parameters
 from trainer.explicit.flat import FlatParameters
-from trainer.explicit.pieces import STATE, DirectStep
+from trainer.fused import STATE, DirectStep
 from trainer.models import build_model, check_outputs
 from trainer.optim import build_optimizer, check_gradients, one_kernel
 from trainer.parameter_groups import group_parameters

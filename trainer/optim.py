@@ -14,7 +14,7 @@ from configs.imports import call_with
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import OptimizerConfig
 from trainer.explicit.flat import FlatParameters, flatten_optimizer
-from trainer.explicit.pieces import STATE
+from trainer.fused import STATE
 from trainer.muon import MuonWithAdamW
 from trainer.parameter_groups import Group
 from trainer.registry import any_case, resolve

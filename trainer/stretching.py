@@ -11,7 +11,7 @@ from data.loader import ResidentLoader
 from trainer.capture import GraphRecorder
 from trainer.engine import NativeEngine
 from trainer.explicit.passes import ExplicitPasses
-from trainer.explicit.pieces import STATE
+from trainer.fused import STATE
 from trainer.local import Local
 from trainer.recorded import LENGTHS, RecordedStretches
 from trainer.schedule import PureSchedule

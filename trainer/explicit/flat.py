@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.explicit.branches import HERE
-from trainer.explicit.pieces import ALIGNMENT, pieces, run_kernel, state_names
+from trainer.fused import ALIGNMENT, pieces, run_kernel, state_names
 
 
 def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.explicit.pieces import ALIGNMENT
+from trainer.fused import ALIGNMENT
 
 Call = Callable[[], Any]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.explicit.flat import FlatParameters, flatten_optimizer
-from trainer.explicit.pieces import ALIGNMENT
+from trainer.fused import ALIGNMENT
 from trainer.models import MLP
 from trainer.state import host_copy
 

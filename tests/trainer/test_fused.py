@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.trainer.explicit.test_flat import OPTIMIZERS
-from trainer.explicit.pieces import BLOCK, TOGETHER, DirectStep, piece_size, pieces
+from trainer.fused import BLOCK, TOGETHER, DirectStep, piece_size, pieces
 from trainer.models import MLP
 
 
