@@ -81,31 +81,12 @@ class AccelerateEngine(WholeModel):
         pass  # DDP has done it during the last backward pass
 
 
-def build_sharded(
-    loss: LossModule,
-    *,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None,
-    runtime: Runtime,
-    parallel: ParallelConfig,
-    compile_: CompileConfig,
-    plan: Plan,
-    example: Batch,
-) -> Engine:
-    """Ranks that hold parts of the model (see `fsdp.ShardedEngine`), under Accelerate."""
+def build_sharded(loss: LossModule, **parts: Any) -> Engine:
+    """Ranks with parts of the model, under Accelerate; `parts` are what ShardedEngine takes."""
     from trainer.fsdp import ShardedEngine  # slow to import
 
-    accelerator = build_accelerator(loss, runtime, parallel, plan)
-    engine = ShardedEngine(
-        loss,
-        optimizer=optimizer,
-        average=average,
-        runtime=runtime,
-        parallel=parallel,
-        compile_=compile_,
-        plan=plan,
-        example=example,
-    )
+    accelerator = build_accelerator(loss, parts["runtime"], parts["parallel"], parts["plan"])
+    engine = ShardedEngine(loss, **parts)
     engine.passes = AcceleratedPasses(loss, loss, accelerator)
     return engine
 

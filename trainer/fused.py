@@ -101,9 +101,9 @@ def run_kernel(
 class DirectStep:
     """`optimizer.step` as the bare call of its fused kernel, with the arithmetic of torch's own.
 
-    torch.optim looks at every parameter several times before it calls the kernel: on a CPU that
-    takes the six tensors of the MNIST network longer than the kernel does. On a GPU this concerns
-    steps that are being recorded, in which small networks are cut into pieces.
+    torch.optim looks at every parameter several times before it calls the kernel, which small
+    networks feel on a CPU. On a GPU this concerns steps that are being recorded, in which small
+    networks are cut into pieces.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import float32, nn
 
 from trainer.models import MLP
-from trainer.networks.dropout import LEVELS, Dropout
+from trainer.networks.dropout import LEVELS, Dropout, kept_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Shape:
 
     @property
     def scale(self) -> float:
-        return LEVELS / (LEVELS - self.dropped)
+        return kept_scale(self.dropped)
 
 
 def describe(module: nn.Module) -> list[Shape] | None:

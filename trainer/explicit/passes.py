@@ -21,7 +21,7 @@ from trainer.explicit.flat import FlatParameters, entered, untracked
 from trainer.explicit.layers import Shape
 from trainer.explicit.onednn import LARGE, multiply, prefers_onednn
 from trainer.explicit.workspace import Call, Prepared, Views, Workspace
-from trainer.networks.dropout import LEVELS
+from trainer.networks.dropout import least_kept
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
@@ -152,14 +152,14 @@ class ExplicitPasses:
                 words.random_(-(1 << 63), None)
             for layer, draws, keep in zip(self.layers, work.draws, work.keep, strict=True):
                 if layer.dropped:
-                    torch.ge(draws, layer.dropped - LEVELS // 2, out=keep)
+                    torch.ge(draws, least_kept(layer.dropped), out=keep)
             return
         for index, words in enumerate(work.words):
             with self.drawing.beside(0):
                 words.random_(-(1 << 63), None)
                 for layer, draws, keep in zip(self.layers, work.draws, work.keep, strict=True):
                     if layer.dropped:
-                        torch.ge(draws[index], layer.dropped - LEVELS // 2, out=keep[index])
+                        torch.ge(draws[index], least_kept(layer.dropped), out=keep[index])
                 work.batches[index].drawn = self.drawing.mark()
 
     def _passes(self, work: Workspace, batch: Views) -> Iterator[Call]:
