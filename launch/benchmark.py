@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ DEFAULT_ROUNDS, DEFAULT_EPOCHS, DEFAULT_STEPS = 5, 3, 700
 def main(argv: Sequence[str]) -> int:
     """Measure what the options ask for; status 1 if a contender failed."""
     arguments = parse(argv)
+    # The run that is being measured is in a session of its own: leaving in order takes it along.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return MEASUREMENTS[arguments.kind](arguments)
 
 

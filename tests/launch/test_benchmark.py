@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_a_command_that_fails_or_hangs_is_an_error_and_leaves_nothing(tmp_path: 
     while is_running(int(pid_file.read_text())):
         assert time.monotonic() < deadline, "its child lives on"
         time.sleep(0.05)
+
+
+def test_a_benchmark_that_is_ended_takes_along_what_it_started(tmp_path: Path) -> None:
+    output = tmp_path / "peers.json"
+    command = ("--only=convoy", "--rounds=1", "--epochs=1000", f"--output={output}")
+    process = start(python_command("launch/benchmark.py", *command))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while not (found := children.read_text().split()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it starts no run"
+        time.sleep(0.05)
+    process.terminate()
+    assert wait(process).status == 128 + signal.SIGTERM
+    assert not is_running(int(found[0]))
+    assert not output.exists()
 
 
 def is_running(pid: int) -> bool:
