@@ -18,7 +18,7 @@ class CompileConfig:
     """Mode of torch.compile."""
     backward: Literal["auto", "autograd", "explicit"] = "auto"
     """Who computes gradients; explicit: passes written out, for networks of Linear, ReLU and
-    Dropout in fp32; auto: explicit where that is possible."""
+    Dropout; auto: explicit where that is possible."""
     capture: bool | Literal["auto"] = "auto"
     """Record whole steps as CUDA graphs, many in one launch: on one GPU that holds the data; auto:
     where that is possible, with the networks that come with the project."""

@@ -156,6 +156,7 @@ class NativeEngine(WholeModel):
                 flat,
                 normalize=loss.normalize,
                 label_smoothing=loss.task.label_smoothing or 0.0,
+                precision=loss.precision,
             )
             if runtime.world_size > 1:
                 reduction = FlatAllReduce(flat.gradients, DTYPES.get(parallel.compression))
@@ -251,7 +252,7 @@ def flatten_parameters(
     shapes = None
     asked = config.backward == "explicit"
     compiled = should_compile(config, device) and config.enabled != "auto"
-    plain = precision.dtype is None and task.label_smoothing is not None
+    plain = task.label_smoothing is not None
     plain = plain and (parallel is None or parallel.takes_written_out_passes)
     if plain and one_kernel and not compiled:
         shapes = describe(module)
@@ -260,8 +261,8 @@ def flatten_parameters(
             "compile.backward",
             given="explicit",
             expected="a network of Linear, ReLU and Dropout for a classification by cross-entropy, "
-            "in fp32, not compiled, under parallel.strategy ddp, without PowerSGD or checkpointing,"
-            " and with sgd, adam or adamw without kwargs and parameter groups",
+            "not compiled, under parallel.strategy ddp, without PowerSGD or checkpointing, and with"
+            " sgd, adam or adamw without kwargs and parameter groups",
             remedy="Use --compile.backward auto.",
         )
     if shapes is None or config.backward == "autograd":

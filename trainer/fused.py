@@ -98,6 +98,11 @@ def run_kernel(
     )
 
 
+def amp_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor | None]:
+    """What a GradScaler leaves on an optimizer while it asks it to step."""
+    return {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
+
+
 class DirectStep:
     """`optimizer.step` as the bare call of its fused kernel, with the arithmetic of torch's own.
 
@@ -148,7 +153,7 @@ class DirectStep:
                 [[torch.split(tensor.view(-1), size) for tensor in row] for row in table]
                 for table in tables
             ]
-        amp = {name: getattr(self.optimizer, name, None) for name in ("grad_scale", "found_inf")}
+        amp = amp_tensors(self.optimizer)
         for column, table in zip(self.known, tables, strict=True):
             steps = column.steps
             if steps:

@@ -66,13 +66,13 @@ NETWORKS = {
     ),
 }
 ON_CPU = [("fp32", "auto"), ("bf16", "auto")]
-WRITTEN_OUT = [("fp32", "written out"), ("tf32", "written out")]
+WRITTEN_OUT = [(precision, "written out") for precision in PRECISIONS]
 KINDS = {
     # CPUs have hardly a kernel for products in fp16: the wide network would take minutes.
     "cpu": {"small": [*ON_CPU, ("fp16", "auto")], "wide": ON_CPU},
     # A small network is trained in less time than a compiler takes.
     "cuda": {
-        "small": [*WRITTEN_OUT, ("bf16", "autograd"), ("fp16", "autograd")],
+        "small": WRITTEN_OUT,
         "wide": [*WRITTEN_OUT, ("bf16", "compiled"), ("fp16", "compiled")],
     },
 }

@@ -50,7 +50,9 @@ def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[..., Parts]]:
         (["--data.augment.shift=1"], 1),
         (["--data.placement=host"], 1),
         (["--compile.backward=autograd"], 1),
-        (["--precision.dtype=fp16"], 1),  # a CPU is never behind
+        (["--precision.dtype=bf16"], MOST_EXECUTED),
+        (["--precision.dtype=fp16"], MOST_EXECUTED),
+        (["--precision.dtype=fp16", "--compile.backward=autograd"], 1),  # a CPU is never behind
         (["--parallel.reduction=exact"], 1),
         (["--schedule.name=StepLR", "--schedule.kwargs.step_size=5"], 1),
         (["--optimizer.name=rmsprop"], 1),

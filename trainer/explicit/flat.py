@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.explicit.branches import HERE
-from trainer.fused import ALIGNMENT, pieces, run_kernel, state_names
+from trainer.fused import ALIGNMENT, amp_tensors, pieces, run_kernel, state_names
 
 
 def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:
@@ -117,7 +117,10 @@ class FlatStep:
         with entered(self.untracked):
             if self.counts:
                 self.step += 1
-            run_kernel(self.optimizer, self.group, self.pieces, self.steps)
+            amp = amp_tensors(self.optimizer)
+            run_kernel(self.optimizer, self.group, self.pieces, self.steps, **amp)
+            if self.counts and amp["found_inf"] is not None:
+                self.step -= amp["found_inf"]
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:

@@ -55,10 +55,10 @@ def _kernel(  # type: ignore[no-untyped-def]
     k = tl.arange(0, INPUTS)
     h_at = row * inputs + k[None, :]
     h_inside = (row < rows) & (k[None, :] < inputs)
-    h = tl.load(entering_ptr + h_at, h_inside, 0.0)
+    h = tl.load(entering_ptr + h_at, h_inside, 0.0).to(tl.float32)
     w_inside = (k[:, None] < inputs) & (column < classes)
-    w = tl.load(weight_ptr + k[:, None] * classes + column, w_inside, 0.0)
-    bias = tl.load(bias_ptr + column, column < classes, 0.0)
+    w = tl.load(weight_ptr + k[:, None] * classes + column, w_inside, 0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + column, column < classes, 0.0).to(tl.float32)
 
     z = tl.dot(h, w, input_precision=PRECISION) * scale + bias
     tl.store(logits_ptr + at, z, inside)
@@ -69,8 +69,9 @@ def _kernel(  # type: ignore[no-untyped-def]
 
     goal = tl.load(goal_ptr + at, inside, 0.0)
     gradient = goal - tl.exp(logp) * tl.sum(goal, 1)[:, None]
-    tl.store(gradient_ptr + at, gradient, inside)
-    below = tl.dot(gradient, tl.trans(w), input_precision=PRECISION) * scale
+    rounded = gradient.to(gradient_ptr.dtype.element_ty)
+    tl.store(gradient_ptr + at, rounded, inside)
+    below = tl.dot(rounded.to(tl.float32), tl.trans(w), input_precision=PRECISION) * scale
     tl.store(below_ptr + h_at, tl.where(h > 0, below, 0.0), h_inside)
 
 
@@ -94,20 +95,21 @@ def head(
     """`logits = scale * entering @ weight + bias`, and back through softmax to what is below.
 
     Args:
-        entering: Activations `(B, in)`, float32 and contiguous like all others; where they are not
-            positive nothing goes back: they come from a ReLU.
-        weight: `(in, classes)`.
-        bias: `(classes,)`.
-        goal: Gradient of the loss by the log-probabilities `(B, classes)`.
+        entering: Activations `(B, in)` of any precision, contiguous like all others; where they are
+            not positive nothing goes back: they come from a ReLU.
+        weight: `(in, classes)` of that type.
+        bias: `(classes,)` of that type.
+        goal: Gradient of the loss by the log-probabilities `(B, classes)`, float32.
         scale: Factor of the product.
-        logits: To be written, as the others that follow: `(B, classes)`.
-        logp: Log-probabilities.
-        gradient: Of the loss by the logits.
-        below: Of the loss by what became `entering` in the ReLU, `(B, in)`.
+        logits: To be written, as the others that follow: `(B, classes)`, float32.
+        logp: Log-probabilities, float32.
+        gradient: Of the loss by the logits, of the activations' type.
+        below: Of the loss by what became `entering` in the ReLU, `(B, in)`, of that type.
     """
     rows, inputs = entering.shape
     classes = len(bias)
-    exact = torch.get_float32_matmul_precision() == "highest"
+    short = entering.dtype is not torch.float32  # tf32 has all digits of bf16 and fp16
+    exact = torch.get_float32_matmul_precision() == "highest" and not short
     _kernel[(triton.cdiv(rows, ROWS),)](
         entering,
         weight,

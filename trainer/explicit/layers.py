@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import float32, nn
+from torch import Tensor, float32, nn
 
 from trainer.models import MLP
 from trainer.networks.dropout import LEVELS, Dropout, kept_scale
@@ -22,6 +23,16 @@ class Shape:
     @property
     def scale(self) -> float:
         return kept_scale(self.dropped)
+
+
+class Layer:
+    """A linear layer's parameters and gradients as (in, out) matrices of flat buffers."""
+
+    def __init__(self, shape: Shape, values: Iterator[Tensor], gradients: Iterator[Tensor]) -> None:
+        self.backwards, self.bias = next(values), next(values)  # (out, in)
+        self.weight = self.backwards.t()
+        self.weight_gradient, self.bias_gradient = next(gradients).t(), next(gradients)
+        self.dropped, self.scale = shape.dropped, shape.scale
 
 
 def describe(module: nn.Module) -> list[Shape] | None:

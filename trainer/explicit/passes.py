@@ -5,6 +5,9 @@ mathematics. Networks of linear layers with ReLU and dropout between them are si
 the chain rule down. The products and their order are autograd's; dropout differs in where its
 random numbers come from: 16 random bits decide on an activation, so its probability is a multiple
 of 2**-16, and activations are scaled by the exact inverse of that.
+
+In bf16 and fp16 the passes compute with rounded copies of the weights, as autocast does: the loss,
+the sum of gradients and the weights stay float32.
 """
 
 from __future__ import annotations
@@ -13,33 +16,21 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, float32
 
 from data.datasets import Normalize
 from trainer.explicit.branches import Branches
 from trainer.explicit.flat import FlatParameters, entered, untracked
-from trainer.explicit.layers import Shape
+from trainer.explicit.layers import Layer, Shape
 from trainer.explicit.onednn import LARGE, multiply, prefers_onednn
 from trainer.explicit.workspace import Call, Prepared, Views, Workspace
 from trainer.networks.dropout import least_kept
+from trainer.precision import Precision, loss_scale
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
 
-class _Layer:
-    """A linear layer's parameters and gradients as (in, out) matrices of the flat buffers."""
-
-    def __init__(self, shape: Shape) -> None:
-        weight, bias = shape.linear.weight, shape.linear.bias
-        assert weight.grad is not None
-        assert bias.grad is not None
-        self.weight, self.bias = weight.data.t(), bias.data
-        self.backwards = weight.data  # (out, in)
-        self.weight_gradient, self.bias_gradient = weight.grad.t(), bias.grad
-        self.dropped, self.scale = shape.dropped, shape.scale
-
-
-def _find_head(layers: list[_Layer], device: torch.device) -> Callable[..., None] | None:
+def _find_head(layers: list[Layer], device: torch.device) -> Callable[..., None] | None:
     """The kernel for the last layer, where there is one."""
     if device.type != "cuda" or len(layers) < 2:
         return None
@@ -51,7 +42,7 @@ def _find_head(layers: list[_Layer], device: torch.device) -> Callable[..., None
 
 
 class ExplicitPasses:
-    """The passes of a network that `describe` accepts, in float32.
+    """The passes of a network that `describe` accepts.
 
     A dropped activation is exactly zero, so the backward pass needs no mask: it goes where the
     activation is positive. The scale of dropout is a factor of the products around it.
@@ -64,10 +55,24 @@ class ExplicitPasses:
         *,
         normalize: Normalize,
         label_smoothing: float,
+        precision: Precision,
     ) -> None:
         self.flat = flat
         self.size = flat.gradients.numel()
-        self.layers = [_Layer(shape) for shape in shapes]
+        self.rounds = precision.dtype is not None
+        self.values, self.gradients = flat.values, flat.gradients
+        """What the passes read and write: the flat buffers, or rounded copies."""
+        if self.rounds:
+            self.values, self.gradients = (
+                torch.zeros_like(tensor, dtype=precision.dtype)
+                for tensor in (flat.values, flat.gradients)
+            )
+        self.loss_scale = None
+        if precision.scaler.is_enabled():
+            precision.scaler.scale(flat.values[:0])  # the scale is made when one is first needed
+            self.loss_scale = loss_scale(precision.scaler)
+        values, gradients = iter(flat.views(self.values)), iter(flat.views(self.gradients))
+        self.layers = [Layer(shape, values, gradients) for shape in shapes]
         self.normalize = normalize
         self.num_classes = shapes[-1].linear.out_features
         self.label_smoothing = label_smoothing
@@ -78,7 +83,15 @@ class ExplicitPasses:
         self.branches = Branches(flat.gradients.device, len(self.layers))
         self.drawing = Branches(flat.gradients.device, 1)
         self.head = _find_head(self.layers, flat.gradients.device)
-        self.onednn = flat.gradients.device.type == "cpu" and prefers_onednn()
+        on_cpu = flat.gradients.device.type == "cpu"
+        self.onednn = on_cpu and not self.rounds and prefers_onednn()  # shorter types are its own
+
+    @property
+    def num_bytes(self) -> int:
+        """Of everything that is kept from step to step, but the flat buffers."""
+        own = (self.values, self.gradients) if self.rounds else ()
+        works = (work.num_bytes for work in self.workspaces.values())
+        return sum(works) + sum(tensor.nbytes for tensor in own)
 
     def clear(self) -> None:
         self.fresh = True
@@ -105,10 +118,12 @@ class ExplicitPasses:
             if work is None:
                 widths = [layer.weight.shape[1] for layer in self.layers]
                 dropout = [layer.dropped > 0 for layer in self.layers]
-                new = self.flat.gradients.new_empty
-                work = Workspace(count, size, inputs.shape[1:], widths, dropout, new)
+                shape, device = inputs.shape[1:], self.values.device
+                work = Workspace(count, size, shape, widths, dropout, self.values.dtype, device)
                 self.workspaces[count, size] = work
-            self.normalize(inputs.view(work.unflattened.shape), out=work.unflattened)
+            self.normalize(inputs.view(work.normalized.shape), out=work.normalized)
+            if self.rounds:
+                work.inputs.copy_(work.normalized.view(work.inputs.shape))
             self._draw(work)
             others = smoothing / self.num_classes
             work.goals.fill_(-share * others)
@@ -163,9 +178,14 @@ class ExplicitPasses:
                 work.batches[index].drawn = self.drawing.mark()
 
     def _passes(self, work: Workspace, batch: Views) -> Iterator[Call]:
+        if self.rounds:
+            yield partial(self.values.copy_, self.flat.values)
         yield from self._forward(work, batch)
         yield from self._turn(work, batch)
-        yield from self._backward(work, batch)
+        yield from self._backward(work, batch, fresh=self.fresh or self.rounds)
+        if self.rounds:
+            total = self.flat.gradients
+            yield partial(total.copy_ if self.fresh else total.add_, self.gradients)
 
     def _forward(self, work: Workspace, batch: Views) -> Iterator[Call]:
         entering, scale = batch.inputs, 1.0
@@ -188,6 +208,8 @@ class ExplicitPasses:
 
     def _turn(self, work: Workspace, batch: Views) -> Iterator[Call]:
         """The last layer, and the gradients by its outputs and by what the layer below computes."""
+        if self.loss_scale is not None:
+            yield partial(batch.goal.mul_, self.loss_scale)
         last, gradients = self.layers[-1], work.gradients
         scale = self.layers[-2].scale if work.activations else 1.0
         entering = work.activations[-1] if work.activations else batch.inputs
@@ -205,33 +227,34 @@ class ExplicitPasses:
                 below=gradients[-2],
             )
             return
-        yield partial(torch.addmm, last.bias, entering, last.weight, alpha=scale, out=batch.logits)
+        outputs = work.outputs if self.rounds else batch.logits
+        slope = work.slope if self.rounds else gradients[-1]
+        yield partial(torch.addmm, last.bias, entering, last.weight, alpha=scale, out=outputs)
+        if self.rounds:
+            yield partial(batch.logits.copy_, outputs)
         yield partial(torch.log_softmax, batch.logits, 1, out=batch.logp)
         yield partial(
-            torch._log_softmax_backward_data,
-            batch.goal,
-            batch.logp,
-            1,
-            torch.float32,
-            out=gradients[-1],
+            torch._log_softmax_backward_data, batch.goal, batch.logp, 1, float32, out=slope
         )
+        if self.rounds:
+            yield partial(gradients[-1].copy_, slope)
         yield from self._descend(work, len(self.layers) - 1)
 
-    def _backward(self, work: Workspace, batch: Views) -> Iterator[Call]:
-        """From the gradient by the logits to those of all parameters."""
+    def _backward(self, work: Workspace, batch: Views, *, fresh: bool) -> Iterator[Call]:
+        """From the gradient by the logits to those of all parameters, a new sum or added to it."""
         for index in range(len(self.layers) - 1, -1, -1):
             layer, gradient = self.layers[index], work.gradients[index]
             scale = self.layers[index - 1].scale if index else 1.0
             with self.branches.beside(index):
-                if self.fresh:
+                if fresh:
                     yield partial(torch.sum, gradient, 0, out=layer.bias_gradient)
                 else:
                     yield partial(_add_sum, gradient, layer.bias_gradient)
                 if index:
                     entering = work.activations[index - 1].t()
-                    yield self._weigh(layer, entering, gradient, scale)
+                    yield self._weigh(layer, entering, gradient, scale, fresh=fresh)
             if index == 0:
-                yield self._weigh(layer, batch.transposed, gradient, scale)
+                yield self._weigh(layer, batch.transposed, gradient, scale, fresh=fresh)
             elif index < len(self.layers) - 1:
                 yield from self._descend(work, index)
         yield self.branches.join
@@ -247,10 +270,12 @@ class ExplicitPasses:
             )
             yield partial(_threshold_backward, below, activation, 0.0, grad_input=below)
 
-    def _weigh(self, layer: _Layer, entering: Tensor, gradient: Tensor, scale: float) -> Call:
+    def _weigh(
+        self, layer: Layer, entering: Tensor, gradient: Tensor, scale: float, *, fresh: bool
+    ) -> Call:
         """The gradient of a layer's weights."""
-        out, beta = layer.weight_gradient, 0.0 if self.fresh else 1.0
-        if scale == 1.0 and self.fresh and self.onednn and out.numel() * len(gradient) >= LARGE:
+        out, beta = layer.weight_gradient, 0.0 if fresh else 1.0
+        if scale == 1.0 and fresh and self.onednn and out.numel() * len(gradient) >= LARGE:
             return partial(_multiply_to, gradient.t(), entering, out.t())
         return partial(torch.addmm, out, entering, gradient, beta=beta, alpha=scale, out=out)
 

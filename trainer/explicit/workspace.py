@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from trainer.fused import ALIGNMENT
+from torch import Tensor, float32
 
 Call = Callable[[], Any]
+ALIGNMENT = 64
+"""Bytes: every batch begins at a multiple of that, and where it lies cannot show in its bits."""
 
 
 @dataclass(slots=True)
@@ -20,15 +21,15 @@ class Views:
     """What belongs to one batch of a workspace."""
 
     inputs: Tensor
-    """`(B, in)` float32, normalised."""
+    """`(B, in)`, normalised."""
     transposed: Tensor
     """The same as `(in, B)`."""
     keep: list[Tensor]
-    """For each layer with dropout 1 where an activation is kept and else 0, `(B, out)` float32."""
+    """For each layer with dropout 1 where an activation is kept and else 0, `(B, out)`."""
     logits: Tensor
     logp: Tensor
     goal: Tensor
-    """The gradient of the loss by the log-probabilities, `(B, classes)` like these two."""
+    """The gradient of the loss by the log-probabilities; like these two `(B, classes)` float32."""
     drawn: Any = None
     """Event on a GPU: the masks are there."""
     calls: dict[bool, list[Call]] = field(default_factory=dict)
@@ -44,7 +45,8 @@ class Workspace:
         input_shape: Of a sample.
         widths: Outputs of each layer.
         dropout: Whether each layer has dropout.
-        new: Makes an uninitialised float32 tensor, or one of the `dtype` it is given.
+        dtype: Of all tensors but those of the loss, which is computed in float32.
+        device: Where they lie.
     """
 
     def __init__(
@@ -54,22 +56,33 @@ class Workspace:
         input_shape: Sequence[int],
         widths: Sequence[int],
         dropout: Sequence[bool],
-        new: Callable[..., Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.count, self.size = count, size
+        new = functools.partial(torch.empty, dtype=dtype, device=device)
         self.inputs = _aligned(new, count, size, math.prod(input_shape))
-        self.unflattened = self.inputs.view(count, size, *input_shape)
+        self.normalized = self.inputs.view(count, size, *input_shape)
+        exact = functools.partial(torch.empty, dtype=float32, device=device)
         self.logits, self.logp, self.goals = (
-            _aligned(new, count, size, widths[-1]) for _ in range(3)
+            _aligned(exact, count, size, widths[-1]) for _ in range(3)
         )
         # One random 16-bit number for every activation that may be dropped.
         drawn = [size * width * drops for width, drops in zip(widths, dropout, strict=True)]
-        words = new(count, math.ceil(sum(drawn) / 4), dtype=torch.int64)
+        words = new((count, math.ceil(sum(drawn) / 4)), dtype=torch.int64)
         self.words = list(words) if sum(drawn) else []
         self.draws = torch.split(words.view(torch.int16)[:, : sum(drawn)], drawn, 1)
-        self.keep = torch.split(new(count, sum(drawn)), drawn, 1)
-        self.activations = [new(size, width) for width in widths[:-1]]
-        self.gradients = [new(size, width) for width in widths]
+        self.keep = torch.split(new((count, sum(drawn))), drawn, 1)
+        self.activations = [new((size, width)) for width in widths[:-1]]
+        self.gradients = [new((size, width)) for width in widths]
+        self.rounding: list[Tensor] = []
+        if dtype is not float32:
+            self.normalized = exact((count, size, *input_shape))
+            self.outputs = new((size, widths[-1]))
+            """Of the last layer, before they become float32 logits."""
+            self.slope = exact((size, widths[-1]))
+            """The gradient by the logits, before it is rounded."""
+            self.rounding = [self.normalized, self.outputs, self.slope]
         self.batches = [
             Views(
                 inputs=self.inputs[index],
@@ -87,15 +100,15 @@ class Workspace:
 
     @property
     def num_bytes(self) -> int:
-        own = (self.inputs, self.logits, self.logp, self.goals, *self.activations, *self.gradients)
-        drawn = sum(mask.numel() for mask in self.keep)
-        return sum(tensor.nbytes for tensor in own) + drawn * (2 + 4)
+        batches = (self.inputs, self.logits, self.logp, self.goals, *self.draws, *self.keep)
+        shared = (*self.activations, *self.gradients, *self.rounding)
+        return sum(tensor.nbytes for tensor in (*batches, *shared))
 
 
 def _aligned(new: Callable[..., Tensor], count: int, size: int, width: int) -> Tensor:
-    """`(count, size, width)` of which every batch begins where its bits cannot depend on."""
-    length = size * width
-    flat = new(count, -(-length // ALIGNMENT) * ALIGNMENT)
+    """`(count, size, width)` of which every batch is aligned."""
+    length, unit = size * width, ALIGNMENT // new(0).element_size()
+    flat = new((count, -(-length // unit) * unit))
     return flat[:, :length].view(count, size, width)
 
 

@@ -101,7 +101,7 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
         engine.differentiate(inputs, targets, 1.0)
         local.optimizer.step()
-        return engine.passes.workspaces[1, size].num_bytes
+        return engine.passes.num_bytes
     known = {
         part.untyped_storage().data_ptr() for part in (*module.parameters(), *module.buffers())
     }

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 import trainer.explicit.onednn
+from configs.schema_training import PrecisionConfig
 from tests.trainer.explicit.test_passes import normalize
 from trainer.explicit.flat import FlatParameters
 from trainer.explicit.layers import describe
 from trainer.explicit.onednn import LARGE, LARGE_WEIGHT, keeps_upright, multiply, prefers_onednn
 from trainer.explicit.passes import ExplicitPasses
 from trainer.models import MLP
+from trainer.precision import build_precision
 
 pytestmark = pytest.mark.skipif(
     not torch._C._has_mkldnn, reason="THIS BUILD OF TORCH HAS NO oneDNN: its products are MKL's"
@@ -30,7 +32,13 @@ def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Te
     assert shapes is not None
     parameters = [p for shape in shapes for p in shape.linear.parameters()]
     flat = FlatParameters(parameters, keeps_upright)
-    passes = ExplicitPasses(shapes, flat, normalize=normalize((1, 28, 28), 10), label_smoothing=0.1)
+    passes = ExplicitPasses(
+        shapes,
+        flat,
+        normalize=normalize((1, 28, 28), 10),
+        label_smoothing=0.1,
+        precision=build_precision(PrecisionConfig(), torch.device("cpu")),
+    )
     assert parameters[0].is_contiguous() == wanted
     assert not parameters[2].is_contiguous(), "too small to gain"
     generator = torch.Generator().manual_seed(1)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.schema_training import PrecisionConfig
 from data.datasets import ArrayDataset, Datasets, Normalize
 from trainer.explicit.flat import FlatParameters
 from trainer.explicit.layers import describe
 from trainer.explicit.passes import ExplicitPasses
 from trainer.models import MLP
 from trainer.networks.dropout import LEVELS
+from trainer.precision import build_precision
 
 CPU = torch.device("cpu")
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
+SCALE = 256.0
+"""Of the loss in fp16."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +53,17 @@ def network(*, dropout: float = 0.0, hidden: tuple[int, ...] = (9, 7)) -> nn.Mod
     return MLP((1, 3, 4), 5, hidden=hidden, dropout=dropout)
 
 
-def explicit(module: nn.Module, smoothing: float = 0.0) -> ExplicitPasses:
+def explicit(module: nn.Module, smoothing: float = 0.0, dtype: Dtype = "fp32") -> ExplicitPasses:
     shapes = describe(module)
     assert shapes is not None
     flat = FlatParameters([p for shape in shapes for p in shape.linear.parameters()])
-    return ExplicitPasses(shapes, flat, normalize=normalize(), label_smoothing=smoothing)
+    return ExplicitPasses(
+        shapes,
+        flat,
+        normalize=normalize(),
+        label_smoothing=smoothing,
+        precision=build_precision(PrecisionConfig(dtype=dtype, init_scale=SCALE), CPU),
+    )
 
 
 def taken(passes: ExplicitPasses) -> Tensor:
@@ -110,14 +123,50 @@ def test_the_gradient_is_that_of_autograd(
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("hidden", [(), (33,), (40, 17)])
+def test_in_lower_precision_the_gradient_is_no_further_off_than_that_of_autocast(
+    hidden: tuple[int, ...], dropout: float, dtype: Dtype
+) -> None:
+    """Law: against float64, over two micro-batches; and further off than in float32."""
+    module = network(dropout=dropout, hidden=hidden)
+    plain, exact = copy.deepcopy(module), copy.deepcopy(module).double()
+    passes = explicit(module, 0.1, dtype)
+    scale = LEVELS / (LEVELS - round(dropout * LEVELS))
+    loss_scale = SCALE if dtype == "fp16" else 1.0
+    rounded = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    for index, size in enumerate((24, 9)):
+        inputs, targets = batch(size, index)
+        loss, _ = passes(inputs, targets, 0.25)
+        masks = [keep * scale for keep in drawn(passes, size)]
+        assert all(mask.dtype is rounded for mask in masks)
+        values = normalize()(inputs)
+        with torch.autocast("cpu", rounded):
+            logits = masked(plain, values, masks)
+        losses = []
+        for outputs in (logits.float(), masked(exact, values.double(), masks)):
+            losses.append(F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=0.1))
+            (losses[-1] * 0.25 * loss_scale).backward()
+        torch.testing.assert_close(loss.double(), losses[1].detach(), rtol=1e-2, atol=1e-3)
+    mine, theirs, truth = (
+        torch.cat([gradient.double().reshape(-1) for gradient in gradients(network)])
+        for network in (module, plain, exact)
+    )
+    error, length = float((mine - truth).norm()), float(truth.norm())
+    assert 1e-5 * length < error < 1.5 * float((theirs - truth).norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
-    dropout: float, smoothing: float
+    dropout: float, smoothing: float, dtype: Dtype
 ) -> None:
     """Law: loss, hits, gradient and generator do not tell; nor do they when a sum goes on."""
     module = network(dropout=dropout)
-    together, alone = explicit(copy.deepcopy(module), smoothing), explicit(module, smoothing)
+    together = explicit(copy.deepcopy(module), smoothing, dtype)
+    alone = explicit(module, smoothing, dtype)
     parts = [batch(6, seed) for seed in range(5)]
     inputs, targets = (torch.cat(part) for part in zip(*parts, strict=True))
     for first, count in ((0, 3), (3, 2), (0, 5)):
@@ -145,9 +194,10 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 
 
-def test_clearing_begins_a_new_sum() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clearing_begins_a_new_sum(dtype: Dtype) -> None:
     module = network()
-    passes = explicit(module)
+    passes = explicit(module, dtype=dtype)
     passes(*batch(6), 1.0)
     once = [gradient.clone() for gradient in gradients(module)]
     passes(*batch(6), 1.0)
@@ -159,10 +209,11 @@ def test_clearing_begins_a_new_sum() -> None:
         assert torch.equal(again, first)
 
 
-def test_a_rank_without_samples_adds_nothing() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rank_without_samples_adds_nothing(dtype: Dtype) -> None:
     """Law: a short batch may leave a rank or a shard with an empty part; its gradient is zero."""
     module = network(dropout=0.3)
-    passes = explicit(module, smoothing=0.1)
+    passes = explicit(module, 0.1, dtype)
     passes(*batch(6), 1.0)
     before = [gradient.clone() for gradient in gradients(module)]
     loss, correct = passes(*batch(0), 1.0)
@@ -175,9 +226,26 @@ def test_a_rank_without_samples_adds_nothing() -> None:
     assert not taken(passes).count_nonzero()
 
 
-def test_taken_gradients_are_put_back() -> None:
+def test_the_weights_are_read_anew_for_every_batch() -> None:
+    """A copy of another type must not outlive a step."""
+    found = []
+    for changes in (True, False):
+        module = network()
+        passes = explicit(module, dtype="bf16")
+        for last in (False, True):
+            if changes or last:
+                passes(*batch(6), 1.0)
+            with torch.no_grad():
+                passes.flat.values.add_(0.0 if last else 0.5)
+            passes.clear()
+        found.append(passes.flat.gradients.clone())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_taken_gradients_are_put_back(dtype: Dtype) -> None:
     module = network()
-    passes = explicit(module)
+    passes = explicit(module, dtype=dtype)
     passes(*batch(6), 1.0)
     before = [gradient.clone() for gradient in gradients(module)]
     kept = taken(passes)
