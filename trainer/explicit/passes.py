@@ -84,7 +84,8 @@ class ExplicitPasses:
         self.drawing = Branches(flat.gradients.device, 1)
         self.head = _find_head(self.layers, flat.gradients.device)
         on_cpu = flat.gradients.device.type == "cpu"
-        self.onednn = on_cpu and not self.rounds and prefers_onednn()  # shorter types are its own
+        # For products in shorter types torch asks oneDNN by itself.
+        self.onednn = on_cpu and not self.rounds and prefers_onednn()
 
     @property
     def num_bytes(self) -> int:
