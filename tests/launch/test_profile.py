@@ -58,6 +58,7 @@ def test_a_profiled_run_is_the_same_run(
 
     page = (profiled / "profile/summary.md").read_text()
     assert page in finished.stdout
+    assert "profiler_start" not in finished.output, "Kineto speaks to its developers"
     assert f"Steps 7 to 16 of the run on rank 0 of {ranks}" in page
     table = page.partition("| operator")[0]
     shares = [float(share) for share in re.findall(r"\| +(\d+\.\d) \|$", table, re.MULTILINE)]
