@@ -58,6 +58,8 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     from trainer.runtime import detect, place, process_group
     from trainer.sink_console import shown
 
+    if config.profile.enabled:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages
     runtime = place(detect(os.environ), config.parallel)
     with process_group(runtime, config.parallel):
         parts = build(config, runtime, stop)

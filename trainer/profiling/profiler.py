@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -80,7 +79,6 @@ class TorchProfiler:
         progress: Progress,
         watch: Stopwatch,
     ) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages
         self.folder = folder
         self.runtime = runtime
         self.precision = precision
