@@ -21,7 +21,7 @@ from trainer.explicit.layers import describe
 from trainer.explicit.onednn import keeps_upright
 from trainer.explicit.passes import ExplicitPasses
 from trainer.passes import AutogradPasses, LossModule, Passes
-from trainer.precision import DTYPES, Precision
+from trainer.precision import DTYPES
 from trainer.reduction import FlatAllReduce, PairwiseTree, Reduction, SingleRank
 from trainer.runtime import Runtime
 from trainer.task import Task
@@ -234,7 +234,6 @@ def settle_buckets(
 def flatten_parameters(
     module: nn.Module,
     config: CompileConfig,
-    precision: Precision,
     task: Task,
     device: torch.device,
     parallel: ParallelConfig | None = None,
@@ -252,9 +251,8 @@ def flatten_parameters(
     shapes = None
     asked = config.backward == "explicit"
     compiled = should_compile(config, device) and config.enabled != "auto"
-    plain = task.label_smoothing is not None
-    plain = plain and (parallel is None or parallel.takes_written_out_passes)
-    if plain and one_kernel and not compiled:
+    plain = parallel is None or parallel.takes_written_out_passes
+    if plain and task.label_smoothing is not None and one_kernel and not compiled:
         shapes = describe(module)
     if asked and shapes is None:
         raise InputError(

@@ -10,17 +10,24 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Elements: pieces start at multiples of 64 bytes; the bits of a product may depend on that."""
+"""Elements of float32: pieces of a buffer start at multiples of 64 bytes, and the bits of a product
+cannot depend on where they lie."""
 TOGETHER, BLOCK = 36, 65536
 """torch's fused CUDA kernels give 65,536 elements to a block and take 36 tensors at once. The
 MNIST network's parameters in one buffer keep 4 of 132 multiprocessors busy, for 60 µs a step."""
+
+
+def padded(num_elements: int, dtype: torch.dtype = torch.float32) -> int:
+    """That many elements or a few more, so that what follows them is aligned."""
+    unit = ALIGNMENT * torch.float32.itemsize // dtype.itemsize
+    return -(-num_elements // unit) * unit
 
 
 def piece_size(num_elements: int) -> int | None:
     """Elements of each piece of that many; None if they are enough for a GPU as they are."""
     if num_elements > TOGETHER * BLOCK:
         return None
-    return -(-num_elements // (TOGETHER * ALIGNMENT)) * ALIGNMENT
+    return padded(-(-num_elements // TOGETHER))
 
 
 def pieces(flat: Tensor) -> list[Tensor]:
@@ -49,18 +56,20 @@ def run_kernel(
     group: dict[str, Any],
     columns: Sequence[list[Tensor]],
     steps: list[Tensor],
-    **amp: Tensor | None,
+    counters: list[Tensor],
 ) -> None:
-    """The kernel that an optimizer with `fused=True` calls.
+    """What an optimizer with `fused=True` does: count a step, and take it unless fp16 skips it.
 
     Args:
         optimizer: Adam, AdamW or SGD.
         group: Its hyperparameters.
         columns: Values, gradients and each state, cut alike.
-        steps: For Adam the number of each piece's step, counted up already.
-        amp: `grad_scale` and `found_inf` of a GradScaler.
+        steps: For Adam the number of each piece's step.
+        counters: The same tensors, each once.
     """
     values, gradients, *states = columns
+    # What a GradScaler leaves on an optimizer while it asks it to step.
+    amp = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
     if isinstance(optimizer, torch.optim.SGD):
         # A momentum buffer of zeros gives the first step that torch takes without a buffer.
         torch._fused_sgd_(
@@ -80,6 +89,7 @@ def run_kernel(
     decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
     kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
     mean, square = states
+    torch._foreach_add_(counters, 1)
     kernel(
         values,
         gradients,
@@ -96,11 +106,8 @@ def run_kernel(
         maximize=False,
         **amp,
     )
-
-
-def amp_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor | None]:
-    """What a GradScaler leaves on an optimizer while it asks it to step."""
-    return {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
+    if amp["found_inf"] is not None:
+        torch._foreach_sub_(counters, [amp["found_inf"]] * len(counters))
 
 
 class DirectStep:
@@ -153,17 +160,12 @@ class DirectStep:
                 [[torch.split(tensor.view(-1), size) for tensor in row] for row in table]
                 for table in tables
             ]
-        amp = amp_tensors(self.optimizer)
         for column, table in zip(self.known, tables, strict=True):
             steps = column.steps
-            if steps:
-                torch._foreach_add_(steps, 1)
             if in_pieces:
                 steps = [s for s, parts in zip(steps, table[0], strict=False) for _ in parts]
                 table = [[piece for parts in row for piece in parts] for row in table]
-            run_kernel(self.optimizer, column.group, table, steps, **amp)
-            if steps and amp["found_inf"] is not None:
-                torch._foreach_sub_(column.steps, [amp["found_inf"]] * len(column.steps))
+            run_kernel(self.optimizer, column.group, table, steps, column.steps)
         return True
 
 

@@ -131,7 +131,6 @@ def _build_optimizer(
         flat = flatten_parameters(
             model,
             config.compile,
-            precision,
             task,
             runtime.device,
             config.parallel,

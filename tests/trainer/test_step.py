@@ -160,9 +160,7 @@ def make(
         decay_norms_and_biases=decay_all,
         layer_decay=layer_decay,
     )
-    flat = flatten_parameters(
-        module, compile_, precision, task, device, one_kernel=one_kernel(config)
-    )
+    flat = flatten_parameters(module, compile_, task, device, one_kernel=one_kernel(config))
     engine = NativeEngine(
         LossModule(module, normalize=normalize, precision=precision, task=task),
         flat=flat,

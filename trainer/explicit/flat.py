@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.explicit.branches import HERE
-from trainer.fused import ALIGNMENT, amp_tensors, pieces, run_kernel, state_names
+from trainer.fused import padded, pieces, run_kernel, state_names
 
 
 def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:
@@ -46,7 +46,7 @@ class FlatParameters:
     ) -> None:
         self.parameters = list(parameters)
         self.upright = [p.dim() != 2 or upright(p) for p in self.parameters]
-        sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
+        sizes = [padded(parameter.numel()) for parameter in self.parameters]
         self.starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self.values = torch.zeros(sum(sizes), device=self.parameters[0].device)
         self.gradients = torch.zeros_like(self.values)
@@ -108,19 +108,13 @@ class FlatStep:
         tensors = (self.flat.values, self.flat.gradients, *self.buffers)
         self.pieces = [pieces(tensor) for tensor in tensors]
         self.steps = [self.step] * len(self.pieces[0])
-        self.counts = not isinstance(self.optimizer, torch.optim.SGD)
-        if self.counts:
+        if not isinstance(self.optimizer, torch.optim.SGD):
             for parameter in self.flat.parameters:
                 state[parameter]["step"] = self.step
 
     def __call__(self) -> None:
         with entered(self.untracked):
-            if self.counts:
-                self.step += 1
-            amp = amp_tensors(self.optimizer)
-            run_kernel(self.optimizer, self.group, self.pieces, self.steps, **amp)
-            if self.counts and amp["found_inf"] is not None:
-                self.step -= amp["found_inf"]
+            run_kernel(self.optimizer, self.group, self.pieces, self.steps, [self.step])
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:

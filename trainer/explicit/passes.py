@@ -179,8 +179,7 @@ class ExplicitPasses:
                 work.batches[index].drawn = self.drawing.mark()
 
     def _passes(self, work: Workspace, batch: Views) -> Iterator[Call]:
-        if self.rounds:
-            yield partial(self.values.copy_, self.flat.values)
+        yield from _convert(self.flat.values, self.values)
         yield from self._forward(work, batch)
         yield from self._turn(work, batch)
         yield from self._backward(work, batch, fresh=self.fresh or self.rounds)
@@ -228,17 +227,13 @@ class ExplicitPasses:
                 below=gradients[-2],
             )
             return
-        outputs = work.outputs if self.rounds else batch.logits
-        slope = work.slope if self.rounds else gradients[-1]
-        yield partial(torch.addmm, last.bias, entering, last.weight, alpha=scale, out=outputs)
-        if self.rounds:
-            yield partial(batch.logits.copy_, outputs)
+        yield partial(torch.addmm, last.bias, entering, last.weight, alpha=scale, out=batch.outputs)
+        yield from _convert(batch.outputs, batch.logits)
         yield partial(torch.log_softmax, batch.logits, 1, out=batch.logp)
         yield partial(
-            torch._log_softmax_backward_data, batch.goal, batch.logp, 1, float32, out=slope
+            torch._log_softmax_backward_data, batch.goal, batch.logp, 1, float32, out=work.slope
         )
-        if self.rounds:
-            yield partial(gradients[-1].copy_, slope)
+        yield from _convert(work.slope, gradients[-1])
         yield from self._descend(work, len(self.layers) - 1)
 
     def _backward(self, work: Workspace, batch: Views, *, fresh: bool) -> Iterator[Call]:
@@ -279,6 +274,12 @@ class ExplicitPasses:
         if scale == 1.0 and fresh and self.onednn and out.numel() * len(gradient) >= LARGE:
             return partial(_multiply_to, gradient.t(), entering, out.t())
         return partial(torch.addmm, out, entering, gradient, beta=beta, alpha=scale, out=out)
+
+
+def _convert(source: Tensor, target: Tensor) -> Iterator[Call]:
+    """A copy in another type, where there is one."""
+    if target is not source:
+        yield partial(target.copy_, source)
 
 
 def _rectify(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, float32
 
+from trainer.fused import padded
+
 Call = Callable[[], Any]
-ALIGNMENT = 64
-"""Bytes: every batch begins at a multiple of that, and where it lies cannot show in its bits."""
 
 
 @dataclass(slots=True)
@@ -26,6 +26,8 @@ class Views:
     """The same as `(in, B)`."""
     keep: list[Tensor]
     """For each layer with dropout 1 where an activation is kept and else 0, `(B, out)`."""
+    outputs: Tensor
+    """What the last layer writes: the logits, or with another type what they are copied from."""
     logits: Tensor
     logp: Tensor
     goal: Tensor
@@ -75,14 +77,13 @@ class Workspace:
         self.keep = torch.split(new((count, sum(drawn))), drawn, 1)
         self.activations = [new((size, width)) for width in widths[:-1]]
         self.gradients = [new((size, width)) for width in widths]
-        self.rounding: list[Tensor] = []
+        self.slope = self.gradients[-1]
+        """The gradient by the logits in float32, before it is rounded."""
+        logits = outputs = list(self.logits)
         if dtype is not float32:
             self.normalized = exact((count, size, *input_shape))
-            self.outputs = new((size, widths[-1]))
-            """Of the last layer, before they become float32 logits."""
             self.slope = exact((size, widths[-1]))
-            """The gradient by the logits, before it is rounded."""
-            self.rounding = [self.normalized, self.outputs, self.slope]
+            outputs = [new((size, widths[-1]))] * count
         self.batches = [
             Views(
                 inputs=self.inputs[index],
@@ -91,7 +92,8 @@ class Workspace:
                     keep[index].view(size if drops else 0, width)
                     for keep, width, drops in zip(self.keep, widths, dropout, strict=True)
                 ],
-                logits=self.logits[index],
+                outputs=outputs[index],
+                logits=logits[index],
                 logp=self.logp[index],
                 goal=self.goals[index],
             )
@@ -101,14 +103,16 @@ class Workspace:
     @property
     def num_bytes(self) -> int:
         batches = (self.inputs, self.logits, self.logp, self.goals, *self.draws, *self.keep)
-        shared = (*self.activations, *self.gradients, *self.rounding)
-        return sum(tensor.nbytes for tensor in (*batches, *shared))
+        shared = (*self.activations, *self.gradients)
+        rounding = (self.normalized, self.slope, *(batch.outputs for batch in self.batches))
+        stored = [tensor.untyped_storage() for tensor in (*batches, *shared, *rounding)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in stored}.values())
 
 
 def _aligned(new: Callable[..., Tensor], count: int, size: int, width: int) -> Tensor:
-    """`(count, size, width)` of which every batch is aligned."""
-    length, unit = size * width, ALIGNMENT // new(0).element_size()
-    flat = new((count, -(-length // unit) * unit))
+    """`(count, size, width)` of which every batch begins where its bits cannot depend on."""
+    length = size * width
+    flat = new((count, padded(length, new(0).dtype)))
     return flat[:, :length].view(count, size, width)
 
 
