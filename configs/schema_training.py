@@ -27,7 +27,7 @@ class TaskConfig:
     loss: str | None = None
     """Import path of a loss (outputs, targets) that replaces the task's own."""
     metrics: list[str] = field(default_factory=list)
-    """Import paths of further metrics (protocol: trainer/metrics.py)."""
+    """Import paths of further metrics (protocol: trainer/objective/metrics.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,17 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.imports import is_import_path
 from configs.schema import DataConfig
-from data.catalog import CATALOG
-from data.entry import DatasetFacts
+from data.catalogue.catalog import CATALOG
+from data.catalogue.dataset_facts import DatasetFacts
+from data.catalogue.published import load_published
 from data.facts import InputFacts
-from data.huggingface import load_huggingface
-from data.idx_folder import idx_files, load_idx_folder
-from data.image_folder import load_image_folder
-from data.mapped import load_mapped
-from data.published import load_published
+from data.formats.huggingface import load_huggingface
+from data.formats.idx_folder import idx_files, load_idx_folder
+from data.formats.image_folder import load_image_folder
+from data.formats.npy import load_mapped
+from data.formats.user import load_user
+from data.formats.webdataset import load_shards
 from data.samples import ArrayDataset, BatchDataset, Datasets, MapDataset
-from data.shards import load_shards
-from data.user import load_user
 
 __all__ = [
     "READERS",

@@ -1,248 +1,26 @@
-"""Measure Convoy against its peers, its options, its growth and its floors.
+"""Measure Convoy against its peers, its options, its growth and its floors: benchmarks/run.py.
 
-    python launch/benchmark.py                # every peer and every mode, interleaved rounds
-    python launch/benchmark.py --quick        # one short round, a few minutes
-    python launch/benchmark.py --options      # what exactness, checkpoints and drift checks cost
-    python launch/benchmark.py --growth       # samples/s against batch size, width and ranks
-    python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
-    python launch/benchmark.py --precision    # fp32, tf32, bf16, fp16, small and wide MLP
-    python launch/benchmark.py --seeds 20 --config mnist_fast    # recipes (a,b,c), mean and spread
-    python launch/benchmark.py --loader       # samples/s of data sets against workers, and pinning
-    python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
-
-The contenders train the same network on the same data in turn, each as a process of its own, so
-that a machine that drifts slows all of them. Times are of training: evaluation is left out. The
-result goes to benchmarks/results as JSON, with the hardware, the versions and the commit, and a
-picture beside it.
+python launch/benchmark.py --quick
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
+import runpy
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-# A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
-if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from configs.errors import InputError
-from launch.benchmarking import results
-from launch.benchmarking.contenders import Settings, choose
-from launch.benchmarking.growth import measure_growth, points, show_growth
-from launch.benchmarking.loaders import measure_loaders, show_loaders
-from launch.benchmarking.options import WARMUP_STEPS, compare_options, show_options
-from launch.benchmarking.peers import compare, show_peers
-from launch.benchmarking.pictures import growth_figure, peers_figure, roofline_figure
-from launch.benchmarking.precisions import (
-    measure_precisions,
-    precisions_figure,
-    show_precisions,
-)
-from launch.benchmarking.roofline import measure_roofline, show_roofline
-from launch.benchmarking.scaling import add_scaling_arguments, project_scaling
-from launch.benchmarking.seeds import measure_seeds, seeds_figure, show_seeds
-from launch.entry import run_command
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-DEFAULT_ROUNDS, DEFAULT_EPOCHS, DEFAULT_STEPS = 5, 3, 700
-
-
-def main(argv: Sequence[str]) -> int:
-    """Measure what the options ask for; status 1 if a contender failed."""
-    arguments = parse(argv)
-    # The run that is being measured is in a session of its own: leaving in order takes it along.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    return MEASUREMENTS[arguments.kind](arguments)
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments with their defaults filled in.
-
-    Raises:
-        InputError: For numbers below 1, and an output that cannot be written.
-    """
-    parser = argparse.ArgumentParser(
-        prog="launch/benchmark.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--options", action="store_true", help="options of Convoy")
-    add("--growth", action="store_true", help="batch size, width and ranks")
-    add("--roofline", action="store_true", help="steps against their floors")
-    add("--precision", dest="precisions", action="store_true", help="every precision")
-    add("--loader", dest="loaders", action="store_true", help="loaders, workers, pinned memory")
-    add("--seeds", type=int, metavar="N", help="a recipe with N seeds")
-    add("--config", default="mnist_fast", help="recipes of --seeds (default: mnist_fast)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for the runs of --seeds")
-    add("--quick", action="store_true", help="one short round; writes only to --output")
-    add("--only", metavar="NAME,...", help="these contenders; writes only to --output")
-    add("--rounds", type=int, help=f"runs of each (default: {DEFAULT_ROUNDS})")
-    add("--epochs", type=int, help=f"epochs of a run (default: {DEFAULT_EPOCHS})")
-    add("--steps", type=int, help=f"steps of a run with --options (default: {DEFAULT_STEPS})")
-    add("--max-steps", type=int, help="end every run of a peer or mode after this many steps")
-    add("--seconds", type=float, help="begin nothing more after so long (peers, --precision)")
-    add("--threads", type=int, help="CPU threads of a contender, over its ranks (default: all)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where everyone trains")
-    add("--output", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
-    add_scaling_arguments(parser)
-    arguments = parser.parse_args(argv)
-    chosen = [name for name in MEASUREMENTS if getattr(arguments, name, None) not in (None, False)]
-    if len(chosen) > 1:
-        raise InputError("what to measure", given=chosen, expected="one of them at a time")
-    arguments.kind = chosen[0] if chosen else "peers"
-    quick = arguments.quick
-    defaults = {
-        "rounds": 1 if quick else DEFAULT_ROUNDS,
-        "epochs": 1 if quick else DEFAULT_EPOCHS,
-        "steps": WARMUP_STEPS * 3 if quick else DEFAULT_STEPS,
-        "threads": len(os.sched_getaffinity(0)),
-    }
-    for key, default in defaults.items():
-        if getattr(arguments, key) is None:
-            setattr(arguments, key, default)
-    for key in ("rounds", "epochs", "steps", "threads", "max_steps", "seeds", "seconds"):
-        value = getattr(arguments, key)
-        if value is not None and value < 1:
-            raise InputError(f"--{key.replace('_', '-')}", given=value, expected="1 or more")
-    if arguments.only is not None and arguments.kind != "peers":
-        raise InputError("--only", given=arguments.only, expected="a comparison of peers")
-    if arguments.kind == "project_scaling":
-        return arguments  # it has an output of its own
-    if arguments.output is None and not (quick or arguments.only):
-        name = Path(arguments.config).stem.replace(",", "+")
-        name = name if arguments.kind == "seeds" else arguments.kind
-        name += "_gpu" if arguments.device == "cuda" else ""
-        arguments.output = RESULTS / f"{name}.json"
-    results.check_output(arguments.output)
-    return arguments
-
-
-def benchmark_peers(arguments: argparse.Namespace) -> int:
-    """Every contender: table, JSON, bars. Status 1 if one of them failed."""
-    chosen = choose(arguments.only, arguments.device)
-    found = compare(chosen, settings(arguments), arguments.rounds, arguments.seconds)
-    show_peers(found)
-    write(arguments, {"contenders": found}, lambda: peers_figure(found, described(arguments)))
-    return 1 if any(item["status"] == "failed" for item in found) else 0
-
-
-def benchmark_options(arguments: argparse.Namespace) -> int:
-    found = compare_options(
-        rounds=arguments.rounds, steps=arguments.steps, threads=arguments.threads
-    )
-    show_options(found)
-    write(arguments, {"results": found})
-    return 0
-
-
-def benchmark_growth(arguments: argparse.Namespace) -> int:
-    found = measure_growth(
-        points(arguments.threads),
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        device=arguments.device,
-        quick=arguments.quick,
-    )
-    show_growth(found)
-    write(arguments, {"series": found}, lambda: growth_figure(found))
-    return 0
-
-
-def benchmark_roofline(arguments: argparse.Namespace) -> int:
-    found = measure_roofline(
-        settings(arguments), arguments.rounds, series=5 if arguments.quick else 25
-    )
-    show_roofline(found)
-    write(arguments, found, lambda: roofline_figure(found))
-    return 0
-
-
-def benchmark_seeds(arguments: argparse.Namespace) -> int:
-    found = measure_seeds(
-        arguments.config.split(","),
-        seeds=arguments.seeds,
-        threads=arguments.threads,
-        overrides=[f"--parallel.device={arguments.device}", *(f"--{s}" for s in arguments.set)],
-    )
-    show_seeds(found)
-    write(arguments, {"recipes": found}, lambda: seeds_figure(found))
-    return 0
-
-
-def benchmark_precisions(arguments: argparse.Namespace) -> int:
-    found = measure_precisions(
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        device=arguments.device,
-        quick=arguments.quick,
-        seconds=arguments.seconds,
-    )
-    show_precisions(found)
-    write(arguments, found, lambda: precisions_figure(found))
-    return 0
-
-
-def benchmark_loaders(arguments: argparse.Namespace) -> int:
-    found = measure_loaders(
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        device=arguments.device,
-        quick=arguments.quick,
-    )
-    show_loaders(found)
-    write(arguments, found)
-    return 0
-
-
-MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "peers": benchmark_peers,
-    "options": benchmark_options,
-    "growth": benchmark_growth,
-    "roofline": benchmark_roofline,
-    "precisions": benchmark_precisions,
-    "loaders": benchmark_loaders,
-    "seeds": benchmark_seeds,
-    "project_scaling": project_scaling,
-}
-
-
-def settings(arguments: argparse.Namespace) -> Settings:
-    return Settings(
-        epochs=arguments.epochs,
-        threads=arguments.threads,
-        device=arguments.device,
-        max_steps=arguments.max_steps,
-    )
-
-
-def described(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How it was measured, for the JSON file and the picture."""
-    own = {"options": ("steps",), "peers": ("epochs", "device"), "roofline": ("epochs", "device")}
-    keys = ("rounds", "threads", *own.get(arguments.kind, ("device",)))
-    found = {key: getattr(arguments, key) for key in keys}
-    if arguments.max_steps is not None:
-        found["max_steps"] = arguments.max_steps
-    return found
-
-
-def write(
-    arguments: argparse.Namespace,
-    content: dict[str, Any],
-    draw: Callable[[], Figure] | None = None,
-) -> None:
-    if arguments.output is not None:
-        figure = None if draw is None else draw()
-        results.write(arguments.output, {"settings": described(arguments)} | content, figure)
-
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ROOT / "benchmarks" / "run.py"
 
 if __name__ == "__main__":
-    run_command(main)
+    # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
+    if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+        sys.path[0] = str(ROOT)
+    if not RUN.is_file():
+        print(
+            f"error: no {RUN}, expected a checkout of the project: measuring is no part of the "
+            "installed package. Clone it and run this there.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    runpy.run_path(str(RUN), run_name="__main__")

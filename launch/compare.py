@@ -13,9 +13,9 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
+from launch.comparing.comparison import Comparison, compare
 from launch.comparing.tables import Table, differences_table, explain, results_table, to_rich
 from launch.entry import run_command
-from trainer.runs.comparison import Comparison, compare
 
 WIDTH_WITHOUT_TERMINAL = 160
 EPILOG = """examples:
@@ -29,7 +29,7 @@ EPILOG = """examples:
 def main(argv: Sequence[str]) -> int:
     """Read, compare, print, and write what was asked for."""
     arguments = build_parser().parse_args(argv)
-    from trainer.runs.sources import read_runs
+    from launch.comparing.run_sources import read_runs
 
     outputs = {
         "csv": arguments.csv, "json": arguments.json, "png": arguments.png, "html": arguments.html
@@ -112,7 +112,7 @@ def fit(table: Table, width: int) -> Table:
 
 def write(comparison: Comparison, outputs: dict[str, Path | None]) -> None:
     """Write the files that were asked for."""
-    from launch.comparing.files import write_csv, write_json, write_png
+    from launch.comparing.comparison_files import write_csv, write_json, write_png
     from launch.comparing.html import write_html
 
     writers = {"csv": write_csv, "json": write_json, "png": write_png, "html": write_html}

@@ -55,13 +55,13 @@ def main(argv: Sequence[str]) -> int:
 
 def examine(config: RunConfig, steps: int | None, json_file: Path | None) -> int:
     """Look at the machine, the ranks if there are several, and the run if `steps` are given."""
-    from trainer.collectives import broadcast_object
-    from trainer.diagnosis.check_cluster import check_cluster
-    from trainer.diagnosis.check_machine import check_machine
-    from trainer.diagnosis.examine import check_run, gather_machines
-    from trainer.diagnosis.findings import exit_status, show, show_summary, write_findings
-    from trainer.files import check_output
-    from trainer.runtime import detect, place, process_group
+    from launch.diagnosis.check_cluster import check_cluster
+    from launch.diagnosis.check_machine import check_machine
+    from launch.diagnosis.examine import check_run, gather_machines
+    from launch.diagnosis.findings import exit_status, show, show_summary, write_findings
+    from trainer.checkpoints.atomic_files import check_output
+    from trainer.ranks.collectives import broadcast_object
+    from trainer.ranks.runtime import detect, place, process_group
 
     if json_file is not None and is_main_process():
         check_output("--json", json_file)

@@ -107,7 +107,7 @@ def _say(message: object, status: int, *, shared: bool = False) -> int:
 
 def _report(error: Exception) -> int:
     """Say why a run failed, in the words of the rank where it happened."""
-    from trainer.failures import RunFailed, is_lost_contact
+    from trainer.ranks.failures import RunFailed, is_lost_contact
 
     if isinstance(error, RunFailed):
         return _say(f"{error}.", EXIT_FAILED, shared=True)

@@ -17,8 +17,8 @@ from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, not_negative, split_overrides
 
 if TYPE_CHECKING:
-    from trainer.inference.assess import Assessment
-    from trainer.inference.trained import Trained
+    from launch.using.assess import Assessment
+    from launch.using.trained import Trained
 
 GROUPS = ("data", "evaluate", "parallel", "precision")
 
@@ -29,9 +29,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(own)
 
     from data.datasets import load_datasets
-    from trainer.files import check_output
-    from trainer.inference.assess import assess, to_record
-    from trainer.run_directory import write_atomically
+    from launch.using.assess import assess, to_record
+    from trainer.checkpoints.atomic_files import check_output
+    from trainer.checkpoints.run_directory import write_atomically
 
     trained = load_run(arguments, overrides)
     folder: Path = (arguments.output or trained.directory).expanduser()
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def draw(trained: Trained, found: Assessment) -> dict[str, bytes]:
     """The pictures by file name."""
-    from trainer.inference.figures import confusion_picture, is_picture, mistakes_picture
+    from launch.using.assessment_figures import confusion_picture, is_picture, mistakes_picture
 
     names, metrics = trained.facts.class_names, found.metrics
     title = f"{trained.config.name}, step {trained.step}, accuracy {metrics.accuracy:.2%}"

@@ -22,9 +22,9 @@ def main(argv: Sequence[str]) -> int:
     own, _ = split_overrides(argv, ())
     arguments = build_parser().parse_args(own)
 
-    from trainer.files import check_output
-    from trainer.inference.export import export
-    from trainer.run_directory import write_atomically
+    from launch.using.exporting import export
+    from trainer.checkpoints.atomic_files import check_output
+    from trainer.checkpoints.run_directory import write_atomically
 
     if arguments.output is not None:
         check_output("--output", arguments.output)

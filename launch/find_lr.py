@@ -20,11 +20,11 @@ from configs.errors import InputError
 from configs.imports import import_extra
 from configs.load import load_config
 from launch.entry import num_ranks, run_command
-from trainer.preempt import stop_with_parent
+from trainer.ranks.stop_signals import stop_with_parent
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
-    from trainer.lr_finder import Curve, FinderOptions, Suggestion
+    from launch.finding.lr_finder import Curve, FinderOptions, Suggestion
 
 OWN_HELP = {
     "min_lr": "learning rate of the first step (default: 1e-7)",
@@ -89,7 +89,7 @@ def read_options(given: dict[str, str]) -> FinderOptions:
     Raises:
         InputError: For a value that is no number, or out of range.
     """
-    from trainer.lr_finder import FinderOptions
+    from launch.finding.lr_finder import FinderOptions
 
     values: dict[str, float | str] = {}
     for name, text in given.items():
@@ -106,10 +106,10 @@ def read_options(given: dict[str, str]) -> FinderOptions:
 
 def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
     """Run the test on all ranks; rank 0 shows what it found."""
+    from launch.finding.lr_finder import draw_curve, range_test, suggest, write_curve
     from trainer.build import assemble
-    from trainer.files import check_output
-    from trainer.lr_finder import draw_curve, range_test, suggest, write_curve
-    from trainer.runtime import detect, place, process_group
+    from trainer.checkpoints.atomic_files import check_output
+    from trainer.ranks.runtime import detect, place, process_group
 
     import_extra("matplotlib.figure", "report")  # better now than after the test
     for path in (output, output.with_suffix(".json")):

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from configs.schema_execution import ParallelConfig
-    from trainer.runtime import detect, place, process_group
+    from trainer.ranks.runtime import detect, place, process_group
 
     runtime = detect(os.environ)
     if runtime.world_size < 2:

@@ -24,8 +24,8 @@ from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
 
 if TYPE_CHECKING:
-    from data.images import Images
-    from trainer.inference.trained import Trained
+    from data.formats.images import Images
+    from launch.using.trained import Trained
 
 GROUPS = ("parallel", "precision")
 INPUT_FORMATS = ("auto", "idx", "npy", "png")
@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(own)
     kind = output_format(arguments)
 
-    from data.reading import Reading
-    from trainer.files import check_output
-    from trainer.inference.trained import require_classes
+    from data.formats.reading import Reading
+    from launch.using.trained import require_classes
+    from trainer.checkpoints.atomic_files import check_output
 
     if arguments.output is not None:
         check_output("--output", arguments.output)
@@ -130,7 +130,7 @@ def output_format(arguments: argparse.Namespace) -> str:
 @contextlib.contextmanager
 def open_inputs(arguments: argparse.Namespace, reading: Any) -> Iterator[list[Images]]:
     """All inputs, opened and checked; standard input is kept in a file while it is needed."""
-    from data.images import open_images
+    from data.formats.images import open_images
 
     names: list[str] = arguments.inputs
     if names.count(STDIN) > 1:
@@ -154,7 +154,7 @@ def predict(trained: Trained, inputs: list[Images], batch_size: int) -> Iterator
     Raises:
         InputError: If an input turns out to be damaged, or an output is not finite.
     """
-    from data.images import batches
+    from data.formats.images import batches
 
     names = trained.facts.class_names
     for origins, images in batches(inputs, batch_size):
@@ -203,7 +203,7 @@ def write_rows(
 @contextlib.contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
     """A text file that appears when it is complete."""
-    from trainer.files import replacing
+    from trainer.checkpoints.atomic_files import replacing
 
     with replacing(path) as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)

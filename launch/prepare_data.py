@@ -20,7 +20,7 @@ DEFAULT = ("mnist", "fashion_mnist", "kmnist")
 
 def main(argv: Sequence[str]) -> int:
     """Find, else download and verify, each data set named; print where it lies."""
-    from data.catalog import CATALOG
+    from data.catalogue.catalog import CATALOG
 
     parser = argparse.ArgumentParser(prog="launch/prepare_data.py", description=__doc__)
     parser.add_argument(
@@ -48,7 +48,7 @@ def prepare(name: str, root: str | None, mirrors: tuple[str, ...] | None) -> Non
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
     from configs.schema import DataConfig
-    from data.acquire import acquire
+    from data.catalogue.acquire import acquire
     from data.datasets import READERS, catalog_facts, load_datasets
 
     if name in READERS:

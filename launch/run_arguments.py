@@ -11,7 +11,7 @@ from configs.errors import InputError
 from launch.entry import num_ranks
 
 if TYPE_CHECKING:
-    from trainer.inference.trained import Trained
+    from launch.using.trained import Trained
 
 
 def build_run_parser(name: str, description: str, groups: Sequence[str]) -> argparse.ArgumentParser:
@@ -103,6 +103,6 @@ def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained
             expected="one process",
             remedy="Start this command with plain python.",
         )
-    from trainer.inference.trained import load_trained
+    from launch.using.trained import load_trained
 
     return load_trained(arguments.run, checkpoint=arguments.checkpoint, overrides=overrides)

@@ -33,7 +33,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from launch.entry import TRAIN, run_command, train_command
 
 if TYPE_CHECKING:
-    from launch.witness import Deliveries
+    from launch.crash_test.sample_recorder import Deliveries
 
 NUM_SAMPLES, BATCH, EPOCHS = 203, 16, 9  # 13 steps an epoch, the last one short
 TIMEOUT_SECONDS = 180.0
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 
 def torture(folder: Path, kills: int, chance: random.Random) -> Iterator[Round]:
     """Rounds over all scenarios in turn until `kills` kills were dealt."""
-    from launch.witness import read_deliveries
+    from launch.crash_test.sample_recorder import read_deliveries
 
     references: dict[str, Path] = {}
     for number in itertools.count():
@@ -147,9 +147,9 @@ def start(run: Path, number: int, ranks: int, scenario: Scenario) -> subprocess.
         ranks,
         "--name=run",
         f"--output_dir={run}",
-        "--data.dataset=launch.witness:samples",
+        "--data.dataset=launch.crash_test.sample_recorder:samples",
         f'--model.kwargs={{"num_samples": {NUM_SAMPLES}}}',
-        "--model.name=launch.witness:Witness",
+        "--model.name=launch.crash_test.sample_recorder:Witness",
         f"--train.global_batch_size={BATCH}",
         f"--train.epochs={EPOCHS}",
         "--checkpoint.every_steps=3",
@@ -247,7 +247,7 @@ def show(rounds: list[Round]) -> None:
 
 
 def write_result(path: Path, rounds: list[Round], seed: int) -> None:
-    from trainer.run_directory import describe_machine
+    from trainer.checkpoints.run_directory import describe_machine
 
     kinds: dict[str, int] = {}
     for item in rounds:

@@ -15,7 +15,7 @@ from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
 from launch.entry import EXIT_PREEMPTED, is_main_process, num_ranks, run_command
-from trainer.preempt import StopRequest, stop_on_signals, stop_with_parent
+from trainer.ranks.stop_signals import StopRequest, stop_on_signals, stop_with_parent
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,8 +44,8 @@ def dry_run(config: RunConfig) -> int:
             expected="one process, which speaks for all ranks",
             remedy="Start it with plain python instead of torchrun or srun.",
         )
-    from trainer.forecast.dry_run import examine
-    from trainer.forecast.report import show
+    from launch.forecast.dry_run import examine
+    from launch.forecast.dry_run_report import show
 
     show(examine(config))
     return 0
@@ -55,8 +55,8 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     """Train a run on this rank, and return the exit status."""
     from trainer.build import build
     from trainer.loop import fit
-    from trainer.runtime import detect, place, process_group
-    from trainer.sink_console import shown
+    from trainer.ranks.runtime import detect, place, process_group
+    from trainer.records.console import shown
 
     if config.profile.enabled:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages

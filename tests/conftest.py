@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch._dynamo  # its first import sets an environment variable
 
-from data.idx import write_idx
+from data.formats.idx import write_idx
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_SECONDS = 240

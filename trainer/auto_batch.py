@@ -13,8 +13,8 @@ import torch
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from trainer.collectives import max_, together
-from trainer.runtime import Runtime
+from trainer.ranks.collectives import max_, together
+from trainer.ranks.runtime import Runtime
 
 log = logging.getLogger("convoy")
 

@@ -11,34 +11,34 @@ from pathlib import Path
 from configs.identity import flatten
 from configs.schema import RunConfig
 from data.datasets import Datasets
-from data.loader import Loader, zeros_of
-from data.sampler import Plan
+from data.loading.loader import Loader, zeros_of
+from data.loading.order import Plan
 from trainer.auto_batch import fit_micro_batch
-from trainer.blocks import prepare_blocks
-from trainer.checkpoint import load_checkpoint
-from trainer.collectives import broadcast_object, together
-from trainer.datasets import load_together
-from trainer.ema import Average, build_average
-from trainer.engine import Engine, NativeEngine
-from trainer.engine_accelerate import AccelerateEngine, build_sharded
-from trainer.gradients import GradientLog
-from trainer.local import Local, build_local
+from trainer.backward.autograd import LossModule
+from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
+from trainer.checkpoints.saver import Saver
+from trainer.checkpoints.state import Progress, Stateful, restore
+from trainer.components import Local, build_local
+from trainer.engines.accelerate import AccelerateEngine, build_sharded
+from trainer.engines.native import Engine, NativeEngine
 from trainer.log import RunLog
 from trainer.loop import Parts
-from trainer.meter import Meter, Stopwatch
-from trainer.passes import LossModule
-from trainer.preempt import StopRequest
+from trainer.networks.blocks import prepare_blocks
+from trainer.objective.meter import Meter, Stopwatch
+from trainer.optim.average import Average, build_average
 from trainer.profiling.profiler import build_profiler
-from trainer.rng import seed_stream
-from trainer.run_directory import Resume, RunDirectory, describe_environment
-from trainer.runtime import Runtime, use_training_timeout
-from trainer.saver import Saver
-from trainer.sink_console import build_console
-from trainer.sink_jsonl import JsonlSink
-from trainer.sink_tensorboard import TensorBoardSink, check_tensorboard
-from trainer.sink_wandb import WandbSink
-from trainer.sinks import RunFacts, Sink, Sinks
-from trainer.state import Progress, Stateful, restore
+from trainer.ranks.collectives import broadcast_object, together
+from trainer.ranks.rng import seed_stream
+from trainer.ranks.runtime import Runtime, use_training_timeout
+from trainer.ranks.shared_data import load_together
+from trainer.ranks.stop_signals import StopRequest
+from trainer.records.console import build_console
+from trainer.records.gradient_statistics import GradientLog
+from trainer.records.jsonl import JsonlSink
+from trainer.records.sinks import RunFacts, Sink, Sinks
+from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
+from trainer.records.wandb_sink import WandbSink
 from trainer.step import TrainStep
 from trainer.stretching import build_stretches
 
@@ -211,7 +211,7 @@ def _choose_engine(
 ) -> Callable[..., Engine]:
     accelerate = config.parallel.engine == "accelerate"
     if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
-        from trainer.fsdp import ShardedEngine  # slow to import
+        from trainer.engines.fsdp import ShardedEngine  # slow to import
 
         return partial(
             build_sharded if accelerate else ShardedEngine,

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from data.sampler import Window
+from data.loading.order import Window
 from data.samples import Batch
-from trainer.collectives import sum_
-from trainer.meter import Meter
-from trainer.rng import capture_rng, restore_rng
-from trainer.runtime import Runtime
+from trainer.objective.meter import Meter
+from trainer.ranks.collectives import sum_
+from trainer.ranks.rng import capture_rng, restore_rng
+from trainer.ranks.runtime import Runtime
 
 
 class Differentiable(Protocol):

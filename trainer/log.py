@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.schema import RunConfig
-from data.calendar import Calendar
-from trainer.failures import Diverged
-from trainer.gradients import GradientLog
-from trainer.meter import Copies, Cut, Stopwatch
-from trainer.precision import loss_scale
-from trainer.run_directory import RunDirectory
-from trainer.runtime import Runtime
-from trainer.sinks import Record, Sinks
-from trainer.state import Stateful
+from data.loading.epoch_schedule import Calendar
+from trainer.checkpoints.run_directory import RunDirectory
+from trainer.checkpoints.state import Stateful
+from trainer.objective.meter import Copies, Cut, Stopwatch
+from trainer.objective.task import Best, Task
+from trainer.ranks.failures import Diverged
+from trainer.ranks.precision import loss_scale
+from trainer.ranks.runtime import Runtime
+from trainer.records.gradient_statistics import GradientLog
+from trainer.records.sinks import Record, Sinks
 from trainer.step import TrainStep
-from trainer.task import Best, Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,24 +6,24 @@ from dataclasses import dataclass, field
 
 from configs.schema import RunConfig
 from data.datasets import Normalize
-from data.loader import Loader
-from data.sampler import Plan, Window
-from trainer.checkpoint import Position
-from trainer.collectives import barrier, broadcast_
-from trainer.drift import check_drift
-from trainer.evaluate import evaluate
-from trainer.gradients import GradientLog
+from data.loading.loader import Loader
+from data.loading.order import Plan, Window
+from trainer.checkpoints.checkpoint import Position
+from trainer.checkpoints.run_directory import RunDirectory
+from trainer.checkpoints.saver import Saver
+from trainer.checkpoints.state import Progress, Stateful, capture
 from trainer.log import RunLog
-from trainer.meter import Stopwatch
-from trainer.preempt import Poll, StopRequest
+from trainer.objective.evaluation import evaluate
+from trainer.objective.meter import Stopwatch
+from trainer.objective.task import Best, Task
 from trainer.profiling.profiler import NoProfiler, Profiler
-from trainer.run_directory import RunDirectory
-from trainer.runtime import Runtime
-from trainer.saver import Saver
-from trainer.sinks import Sinks
-from trainer.state import Progress, Stateful, capture
+from trainer.ranks.collectives import barrier, broadcast_
+from trainer.ranks.drift import check_drift
+from trainer.ranks.runtime import Runtime
+from trainer.ranks.stop_signals import Poll, StopRequest
+from trainer.records.gradient_statistics import GradientLog
+from trainer.records.sinks import Sinks
 from trainer.stretches import Stretches
-from trainer.task import Best, Task
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from data.augment import Augment
-from data.sampler import Window
+from data.loading.order import Window
 from data.samples import Batch
+from trainer.checkpoints.state import Progress
 from trainer.closure import Closure
-from trainer.ema import Average
-from trainer.engine import Engine
-from trainer.failures import Diverged
-from trainer.meter import Meter
-from trainer.optim import needs_closure
-from trainer.precision import Precision
-from trainer.runtime import Runtime
-from trainer.schedule import Schedule
-from trainer.state import Progress
-from trainer.whole import whole
+from trainer.engines.dtensor import whole
+from trainer.engines.native import Engine
+from trainer.objective.meter import Meter
+from trainer.optim.average import Average
+from trainer.optim.optimizers import needs_closure
+from trainer.optim.schedule import Schedule
+from trainer.ranks.failures import Diverged
+from trainer.ranks.precision import Precision
+from trainer.ranks.runtime import Runtime
 
 HOPELESS_SKIPS = 100
 """fp16 steps skipped in a row after which the loss is taken for diverged."""

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from data.loader import ResidentLoader
-from data.sampler import Window
+from data.loading.loader import ResidentLoader
+from data.loading.order import Window
 from data.samples import Batch
-from trainer.explicit.flat import untracked
-from trainer.explicit.passes import ExplicitPasses
-from trainer.meter import Meter
-from trainer.precision import loss_scale
+from trainer.backward.explicit.explicit_passes import ExplicitPasses
+from trainer.objective.meter import Meter
+from trainer.optim.flat import untracked
+from trainer.optim.torch_schedule import set_rate
+from trainer.ranks.precision import loss_scale
 from trainer.step import TrainStep
-from trainer.torch_schedule import set_rate
 
 Knobs = tuple[list[float], list[float]] | Tensor
 """Learning rate and weight of the average for each step of a stretch, on the host or the device."""

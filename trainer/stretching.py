@@ -7,14 +7,14 @@ import math
 from configs.errors import InputError
 from configs.schema import RunConfig
 from data.augment import as_is
-from data.loader import ResidentLoader
-from trainer.capture import GraphRecorder
-from trainer.engine import NativeEngine
-from trainer.explicit.passes import ExplicitPasses
-from trainer.fused import STATE
-from trainer.local import Local
-from trainer.recorded import LENGTHS, RecordedStretches
-from trainer.schedule import PureSchedule
+from data.loading.loader import ResidentLoader
+from trainer.backward.explicit.explicit_passes import ExplicitPasses
+from trainer.components import Local
+from trainer.cuda_graphs.recorded_steps import LENGTHS, RecordedStretches
+from trainer.cuda_graphs.recorder import GraphRecorder
+from trainer.engines.native import NativeEngine
+from trainer.optim.fused import STATE
+from trainer.optim.schedule import PureSchedule
 from trainer.step import TrainStep
 from trainer.stretches import Stretches
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks.peers.common import BATCH, LEARNING_RATE, Report, load_mnist, parse
 from benchmarks.peers.torch_common import network, prepare, test_accuracy
-from data.catalog import MNIST
+from data.catalogue.catalog import MNIST
 
 
 def main() -> None:

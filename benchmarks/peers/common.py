@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.catalog import MNIST
-from data.idx import read_idx
+from data.catalogue.catalog import MNIST
+from data.formats.idx import read_idx
 
 SIZES = (784, 256, 128, 10)
 DROPOUT = 0.2

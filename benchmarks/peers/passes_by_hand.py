@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers.common import DROPOUT, SIZES
-from data.catalog import MNIST
-from trainer.explicit.onednn import multiply, prefers_onednn
+from data.catalogue.catalog import MNIST
+from trainer.backward.explicit.onednn import multiply, prefers_onednn
 
 DROPPED = round(DROPOUT * 65536)
 KEPT_SCALE = 65536 / (65536 - DROPPED)

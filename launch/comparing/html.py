@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-from launch.comparing.files import INSTALL, finite, replace
+from launch.comparing.comparison import LAYERS, Comparison, Group, is_held_out, is_share
+from launch.comparing.comparison_files import INSTALL, finite, replace
+from launch.comparing.history import AXES
 from launch.comparing.panels import panels
+from launch.comparing.run_record import Run
 from launch.comparing.tables import (
     Cell,
     Table,
@@ -22,10 +25,7 @@ from launch.comparing.tables import (
     explain,
     results_table,
 )
-from trainer.runs.comparison import LAYERS, Comparison, Group, is_held_out, is_share
-from trainer.runs.history import AXES
-from trainer.runs.record import Run
-from trainer.sinks import Record
+from trainer.records.sinks import Record
 
 FOLDER = Path(__file__).resolve().parent
 MOST_POINTS = 2000

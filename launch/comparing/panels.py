@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.comparing.comparison import all_metrics, is_held_out, words_of
+from launch.comparing.run_record import Run
 from launch.comparing.tables import SPEED
-from trainer.runs.comparison import all_metrics, is_held_out, words_of
-from trainer.runs.record import Run
 
 COLOURS = (
     "#2f6fd0", "#d9622b", "#1f9a6d", "#b03a8c", "#a07a00", "#6a57c9", "#1893b0", "#c23b4a",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.runs.comparison import (
+from launch.comparing.comparison import (
     ABSENT,
     By,
     Comparison,
@@ -22,8 +22,8 @@ from trainer.runs.comparison import (
     scores,
     words_of,
 )
-from trainer.runs.record import Run
-from trainer.runs.significance import SIGNIFICANT, spread
+from launch.comparing.run_record import Run
+from launch.comparing.significance import SIGNIFICANT, spread
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

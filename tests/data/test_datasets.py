@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 from configs.schema import DataConfig
-from data.catalog import CATALOG, MNIST
+from data.catalogue.catalog import CATALOG, MNIST
+from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset, Datasets, Normalize, load_datasets
-from data.entry import DatasetFacts
-from data.idx import read_idx, write_idx
+from data.formats.idx import read_idx, write_idx
 from tests.conftest import make_idx
 
 NUMBERS = itertools.count()

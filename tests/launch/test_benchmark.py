@@ -12,18 +12,15 @@ from typing import Any
 
 import pytest
 
-from configs.errors import InputError
-from launch.benchmark import parse
-from launch.benchmarking.contenders import CONTENDERS, PEERS, Contender, Settings, choose
-from launch.benchmarking.growth import Point, points, samples_per_second
-from launch.benchmarking.options import OPTIONS, step_seconds, summarise
-from launch.benchmarking.peers import compare, measure, show_peers
-from launch.benchmarking.peers import summarise as summarise_runs
-from launch.benchmarking.pictures import growth_figure, roofline_figure
-from launch.benchmarking.processes import CommandFailed, run
-from launch.benchmarking.records import compile_seconds, last_epoch_mean, read_run
-from launch.benchmarking.roofline import describe_step, roofline_points
-from launch.benchmarking.rounds import (
+from benchmarks.measure.contenders import CONTENDERS, PEERS, Contender, Settings, choose
+from benchmarks.measure.growth import Point, points, samples_per_second
+from benchmarks.measure.option_costs import OPTIONS, step_seconds, summarise
+from benchmarks.measure.peers import compare, measure, show_peers
+from benchmarks.measure.peers import summarise as summarise_runs
+from benchmarks.measure.pictures import growth_figure, roofline_figure
+from benchmarks.measure.processes import CommandFailed, run
+from benchmarks.measure.roofline import describe_step, roofline_points
+from benchmarks.measure.rounds import (
     collect,
     interleaved,
     ratios,
@@ -31,7 +28,10 @@ from launch.benchmarking.rounds import (
     steady,
     whole_rounds,
 )
-from launch.benchmarking.seeds import moments
+from benchmarks.measure.run_times import compile_seconds, last_epoch_mean, read_run
+from benchmarks.measure.seeds import moments
+from benchmarks.run import parse
+from configs.errors import InputError
 from tests.conftest import launch, python_command, start, wait
 
 SETTINGS = Settings(epochs=1, threads=1, max_steps=3)
@@ -103,7 +103,7 @@ def test_a_benchmark_that_runs_out_of_time_keeps_its_whole_rounds(
 def test_a_contender_that_had_no_turn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr("launch.benchmarking.peers.measure", lambda item, settings: line(9.0, 3.0))
+    monkeypatch.setattr("benchmarks.measure.peers.measure", lambda item, settings: line(9.0, 3.0))
     chosen = choose("convoy,bare")
     first, second = compare(chosen, Settings(epochs=1, threads=1), 5, seconds=2)
     assert (first["status"], second["status"]) == ("measured", "skipped")

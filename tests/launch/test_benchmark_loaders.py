@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from launch.benchmarking.loaders import SOURCES, WORKERS, Case, summarise
+from benchmarks.measure.loaders import SOURCES, WORKERS, Case, summarise
 from tests.conftest import launch
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.benchmarking.precisions import KINDS, NETWORKS, Case, Network, summarise
+from benchmarks.measure.precisions import KINDS, NETWORKS, Case, Network, summarise
 from tests.conftest import launch
-from trainer.models import MLP
+from trainer.networks.models import MLP
 
 
 @pytest.mark.parametrize("hidden", [(), (20,), (30, 20)])

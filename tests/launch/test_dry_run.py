@@ -11,11 +11,11 @@ import torch
 
 from configs.errors import InputError
 from configs.load import load_config
-from data.sampler import Plan
+from data.loading.order import Plan
+from launch.forecast.dry_run import Report, examine, prove_evaluation, prove_shares
+from launch.forecast.dry_run_report import facts_of, show, totals
 from launch.train import main
 from tests.conftest import launch, train
-from trainer.forecast.dry_run import Report, examine, prove_evaluation, prove_shares
-from trainer.forecast.report import facts_of, show, totals
 
 Arguments = Callable[..., list[str]]
 

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 
 from configs.errors import InputError
 from data.datasets import load_datasets
-from data.idx import read_idx, write_idx
+from data.formats.idx import read_idx, write_idx
 from launch import evaluate as evaluate_command
 from launch import export as export_command
 from launch import predict as predict_command
 from launch.evaluate import main
+from launch.using.assess import assess
+from launch.using.trained import load_trained
 from tests.conftest import launch, make_idx, records, train_here
 from tests.programs.recorder import RECORDED
-from trainer.inference.assess import assess
-from trainer.inference.trained import load_trained
 
 
 def evaluate(run: Path, output: Path, *more: object) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from data.idx import read_idx
+from data.formats.idx import read_idx
 from launch.export import main
+from launch.using.exporting import FORMATS, ExportFailed, check, make_inputs
+from launch.using.trained import Trained, load_trained
 from tests.conftest import ROOT, launch, train_here
-from trainer.inference.export import FORMATS, ExportFailed, check, make_inputs
-from trainer.inference.trained import Trained, load_trained
-from trainer.models import MLP
+from trainer.networks.models import MLP
 
 FILES = {"safetensors": "m.safetensors", "torch_export": "m.pt2", "onnx": "m.onnx"}
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from configs.errors import InputError
-from data.idx import read_idx, write_idx
+from data.formats.idx import read_idx, write_idx
 from launch.predict import main
 from tests.conftest import make_idx, train_here
 from tests.programs.recorder import RECORDED
@@ -46,7 +46,7 @@ def probabilities(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
 @pytest.fixture(scope="module")
 def expected(trained_run: Path, idx_folder: Path) -> list[list[float]]:
     """Probabilities of the whole test set, from the IDX file."""
-    from trainer.inference.trained import load_trained
+    from launch.using.trained import load_trained
 
     trained = load_trained(trained_run)
     stored = torch.from_numpy(read_idx(idx_folder / "test-images-idx3-ubyte"))[:, None]
@@ -146,9 +146,9 @@ def test_a_large_array_is_read_a_batch_at_a_time(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sparse file of many GiB: whoever read it whole would not come back."""
-    from data.images import open_images
-    from data.reading import Reading
-    from trainer.inference.trained import load_trained
+    from data.formats.images import open_images
+    from data.formats.reading import Reading
+    from launch.using.trained import load_trained
 
     count = 2**30
     with (tmp_path / "huge.npy").open("wb") as file:

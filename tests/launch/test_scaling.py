@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measure.scaling_bench import add_scaling_arguments, choose_link, project_scaling
+from benchmarks.measure.scaling_model import Fit, Link, ring
 from configs.errors import InputError
-from launch.benchmarking.scaling import add_scaling_arguments, choose_link, project_scaling
 from launch.measure_link import main as measure_link
 from launch.measure_link import sizes
-from trainer.forecast.scaling import Fit, Link, ring
 
 Arguments = Callable[..., list[str]]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.crash_test.sample_recorder import Deliveries, read_deliveries
 from launch.torture import same_samples
-from launch.witness import Deliveries, read_deliveries
 from tests.conftest import python_command, start, wait
 
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 
-from data.catalog import MNIST
-from data.idx import write_idx
+from data.catalogue.catalog import MNIST
+from data.formats.idx import write_idx
 from tests.conftest import (
     ROOT,
     environment,

@@ -12,8 +12,8 @@ from configs.load import load_config
 from launch.entry import run_command
 from trainer.build import build
 from trainer.loop import Parts, fit
-from trainer.preempt import stop_on_signals
-from trainer.runtime import detect, place, process_group
+from trainer.ranks.runtime import detect, place, process_group
+from trainer.ranks.stop_signals import stop_on_signals
 
 
 def graphs() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.models import MLP
+from trainer.networks.models import MLP
 
 
 class Net(MLP):

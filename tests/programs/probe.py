@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.load import load_config
 from launch.entry import run_command
+from trainer.backward.autograd import AutogradPasses
 from trainer.build import build
-from trainer.engine import NativeEngine
-from trainer.evaluate import evaluate
+from trainer.engines.native import NativeEngine
 from trainer.loop import Parts
-from trainer.passes import AutogradPasses
-from trainer.preempt import stop_on_signals
-from trainer.runtime import detect, place, process_group
+from trainer.objective.evaluation import evaluate
+from trainer.ranks.runtime import detect, place, process_group
+from trainer.ranks.stop_signals import stop_on_signals
 
 
 def reference_gradient(parts: Parts, window_index: int) -> torch.Tensor:

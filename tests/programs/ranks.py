@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 
 from configs.schema_execution import ParallelConfig
+from launch.diagnosis.check_cluster import check_agreement, check_network
+from launch.diagnosis.check_pace import check_all_reduce, check_stragglers, matmul_seconds
 from launch.entry import run_command
-from trainer.collectives import sum_
-from trainer.diagnosis.check_cluster import check_agreement, check_network
-from trainer.diagnosis.check_pace import check_all_reduce, check_stragglers, matmul_seconds
-from trainer.runtime import Runtime, detect, place, process_group
+from trainer.ranks.collectives import sum_
+from trainer.ranks.runtime import Runtime, detect, place, process_group
 
 
 def bad_link(runtime: Runtime, tensor: torch.Tensor) -> torch.Tensor:

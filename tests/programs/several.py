@@ -16,11 +16,11 @@ import torch
 from configs.load import load_config
 from launch.entry import run_command
 from trainer.build import build
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.checkpoints.state import capture
 from trainer.loop import Parts, fit
-from trainer.preempt import StopRequest, stop_on_signals
-from trainer.runtime import Runtime, detect, place, process_group
-from trainer.state import capture
+from trainer.ranks.runtime import Runtime, detect, place, process_group
+from trainer.ranks.stop_signals import StopRequest, stop_on_signals
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:

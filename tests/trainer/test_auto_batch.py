@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import TrainConfig
 from trainer.auto_batch import candidates, fit_micro_batch
-from trainer.runtime import Runtime
+from trainer.ranks.runtime import Runtime
 
 ALONE = Runtime(launcher="python")
 

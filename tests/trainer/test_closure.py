@@ -13,9 +13,9 @@ from torch import Tensor
 from configs.errors import InputError
 from tests.trainer.test_step import Rig, assert_close, assert_same_bits, make, one_thread
 from trainer.closure import Closure
-from trainer.meter import Meter
-from trainer.rng import capture_rng
-from trainer.runtime import Runtime
+from trainer.objective.meter import Meter
+from trainer.ranks.rng import capture_rng
+from trainer.ranks.runtime import Runtime
 
 __all__ = ["one_thread"]  # an autouse fixture
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from configs.schema_training import OptimizerConfig, ScheduleConfig
-from tests.trainer.test_state import RunSubject, Subject, one_thread, through_disk
+from tests.trainer.checkpoints.test_state import RunSubject, Subject, one_thread, through_disk
 from tests.trainer.test_step import assert_same_bits
-from trainer.optim import build_optimizer
-from trainer.torch_schedule import SCHEDULERS, TorchSchedule
+from trainer.optim.optimizers import build_optimizer
+from trainer.optim.torch_schedule import SCHEDULERS, TorchSchedule
 
 __all__ = ["one_thread"]  # an autouse fixture
 

@@ -17,22 +17,22 @@ import trainer.step
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from data.datasets import ArrayDataset, Datasets, Normalize
-from data.loader import ResidentLoader
-from data.sampler import Plan
-from trainer.ema import EMA
-from trainer.engine import NativeEngine, flatten_parameters
-from trainer.failures import Diverged
-from trainer.meter import Meter
-from trainer.models import MLP
-from trainer.optim import build_optimizer, one_kernel
-from trainer.parameter_groups import group_parameters
-from trainer.passes import LossModule
-from trainer.precision import build_precision
-from trainer.runtime import Runtime
-from trainer.schedule import PureSchedule, Schedule, build_schedule
-from trainer.state import Progress
+from data.loading.loader import ResidentLoader
+from data.loading.order import Plan
+from trainer.backward.autograd import LossModule
+from trainer.checkpoints.state import Progress
+from trainer.engines.native import NativeEngine, flatten_parameters
+from trainer.networks.models import MLP
+from trainer.objective.meter import Meter
+from trainer.objective.task import Best, classification
+from trainer.optim.average import EMA
+from trainer.optim.optimizers import build_optimizer, one_kernel
+from trainer.optim.parameter_groups import group_parameters
+from trainer.optim.schedule import PureSchedule, Schedule, build_schedule
+from trainer.ranks.failures import Diverged
+from trainer.ranks.precision import build_precision
+from trainer.ranks.runtime import Runtime
 from trainer.step import TrainStep
-from trainer.task import Best, classification
 
 CPU = torch.device("cpu")
 BATCH = 16

@@ -15,14 +15,14 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.schema_execution import ProfileConfig
 from data.samples import Batch
-from trainer.meter import Stopwatch
-from trainer.precision import Precision
+from trainer.checkpoints.run_directory import write_atomically
+from trainer.checkpoints.state import Progress
+from trainer.objective.meter import Stopwatch
 from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.summary import Facts, markdown
 from trainer.profiling.trace import read_trace
-from trainer.run_directory import write_atomically
-from trainer.runtime import Runtime
-from trainer.state import Progress
+from trainer.ranks.precision import Precision
+from trainer.ranks.runtime import Runtime
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 MATMUL_SECONDS = 0.3

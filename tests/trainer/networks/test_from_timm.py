@@ -14,8 +14,8 @@ from torch import nn
 from configs.errors import InputError
 from configs.schema_training import ModelConfig
 from tests.conftest import records, train
-from trainer.models import build_model, model_blocks
 from trainer.networks.from_timm import _import_timm
+from trainer.networks.models import build_model, model_blocks
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.schema_training import ModelConfig
 from tests.conftest import assert_same_bits, launch, make_idx, records, train
-from trainer.models import MODELS, build_model, model_blocks
+from trainer.networks.models import MODELS, build_model, model_blocks
 
 NETWORKS = [name for name in MODELS if name != "mlp"]
 RESNET50_SLOW = [

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from configs.schema_execution import ProfileConfig
 from configs.schema_training import PrecisionConfig
-from trainer.meter import Stopwatch
-from trainer.precision import build_precision
+from trainer.checkpoints.state import Progress
+from trainer.objective.meter import Stopwatch
 from trainer.profiling.events import DATA, break_down
 from trainer.profiling.profiler import (
     NoProfiler,
@@ -22,8 +22,8 @@ from trainer.profiling.profiler import (
     count_flops,
 )
 from trainer.profiling.trace import read_trace
-from trainer.runtime import Runtime
-from trainer.state import Progress
+from trainer.ranks.precision import build_precision
+from trainer.ranks.runtime import Runtime
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,114 @@
+"""Pictures as samples: decoded, perhaps transformed, and brought to one size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs.errors import expect
+from data.formats.picture import MODES, check_picture, opened, to_tensor
+from data.transforms import apply, build_transforms
+
+IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+"""Mean and deviation that most published networks were trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """Options of data sets of pictures."""
+
+    size: int | tuple[int, ...] = 224
+    """Height and width that the model gets: one number, or two."""
+    crop: float = 1.0
+    """Part of the resized picture's sides that the central crop keeps."""
+    channels: int = 3
+    """1: grey, 3: RGB, 4: RGBA."""
+    augment: tuple[Any, ...] = ()
+    """Transforms of training pictures."""
+    mean: tuple[float, ...] = ()
+    """Mean of the pixels / 255: one per channel, or one; default: ImageNet's for RGB, else 0.5."""
+    std: tuple[float, ...] = ()
+    """Their standard deviation; default: ImageNet's for RGB, else 0.25."""
+
+    def __post_init__(self) -> None:
+        sides = self.height_width
+        expect(self, "data.kwargs.size", len(sides) == 2 and min(sides) >= 1, "1 pixel or more")
+        expect(self, "data.kwargs.crop", 0 < self.crop <= 1, "above 0, at most 1")
+        expect(self, "data.kwargs.channels", self.channels in MODES, "1, 3 or 4")
+        for key, least in (("mean", None), ("std", 0.0)):
+            values = getattr(self, key)
+            expect(
+                self,
+                f"data.kwargs.{key}",
+                len(values) in (0, 1, self.channels)
+                and (least is None or all(value > least for value in values)),
+                f"one number, or {self.channels}" + ("" if least is None else ", each above 0"),
+            )
+        expect(
+            self,
+            "data.kwargs.mean",
+            bool(self.mean) == bool(self.std),
+            "both data.kwargs.mean and data.kwargs.std, or neither",
+        )
+
+    @property
+    def height_width(self) -> tuple[int, ...]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.channels, *self.height_width)
+
+    @property
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self.mean:
+            return self.mean, self.std
+        return IMAGENET.get(self.channels, ((0.5,), (0.25,)))
+
+
+class PictureReader:
+    """Files, bytes or Pillow's images -> uint8 `(C, H, W)` of one size.
+
+    Args:
+        options: Size, channels and transforms.
+        training: Whether the transforms apply. They see the picture as it was decoded; what they
+            give is brought to the size without a further crop.
+
+    Raises:
+        InputError: When called, for a picture that cannot be used; the message names it.
+    """
+
+    def __init__(self, options: PictureOptions, *, training: bool) -> None:
+        self.size = options.height_width
+        self.channels = options.channels
+        self.transforms = build_transforms(options.augment) if training else []
+        self.crop = 1.0 if self.transforms else options.crop
+
+    def __call__(self, source: Path | bytes, name: str) -> Tensor:
+        with opened(source, name) as image:
+            return self.finish(image, name)
+
+    def finish(self, image: Any, name: str) -> Tensor:
+        """The same for a picture that is open already."""
+        check_picture(image, name)
+        pixels = to_tensor(image, self.channels, name)
+        return self._fit(apply(self.transforms, pixels))
+
+    def _fit(self, pixels: Tensor) -> Tensor:
+        """Resize, aspect kept, until a window of size / crop just fits; cut out its centre."""
+        height, width = self.size
+        scale = max(
+            side / self.crop / now for side, now in zip(self.size, pixels.shape[1:], strict=True)
+        )
+        resized = [
+            max(round(now * scale), side)
+            for side, now in zip(self.size, pixels.shape[1:], strict=True)
+        ]
+        if resized != list(pixels.shape[1:]):
+            pixels = F.interpolate(pixels[None], size=resized, mode="bilinear", antialias=True)[0]
+        top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+        return pixels[:, top : top + height, left : left + width].contiguous()

@@ -1,0 +1,226 @@
+"""Data sets of the Hugging Face library: saved on a disk, or by name from the hub."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.errors import InputError, expect
+from configs.imports import import_extra
+from configs.schema import DataConfig
+from data.formats.decode import PictureOptions, PictureReader
+from data.options import folder_of, read_options
+from data.samples import Datasets, dtype_name
+
+TESTS = ("validation", "valid", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceOptions(PictureOptions):
+    path: str | None = None
+    """Name on the hub, or a local folder that load_dataset reads; default: data.root, as
+    save_to_disk wrote it."""
+    name: str | None = None
+    """Configuration of a data set that has several."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    train: str = "train"
+    """Split to train on."""
+    test: str | None = None
+    """Split to evaluate on; default: the first of validation, valid, val, test."""
+    input: str = "image"
+    """Column of the inputs: pictures or numbers."""
+    target: str = "label"
+    """Column of the targets."""
+    num_classes: int | None = None
+    """Number of classes; default: as the data set says, or the highest target plus one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = self.num_classes is None or self.num_classes >= 1
+        expect(self, "data.kwargs.num_classes", positive, "1 or more")
+
+
+class Table:
+    """Two columns of a split, a sample at a time.
+
+    Args:
+        rows: A split of the library, which maps its files into memory.
+        split: Its name.
+        options: Names of the columns.
+        read: Turns a cell of the input column into a tensor, given its name for messages.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        split: str,
+        options: HuggingFaceOptions,
+        read: Callable[[Any, str], Tensor],
+    ) -> None:
+        self.rows = rows
+        self.split = split
+        self.options = options
+        self.read = read
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        row = self.rows[index]
+        name = f"sample {index} of split {self.split}"
+        target = torch.as_tensor(np.asarray(row[self.options.target]))
+        whole = not target.is_floating_point()
+        return self.read(row[self.options.input], name), target.long() if whole else target.float()
+
+
+def load_huggingface(config: DataConfig) -> Datasets:
+    """Two splits of a data set of the library.
+
+    Raises:
+        InputError: If it cannot be loaded, or lacks a split or a column.
+    """
+    options = read_options(HuggingFaceOptions, config)
+    library = import_extra("datasets", "hf")
+    splits = _open(library, config, options)
+    names = _split(splits, options.train), _split(splits, options.test, TESTS)
+    train, test = (splits[name] for name in names)
+    feature = train.features[_column(train, options.input)]
+    labels = train.features[_column(train, options.target)]
+    for column in (options.input, options.target):
+        if test.features.get(column) != train.features[column]:
+            raise InputError(
+                f"column {column!r} of the test split",
+                given=test.features.get(column, "nothing"),
+                expected=f"{train.features[column]}, as in training",
+            )
+    pictures = isinstance(feature, library.Image)
+    expect(options, "data.kwargs.augment", pictures or not options.augment, "pictures")
+    tables = []
+    columns = [options.input, options.target]
+    for split, training in zip(names, (True, False), strict=True):
+        rows = splits[split].select_columns(columns)
+        if pictures:  # decoded here, so that a broken one is named and all are treated alike
+            rows = rows.cast_column(options.input, library.Image(decode=False))
+            read: Callable[[Any, str], Tensor] = _Cells(PictureReader(options, training=training))
+        else:
+            rows, read = rows.with_format("numpy"), _as_numbers
+        tables.append(Table(rows, split, options, read))
+    first, target = tables[0][0]
+    mean, std = options.moments if pictures or options.mean else ((0.0,), (1.0,))
+    return Datasets(
+        train=tables[0],
+        test=tables[1],
+        input_shape=tuple(first.shape),
+        num_classes=_num_classes(options, labels, target, train, test),
+        mean=mean,
+        std=std,
+        scale=255.0 if first.dtype == torch.uint8 else 1.0,
+        classes=tuple(getattr(labels, "names", None) or ()),
+        dtype=dtype_name(first),
+    )
+
+
+def _open(library: Any, config: DataConfig, options: HuggingFaceOptions) -> Any:
+    """The splits by name."""
+    if options.path is None:
+        source: str | Path = folder_of(config.root, "a data set that save_to_disk wrote")
+    else:
+        source = options.path
+        if not config.download and not Path(source).expanduser().is_dir():
+            raise InputError(
+                "data.kwargs.path",
+                given=source,
+                expected="a local folder, since data.download is false",
+            )
+    try:
+        if options.path is None:
+            found = library.load_from_disk(str(source))
+        else:
+            found = library.load_dataset(
+                options.path, options.name, revision=options.revision, cache_dir=config.root
+            )
+    except Exception as error:  # the network, the hub and its readers raise what they like
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"data set {str(source)!r} cannot be loaded ({type(error).__name__}: {reason})",
+            expected="a folder that save_to_disk wrote, or a name on the hub as data.kwargs.path",
+        ) from None
+    if not isinstance(found, Mapping):
+        raise InputError(str(source), given="one split", expected="a training and a test split")
+    return found
+
+
+def _split(splits: Mapping[str, Any], name: str | None, default: tuple[str, ...] = ()) -> str:
+    """The name of a split that is there."""
+    wanted = [name] if name is not None else list(default)
+    for candidate in wanted:
+        if candidate in splits and len(splits[candidate]):
+            return candidate
+    raise InputError(
+        "splits of the data set",
+        given=", ".join(splits),
+        expected=f"{' or '.join(wanted)} with one sample or more",
+        remedy="Others are named by data.kwargs.train and data.kwargs.test.",
+    )
+
+
+def _column(rows: Any, name: str) -> str:
+    if name not in rows.column_names:
+        close = difflib.get_close_matches(name, rows.column_names, n=1, cutoff=0.4)
+        raise InputError(
+            "columns of the data set",
+            given=", ".join(rows.column_names),
+            expected=repr(name),
+            remedy="Name them with data.kwargs.input and data.kwargs.target"
+            + (f"; did you mean {close[0]!r}?" if close else "."),
+        )
+    return name
+
+
+class _Cells:
+    """Pictures as the library stores them: bytes, or the path of a file."""
+
+    def __init__(self, reader: PictureReader) -> None:
+        self.reader = reader
+
+    def __call__(self, cell: Any, name: str) -> Tensor:
+        if cell is None:
+            raise InputError(name, given="nothing", expected="a picture")
+        source = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
+        return self.reader(source, f"{name} ({cell['path']})" if cell["path"] else name)
+
+
+def _as_numbers(cell: Any, name: str) -> Tensor:
+    array = np.asarray(cell)
+    if array.dtype.kind not in "iuf":
+        raise InputError(
+            name,
+            given=f"{type(cell).__name__} {str(cell)[:40]!r}",
+            expected="a picture or numbers",
+            remedy="Turn other columns into numbers first, or give a data set by import path.",
+        )
+    return torch.from_numpy(np.array(array))
+
+
+def _num_classes(
+    options: HuggingFaceOptions, labels: Any, target: Tensor, train: Any, test: Any
+) -> int:
+    if target.ndim or target.is_floating_point():
+        return options.num_classes or target.numel()
+    known = options.num_classes or getattr(labels, "num_classes", None)
+    if known:
+        return int(known)
+    values = [value for rows in (train, test) for value in rows.unique(options.target)]
+    if None in values or min(values) < 0:
+        raise InputError(
+            f"column {options.target!r}", given=min(values, key=str), expected="0 or more"
+        )
+    return int(max(values)) + 1

@@ -1,0 +1,231 @@
+"""WebDataset shards: samples in tar files, read by position.
+
+A sample is the files of one tar that share a name up to the first dot: `0001.jpg`, `0001.cls`
+(https://github.com/webdataset/webdataset). WebDataset streams them, and then the order depends on
+buffers, workers and ranks, and a run cannot go on where it stopped. Here the headers are read once
+at the start, and a sample is two reads at known places: the order is that of any other data set.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs.errors import InputError, expect
+from configs.schema import DataConfig
+from data.formats.decode import PictureOptions, PictureReader
+from data.options import folder_of, read_options
+from data.samples import Datasets, dtype_name
+
+TESTS = ("val*.tar", "valid*.tar", "test*.tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions(PictureOptions):
+    train: str = "train*.tar"
+    """Pattern of the training shards in data.root."""
+    test: str | None = None
+    """Pattern of the test shards; default: the first of val*.tar, valid*.tar, test*.tar found."""
+    inputs: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """Endings of the inputs: pictures, or npy for arrays."""
+    target: str = "cls"
+    """Ending of the targets: text of one whole number."""
+    num_classes: int | None = None
+    """Number of classes; default: the highest target plus one."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        arrays = "npy" in self.inputs
+        expect(self, "data.kwargs.inputs", bool(self.inputs), "one ending or more")
+        expect(self, "data.kwargs.inputs", not arrays or len(self.inputs) == 1, "npy alone")
+        expect(self, "data.kwargs.augment", not (arrays and self.augment), "pictures")
+        positive = self.num_classes is None or self.num_classes >= 1
+        expect(self, "data.kwargs.num_classes", positive, "1 or more")
+
+
+class ShardDataset:
+    """Samples of tar files, read by position.
+
+    Args:
+        shards: The tar files.
+        index: Of each sample, int64 `(N, 4)`: shard, offset and size of the input, target.
+        names: Of each sample, `SHARD: FILE` for messages.
+        reader: Decodes pictures; None: the inputs are .npy files.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        index: NDArray[np.int64],
+        names: NDArray[np.bytes_],
+        reader: PictureReader | None,
+    ) -> None:
+        self.shards = shards
+        self.index = index
+        self.names = names
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        shard, offset, size, target = self.index[index].tolist()
+        path = self.shards[shard]
+        name = f"{path}: {os.fsdecode(bytes(self.names[index]))}"
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        return (self.reader or _read_array)(content, name), target
+
+
+def load_shards(config: DataConfig) -> Datasets:
+    """The shards in `data.root`, indexed by their headers.
+
+    Raises:
+        InputError: If there are none, one is compressed or truncated, or a sample lacks a file.
+    """
+    options = read_options(ShardOptions, config)
+    _refuse_addresses(config, options)
+    root = folder_of(config.root, "train*.tar and val*.tar")
+    shards = [_find(root, options.train), _find(root, options.test, TESTS)]
+    if shared := set(shards[0]) & set(shards[1]):
+        raise InputError(
+            f"shards in {root}", given=min(shared).name, expected="it in training or in test only"
+        )
+    pictures = options.inputs != ("npy",)
+    train, test = (
+        ShardDataset(
+            found,
+            *_index(found, options),
+            PictureReader(options, training=training) if pictures else None,
+        )
+        for found, training in zip(shards, (True, False), strict=True)
+    )
+    highest = int(max(train.index[:, 3].max(), test.index[:, 3].max()))
+    number = options.num_classes or len(options.classes) or highest + 1
+    if highest >= number:
+        expected = f"more than the highest target {highest}"
+        raise InputError("data.kwargs.num_classes", given=number, expected=expected)
+    first = train[0][0]
+    uint8 = first.dtype == torch.uint8
+    mean, std = options.moments if pictures or options.mean else ((0.0,), (1.0,))
+    return Datasets(
+        train=train,
+        test=test,
+        input_shape=tuple(first.shape),
+        num_classes=number,
+        mean=mean,
+        std=std,
+        scale=255.0 if uint8 else 1.0,
+        classes=options.classes,
+        dtype=dtype_name(first),
+    )
+
+
+def _refuse_addresses(config: DataConfig, options: ShardOptions) -> None:
+    for key, value in (
+        ("data.root", config.root),
+        ("data.kwargs.train", options.train),
+        ("data.kwargs.test", options.test),
+    ):
+        if value is not None and ("://" in value or value.startswith("pipe:")):
+            raise InputError(
+                key,
+                given=value,
+                expected="files on this machine",
+                remedy="A stream has no order to continue from: copy the shards to a disk first.",
+            )
+
+
+def _find(root: Path, pattern: str | None, default: tuple[str, ...] = ()) -> list[Path]:
+    patterns = [pattern] if pattern is not None else list(default)
+    for candidate in patterns:
+        found = sorted(path for path in root.glob(candidate) if path.is_file())
+        if found:
+            return found
+    raise InputError(
+        f"shards in {root}",
+        given="none of that name",
+        expected=" or ".join(patterns),
+        remedy="Others are named by data.kwargs.train and data.kwargs.test.",
+    )
+
+
+def _index(
+    shards: Sequence[Path], options: ShardOptions
+) -> tuple[NDArray[np.int64], NDArray[np.bytes_]]:
+    rows: list[tuple[int, int, int, int]] = []
+    names: list[bytes] = []
+    for number, path in enumerate(shards):
+        for name, offset, size, target in _samples(path, options):
+            rows.append((number, offset, size, target))
+            names.append(os.fsencode(name))
+    return np.array(rows, np.int64), np.array(names)
+
+
+def _samples(path: Path, options: ShardOptions) -> list[tuple[str, int, int, int]]:
+    """Input, its offset and size, and target of each sample of a shard, in the shard's order."""
+    inputs: dict[str, tuple[str, int, int]] = {}
+    targets: dict[str, int] = {}
+    length = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:  # a compressed one has no positions
+            for member in tar:
+                if not member.isreg():
+                    continue
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError("unexpected end of data")
+                folder, _, file = member.name.rpartition("/")
+                stem, _, ending = file.partition(".")
+                key = f"{folder}/{stem}"
+                if ending.lower() in options.inputs:
+                    inputs[key] = member.name, member.offset_data, member.size
+                elif ending == options.target:
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    targets[key] = _number(content.read(), f"{path}: {member.name}")
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error})",
+            expected="a whole .tar, not compressed",
+            remedy="Write the shard again.",
+        ) from None
+    if alone := sorted(inputs.keys() ^ targets.keys()):
+        raise InputError(
+            f"{path}: sample {alone[0].lstrip('/')}",
+            given="one file only",
+            expected=f"an input ({', '.join(options.inputs)}) and a target ({options.target})",
+        )
+    if not inputs:
+        raise InputError(str(path), expected=f"samples with {' or '.join(options.inputs)}")
+    return [(*place, targets[key]) for key, place in inputs.items()]
+
+
+def _number(content: bytes, name: str) -> int:
+    try:
+        value = int(content)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise InputError(name, given=content[:20], expected="a whole number, 0 or more, as text")
+    return value
+
+
+def _read_array(content: bytes, name: str) -> Tensor:
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+        return torch.from_numpy(array)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} cannot be read as NPY ({reason})") from None

@@ -1,0 +1,143 @@
+"""What a DataLoader's workers are asked for, and how they answer."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from configs.errors import InputError
+from data.loading.order import Plan, derive_seed
+from data.samples import Batch, BatchDataset, MapDataset
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a worker is asked for: samples by index, in a given epoch."""
+
+    indices: Tensor
+    epoch: int
+
+
+class Fetcher:
+    """Answers requests inside a worker, whole batches at a time where the data set can.
+
+    A data set read sample by sample may draw random numbers (augmentation). Each sample is then
+    read under a seed of its own, f(seed, epoch, index), so what a run sees depends neither on the
+    number of workers nor on ranks, nor on where it was interrupted.
+
+    An InputError (a picture that cannot be read) is handed over instead of the batch: raised here,
+    a DataLoader would bury it in the traceback of its worker.
+    """
+
+    def __init__(self, dataset: MapDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, request: Request) -> Batch | InputError:
+        try:
+            if isinstance(self.dataset, BatchDataset):
+                return self.dataset.gather(request.indices)
+            return self._one_by_one(request)
+        except InputError as error:
+            return error
+
+    def _one_by_one(self, request: Request) -> Batch:
+        samples = []
+        indices = request.indices.tolist()
+        with _borrowed_rng():
+            for index in indices or [0]:
+                sample_seed = derive_seed(self.seed, "sample", request.epoch, index)
+                torch.default_generator.manual_seed(sample_seed)
+                random.seed(sample_seed)
+                np.random.seed(sample_seed % 2**32)
+                samples.append(self.dataset[index])
+        inputs, targets = _stack(samples)
+        # A rank without samples in a short batch gets none of one, which has the right shape.
+        return inputs[: len(indices)], targets[: len(indices)]
+
+
+def _stack(samples: list[Any]) -> Batch:
+    try:
+        inputs, targets = default_collate(samples)
+    except RuntimeError:
+        for number, what in enumerate(("inputs", "targets")):
+            shapes = {tuple(torch.as_tensor(sample[number]).shape) for sample in samples}
+            if len(shapes) > 1:
+                raise InputError(
+                    f"{what} of one batch",
+                    given=f"shapes {sorted(shapes)[:4]}",
+                    expected="the same shape for every sample",
+                    remedy="Crop, resize or pad in the data set.",
+                ) from None
+        raise
+    return inputs, targets
+
+
+class TrainRequests:
+    """Batch sampler over the whole rest of a run: workers never idle between two epochs."""
+
+    def __init__(self, plan: Plan, window: int) -> None:
+        self.plan = plan
+        self.window = window
+
+    def __iter__(self) -> Iterator[Request]:
+        index = self.window
+        while True:
+            window = self.plan.window(index)
+            for indices in self.plan.indices(window):
+                yield Request(indices, window.epoch)
+            index += 1
+
+
+def delivered(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
+    """What workers read; what they refused is refused here."""
+    for batch in batches:
+        if isinstance(batch, InputError):
+            # A new one: raised itself, it would hold this frame, and the frame it, and the workers
+            # would be left to the garbage collector, which cannot end them in time.
+            raise InputError(str(batch))
+        yield batch
+
+
+def as_is(batch: Any) -> Any:
+    return batch
+
+
+def start_worker(worker: int) -> None:
+    """A stop request is for the trainer, which ends its workers itself."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """On the way out: multiprocessing would wait for workers that ignore its SIGTERM."""
+    # torch's handler raises for every worker that is killed, wherever the process just is.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+@contextmanager
+def _borrowed_rng() -> Iterator[None]:
+    """Seed the global generators freely inside, and find them as they were outside."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])

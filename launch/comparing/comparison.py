@@ -1,0 +1,260 @@
+"""Which runs are better, by how much, and what differs between them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from configs.errors import InputError
+from launch.comparing.run_record import Run
+from launch.comparing.significance import Welch, spread, welch
+
+By = Literal["best", "final"]
+LOWER = re.compile(
+    r"loss|error|err|perplexity|ppl|nll|mae|mse|rmse|ece|brier|fid|wer|cer|bpb|bpc|regret|seconds"
+)
+"""Words in the name of a metric of which less is better."""
+SEEDS = {"seed", "random_seed", "manual_seed"}
+"""Last parts of the keys that hold a seed."""
+QUALITY = {"accuracy": 3, "acc": 3, "f1": 2, "loss": 1}
+LAYERS = "gradients/"
+"""Prefix of the metrics of one parameter: its NAME/norm and NAME/update_ratio."""
+HELD_OUT = {"eval", "test", "val", "valid", "validation", "dev"}
+NOT_THE_CONFIG = ("name", "output_dir", "data.root", "data.download", "checkpoint", "logging")
+"""Keys, or groups of keys, that may differ between two seeds of one config."""
+NAMES = ("name", "output_dir")
+"""Keys that differ between any two runs and say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ in nothing but their seed; usually one."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """How a group compares with the best one."""
+
+    group: Group
+    result: Welch | None
+    counts: tuple[int, int]
+    """Runs of the best group and of this one that have the metric."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Groups from best to worst under one metric."""
+
+    metric: str
+    by: By
+    lower: bool
+    """Less is better."""
+    groups: list[Group]
+    tests: list[Test]
+    """Every group against the best one."""
+    differences: dict[str, list[list[Any]]]
+    """Config key -> the values of each group's runs, for keys that are not the same in all."""
+    notes: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+
+class Absent:
+    """Stands for a config key that a run does not have."""
+
+    def __repr__(self) -> str:
+        return "-"
+
+
+ABSENT = Absent()
+
+
+def compare(
+    runs: Sequence[Run], *, metric: str | None = None, by: By = "best", by_seed: bool = True
+) -> Comparison:
+    """Group, rank and test runs.
+
+    Args:
+        runs: One or more.
+        metric: The metric that ranks; None: the test accuracy or the closest thing to it.
+        by: Rank by the best or by the final value.
+        by_seed: Take runs together that differ only in their seed.
+
+    Raises:
+        InputError: If no run has the metric.
+    """
+    metric = metric or default_metric(runs)
+    if not any(metric in run.metrics for run in runs):
+        known = all_metrics(runs)
+        raise InputError("--metric", given=metric, expected=f"one of {', '.join(known)}")
+    groups, notes = group_runs(runs, by_seed=by_seed)
+    groups = _rank(groups, metric, by)
+    return Comparison(
+        metric=metric,
+        by=by,
+        lower=lower_is_better(metric),
+        groups=groups,
+        tests=[_test(groups[0], group, metric, by) for group in groups[1:]],
+        differences=find_differences(groups),
+        notes=[*notes, *(f"{run.name}: {note}" for run in runs for note in run.notes)],
+    )
+
+
+def lower_is_better(metric: str) -> bool:
+    """From the words of its name: `eval/loss`, `val_loss` and `error_rate`, but not `accuracy`."""
+    return any(LOWER.fullmatch(word) for word in words_of(metric))
+
+
+def all_metrics(runs: Sequence[Run]) -> list[str]:
+    """Every metric of any run, but for those of single layers."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return [name for name in names if not name.startswith(LAYERS)]
+
+
+def is_share(metric: str) -> bool:
+    """Whether it is best read as a percentage."""
+    return bool({"accuracy", "acc", "f1"} & set(words_of(metric)))
+
+
+def is_held_out(metric: str) -> bool:
+    return bool(HELD_OUT & set(words_of(metric)))
+
+
+def words_of(metric: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", metric.lower())
+
+
+def default_metric(runs: Sequence[Run]) -> str:
+    """`eval/accuracy`, else the metric that looks most like it and that most runs have."""
+    names = all_metrics(runs)
+    if not names:
+        raise InputError("these runs have recorded no metric", expected="at least one number")
+
+    def preference(name: str) -> tuple[bool, bool, int, int, int]:
+        kind = max(QUALITY.get(word, 0) for word in words_of(name))
+        split = 2 if is_held_out(name) else 0 if "train" in words_of(name) else 1
+        shared = sum(name in run.metrics for run in runs)
+        return name == "eval/accuracy", kind > 0, split, kind, shared
+
+    return max(names, key=preference)
+
+
+def group_runs(runs: Sequence[Run], *, by_seed: bool) -> tuple[list[Group], list[str]]:
+    """Runs that differ only in their seed become one group.
+
+    Runs with the same seed are repeats of one experiment, or one run read twice; as independent
+    samples they would make a difference look surer than it is, so they stay apart.
+    """
+    alike: dict[str, list[Run]] = {}
+    for index, run in enumerate(runs):
+        key = _essence(run) if by_seed and _seeds(run) else f"run {index}"
+        alike.setdefault(key, []).append(run)
+    parts: list[list[Run]] = []
+    notes = []
+    for bucket in alike.values():
+        seeds = {_canonical(_seeds(run)) for run in bucket}
+        if len(seeds) == len(bucket):
+            parts.append(bucket)
+        else:
+            parts += [[run] for run in bucket]
+            twice = ", ".join(run.name for run in bucket)
+            notes.append(f"not grouped, because a seed occurs twice: {twice}")
+    names = _unique([_group_name(part) for part in parts], [part[0].source for part in parts])
+    return [Group(name, tuple(part)) for name, part in zip(names, parts, strict=True)], notes
+
+
+def find_differences(groups: Sequence[Group]) -> dict[str, list[list[Any]]]:
+    """Keys whose value is not the same in all runs, with the values within each group."""
+    runs = [run for group in groups for run in group.runs]
+    found = {}
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        if key not in NAMES and len({_canonical(run.config.get(key, ABSENT)) for run in runs}) > 1:
+            found[key] = [_distinct(group.runs, key) for group in groups]
+    return found
+
+
+def score(run: Run, metric: str, by: By) -> float | None:
+    """Best or final value of a run; None without one."""
+    if by == "final":
+        return run.final(metric)
+    best = run.best(metric, lower=lower_is_better(metric))
+    return best[0] if best else None
+
+
+def scores(group: Group, metric: str, by: By) -> list[float]:
+    """The scores of the runs that have the metric."""
+    return [value for run in group.runs if (value := score(run, metric, by)) is not None]
+
+
+def _rank(groups: Sequence[Group], metric: str, by: By) -> list[Group]:
+    """Best first; those without a number last."""
+
+    def key(group: Group) -> tuple[bool, float]:
+        found = scores(group, metric, by)
+        mean = spread(found).mean if found else math.nan
+        return math.isnan(mean), mean if lower_is_better(metric) else -mean
+
+    return sorted(groups, key=key)
+
+
+def _test(best: Group, group: Group, metric: str, by: By) -> Test:
+    ours, theirs = scores(best, metric, by), scores(group, metric, by)
+    return Test(group, welch(ours, theirs), (len(ours), len(theirs)))
+
+
+def _essence(run: Run) -> str:
+    """Everything in the config that makes it this config, but for the seed."""
+    kept = {
+        key: value
+        for key, value in run.config.items()
+        if not _is_seed(key)
+        and not any(f"{key}.".startswith(f"{name}.") for name in NOT_THE_CONFIG)
+    }
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _is_seed(key: str) -> bool:
+    return key.rpartition(".")[2] in SEEDS
+
+
+def _seeds(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if _is_seed(key)}
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=repr)
+
+
+def _distinct(runs: Sequence[Run], key: str) -> list[Any]:
+    values = [run.config.get(key, ABSENT) for run in runs]
+    return list({_canonical(value): value for value in values}.values())
+
+
+def _group_name(runs: Sequence[Run]) -> str:
+    """What the names of a group have in common, without the word that announces the seed."""
+    if len(runs) == 1:
+        return runs[0].name
+    names = [run.name for run in runs]
+    letters = itertools.takewhile(lambda found: len(set(found)) == 1, zip(*names, strict=False))
+    common = "".join(letter for letter, *_ in letters)
+    if len(set(names)) > 1:
+        common = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", common)
+    return common or f"{runs[0].name} and {len(runs) - 1} more"
+
+
+def _unique(names: list[str], sources: list[str]) -> list[str]:
+    """Names that occur once; where one occurs twice, where it was read from."""
+    return [
+        f"{name} ({source})" if names.count(name) > 1 else name
+        for name, source in zip(names, sources, strict=True)
+    ]

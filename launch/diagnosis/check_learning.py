@@ -1,0 +1,151 @@
+"""Can it learn: the learning rate against others, and one batch learned by heart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from launch.diagnosis.findings import Finding
+from launch.diagnosis.trial import Subject, Trial, flatten, run_trial
+
+STUCK = 0.05
+"""Part of the initial loss that counts as no progress."""
+PROGRESS = 0.12
+"""Part of the initial loss that counts as clear progress."""
+LADDER = (100.0, 1e3, 1e4, 1e5, 1e6)
+DIVERGED_STEPS = 50
+OVERFIT_SAMPLES = 32
+OVERFIT_STEPS = 100
+OVERFIT_RATES = (1e-3, 1e-2, 1e-4)
+
+
+@dataclass(slots=True)
+class _Rates:
+    """Where trials at multiples of the config's learning rate ended."""
+
+    subject: Subject
+    start: float
+    steps: int
+    final: dict[float, float] = field(default_factory=dict)
+
+    def gain(self, factor: float) -> float:
+        """Part of the initial loss that is gone at this multiple; negative if it grew."""
+        if factor not in self.final:
+            lr = self.subject.config.optimizer.lr * factor
+            self.final[factor] = run_trial(self.subject, lr=lr, steps=self.steps).final_loss
+        return (self.start - self.final[factor]) / self.start
+
+    @property
+    def best(self) -> float:
+        return min(self.final, key=self.final.__getitem__)
+
+    def look_further(self, *, upwards: bool) -> None:
+        """Try rates further and further away, until one makes clear progress."""
+        for factor in LADDER:
+            for far in (factor, 1 / factor) if upwards else (1 / factor,):
+                if (
+                    1e-7 <= self.subject.config.optimizer.lr * far <= 1
+                    and self.gain(far) > PROGRESS
+                ):
+                    return
+
+
+def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
+    """Compare lr with a tenth and ten times of it; if lr gets nowhere, look further."""
+    steps = DIVERGED_STEPS if trial.diverged else len(trial.losses)
+    lr, first = subject.config.optimizer.lr, trial.losses[0]
+    start = first if math.isfinite(first) else math.log(subject.data.num_classes)
+    rates = _Rates(subject, start, steps, {1.0: trial.final_loss})
+    if rates.gain(1.0) < STUCK and max(rates.gain(0.1), rates.gain(10.0)) < PROGRESS:
+        rates.look_further(upwards=not trial.diverged)
+    lower, best = rates.gain(0.1), rates.best
+    rates.gain(10.0)
+    table = [{"lr": lr * f, "loss after": loss} for f, loss in sorted(rates.final.items())]
+    seen = f"loss {start:.3g} -> {rates.final[1.0]:.3g} in {steps} steps at lr {lr:g}"
+    far_off = best < 1 or best > 10 or rates.gain(1.0) < STUCK / 5
+    if rates.gain(best) > PROGRESS and rates.gain(1.0) < STUCK and far_off:
+        return Finding(
+            "training",
+            "learning_rate",
+            "warning" if best == 10 else "problem",
+            f"{seen}: too {'high' if best < 1 else 'low'}",
+            f"At lr {lr * best:g} it reaches {rates.final[best]:.3g} in the same steps.",
+            f"--optimizer.lr {lr * best:g}",
+            table=table,
+        )
+    if trial.diverged:
+        return Finding(
+            "training",
+            "learning_rate",
+            "problem",
+            f"{seen}, and no better at lower rates",
+            "The loss leaves the finite numbers.",
+            "normalise the inputs, set --train.clip_norm 1.0, and look at the other findings",
+            table=table,
+        )
+    if lower > max(2 * rates.gain(1.0), PROGRESS):
+        return Finding(
+            "training",
+            "learning_rate",
+            "warning",
+            f"{seen}, but {rates.final[0.1]:.3g} at a tenth of it: too high",
+            "Large steps jump over what smaller ones find.",
+            f"--optimizer.lr {lr * 0.1:g}, or a warm-up (--schedule.warmup_steps)",
+            table=table,
+        )
+    if rates.gain(best) < STUCK:
+        seen = f"{seen}, and no better at other rates: nothing to compare"
+        return Finding("training", "learning_rate", "note", seen, table=table)
+    return Finding("training", "learning_rate", "ok", seen, table=table)
+
+
+def check_overfit(subject: Subject) -> Finding:
+    """A model that can learn at all learns one small batch by heart, without dropout."""
+    inputs, targets = next(flatten(subject.batches))
+    inputs, targets = subject.normalize(inputs[:OVERFIT_SAMPLES]), targets[:OVERFIT_SAMPLES]
+    goal = 0.05 * math.log(subject.data.num_classes)
+    best, bound = math.inf, 0.0
+    for lr in OVERFIT_RATES:
+        loss, largest = _memorise(subject.copy(), inputs, targets, lr, goal)
+        best, bound = min(best, loss), max(bound, largest)
+        if best < goal:
+            seen = f"{len(targets)} samples learned by heart: loss {best:.2g} with Adam at {lr:g}"
+            return Finding("training", "overfit_one_batch", "ok", seen)
+    seen = f"loss {best:.2g} on {len(targets)} samples after {OVERFIT_STEPS} steps of Adam"
+    if 0.9 < bound <= 1.001:
+        seen += "; the outputs stay within -1 to 1: a bounded activation at the end"
+    return Finding(
+        "training",
+        "overfit_one_batch",
+        "problem" if best > 8 * goal else "warning",
+        f"{seen}, with dropout off",
+        "A model that cannot learn one batch by heart has a fault, or far too few weights.",
+        "look at the other findings; remove activations after the last layer; check that inputs "
+        "reach the output and differ between samples",
+    )
+
+
+def _memorise(
+    model: nn.Module, inputs: Tensor, targets: Tensor, lr: float, goal: float
+) -> tuple[float, float]:
+    """Train on one batch until the loss is below `goal`: the loss, and the largest logit."""
+    model.eval()  # dropout rests; batch norm takes the statistics of the batch
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=lr)
+    loss, largest = math.inf, 0.0
+    for _ in range(OVERFIT_STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(inputs).float()
+        value = F.cross_entropy(logits, targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss, largest = float(value.detach()), float(logits.detach().abs().max())
+        if loss < goal:
+            break
+    return (loss if math.isfinite(loss) else math.inf), largest

@@ -1,0 +1,288 @@
+"""Is the model put together soundly: what it returns, what it trains, what it leaves out."""
+
+from __future__ import annotations
+
+import math
+import re
+import traceback
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from launch.diagnosis.activity import ActivityWatch
+from launch.diagnosis.check_eval_mode import check_eval_mode
+from launch.diagnosis.findings import Finding, name_some
+from launch.diagnosis.trial import Subject, flatten, mean_loss, predict
+from trainer.networks.models import build_model
+from trainer.ranks.drift import weight_digest
+
+TOLERANCE = 1e-3
+BOUNDED = (
+    "Cross-entropy applies log-softmax itself. With outputs held within a range the loss cannot "
+    "come near 0, and gradients are small."
+)
+DEVICES = re.compile(r"same device|found at least two devices")
+
+
+def check_model(subject: Subject) -> list[Finding]:
+    """Look at the model as it is before training.
+
+    A model that cannot take a step gives one problem; then there is nothing else to look at.
+    """
+    failure = try_one_step(subject)
+    if failure is not None:
+        return [failure]
+    initial = check_initial_loss(subject)
+    found = [check_registered(subject), check_frozen(subject.model), check_same_weights(subject)]
+    if "nan" in initial.seen or "inf" in initial.seen:
+        return [*found, initial]  # outputs that are not finite cannot be compared
+    return [
+        *found,
+        initial,
+        check_outputs(subject),
+        *check_eval_mode(subject),
+    ]
+
+
+def try_one_step(subject: Subject) -> Finding | None:
+    """Forward and backward on the first batch; a problem if the model raises or fits no labels."""
+    model = subject.copy().train()
+    inputs, targets = next(flatten(subject.batches))
+    classes = subject.data.num_classes
+    try:
+        with subject.precision().autocast():
+            logits = model(subject.normalize(inputs))
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(targets):
+                return _wrong_shape(logits, len(targets), classes)
+            if logits.shape[1] < classes:
+                return _wrong_shape(logits, len(targets), classes)
+            loss = F.cross_entropy(logits.float(), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        return _raised(error)
+    return None
+
+
+def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
+    given = str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
+    return Finding(
+        "training",
+        "forward",
+        "problem",
+        f"the model returns {given}, expected logits ({size}, {classes})",
+        "Cross-entropy needs one row of logits per sample and one column per class.",
+        "give the last layer num_classes outputs, and return the logits alone",
+    )
+
+
+def _raised(error: Exception) -> Finding:
+    reason = " ".join(str(error).split())[:300]
+    seen = f"{type(error).__name__} at {_place(error)}: {reason}"
+    why = "The first step of the run would fail the same way."
+    if DEVICES.search(reason):
+        return Finding("training", "device", "problem", seen, why, REGISTER)
+    return Finding("training", "forward", "problem", seen, why, "repair the model at that line")
+
+
+def _place(error: Exception) -> str:
+    """The last line of the user's own code that an error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno} `{own[-1].line}`" if own else "no line"
+
+
+REGISTER = (
+    "make tensors that belong to the model parameters or buffers (register_buffer), and modules "
+    "in lists an nn.ModuleList; create others on `inputs.device`"
+)
+
+
+def check_registered(subject: Subject) -> Finding:
+    """Tensors and modules that `.to(device)`, the optimizer and checkpoints do not see."""
+    model = subject.model
+    known = {id(item) for item in (*model.parameters(), *model.buffers(), *model.modules())}
+    learned, plain = [], []
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            for thing in _inside(value):
+                if id(thing) in known:
+                    continue
+                full = f"{path}.{name}".lstrip(".")
+                if isinstance(thing, nn.Parameter) or (
+                    isinstance(thing, nn.Module) and any(True for _ in thing.parameters())
+                ):
+                    learned.append(full)
+                elif isinstance(thing, Tensor):
+                    plain.append(full)
+    if learned:
+        return Finding(
+            "training",
+            "registered",
+            "problem",
+            f"layers or parameters in plain lists or dicts: {name_some([*dict.fromkeys(learned)])}",
+            "The optimizer does not train them, checkpoints do not hold them, .to() leaves them.",
+            "use nn.ModuleList, nn.ModuleDict, nn.ParameterList or plain attributes",
+        )
+    if plain or (mismatch := _moves_badly(subject)):
+        what = name_some([*dict.fromkeys(plain)]) if plain else mismatch
+        return Finding(
+            "training",
+            "registered",
+            "warning",
+            f"tensors that do not move with the model: {what}",
+            "On another device the forward pass fails (`Expected all tensors to be on the same "
+            "device`), and checkpoints do not hold them.",
+            REGISTER,
+        )
+    return Finding("training", "registered", "ok", "all tensors move with the model")
+
+
+def _inside(value: Any, depth: int = 2) -> Iterable[Any]:
+    """Tensors and modules in a value, and in lists, tuples and dicts of it."""
+    if isinstance(value, Tensor | nn.Module):
+        yield value
+    elif depth and isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _inside(item, depth - 1)
+
+
+def _moves_badly(subject: Subject) -> str:
+    """Run the model as if on a GPU, with tensors that have shapes only: who stayed behind?"""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    inputs, _ = next(flatten(subject.batches))
+    inputs = subject.normalize(inputs[:2])
+    model = subject.copy().eval()
+    named = dict((*model.named_parameters(), *model.named_buffers()))
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a torch that has no kernels for GPUs
+            moved = {name: torch.empty_like(t, device="cuda") for name, t in named.items()}
+            torch.func.functional_call(model, moved, (torch.empty_like(inputs, device="cuda"),))
+    except Exception as error:  # most of what such tensors cannot do says nothing here
+        reason = " ".join(str(error).split())
+        return f"{_place(error)}: {reason[:160]}" if DEVICES.search(reason) else ""
+    return ""
+
+
+def check_frozen(model: nn.Module) -> Finding:
+    """Parameters with requires_grad=False."""
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    total = sum(p.numel() for p in model.parameters())
+    held = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    if not frozen:
+        return Finding("training", "frozen", "ok", f"all {total:,} weights are trainable")
+    return Finding(
+        "training",
+        "frozen",
+        "warning",
+        f"{held:,} of {total:,} weights have requires_grad=False: {name_some(frozen)}",
+        "They keep their initial values.",
+        "requires_grad_(True), unless they are meant to stay (fine-tuning)",
+    )
+
+
+def check_outputs(subject: Subject) -> Finding:
+    """Outputs must be free logits: a softmax, sigmoid or ReLU at the end holds the loss up."""
+    inputs = torch.cat([part for part, _ in flatten(subject.batches)][:8])[:512]
+    model, watch = subject.copy(), ActivityWatch()
+    logits = predict(subject, model, inputs)
+    with watch.watching(model), torch.no_grad():
+        last = watch.kind_of(model(subject.normalize(inputs[:2])))
+    low, high = float(logits.min()), float(logits.max())
+    sums, log_sums = logits.sum(1), logits.logsumexp(1)
+    seen = f"outputs from {low:.3g} to {high:.3g}"
+    if low >= 0 and float((sums - 1).abs().max()) < TOLERANCE * 10:
+        seen = f"{seen}, every row sums to 1: a softmax before cross-entropy"
+        return Finding("training", "outputs", "problem", seen, BOUNDED, "remove the softmax")
+    if high <= TOLERANCE and float(log_sums.abs().max()) < TOLERANCE * 10:
+        return Finding(
+            "training",
+            "outputs",
+            "warning",
+            f"{seen}, exponentials of every row sum to 1: a log-softmax before cross-entropy",
+            "Cross-entropy applies log-softmax itself: another one changes nothing but costs time.",
+            "remove the log-softmax",
+        )
+    zeros = float((logits == 0).float().mean())
+    if last == "relu" or (low >= 0 and high > 0 and zeros > 0.05):
+        return Finding(
+            "training",
+            "outputs",
+            "problem",
+            f"{seen}, {zeros:.0%} of them exactly 0: a ReLU before cross-entropy",
+            "A logit below 0 has no gradient, and a class whose logit is always 0 cannot recover.",
+            "remove the activation after the last layer",
+        )
+    if last is not None or (low >= 0 and high <= 1 and logits.numel() >= 64 and high > low):
+        seen = f"{seen}: a {last or 'sigmoid'} before cross-entropy"
+        return Finding(
+            "training", "outputs", "problem", seen, BOUNDED, f"remove the {last or 'sigmoid'}"
+        )
+    if logits.shape[1] > subject.data.num_classes:
+        seen = f"{logits.shape[1]} logits for {subject.data.num_classes} classes"
+        return Finding("training", "outputs", "note", seen)
+    return Finding("training", "outputs", "ok", f"{seen}, not normalised")
+
+
+def check_initial_loss(subject: Subject) -> Finding:
+    """Before training every class is as likely as the others: a loss of ln(classes)."""
+    expected = math.log(subject.data.num_classes)
+    loss = mean_loss(subject)
+    seen = f"loss at initialisation {loss:.3g}, ln({subject.data.num_classes}) = {expected:.3g}"
+    if not math.isfinite(loss):
+        return Finding(
+            "training",
+            "initial_loss",
+            "problem",
+            seen,
+            "A loss that is not finite makes all weights NaN in the first step.",
+            "look for a division by zero, log(0) or overflow in the model; try --precision.dtype "
+            "bf16 or fp32",
+        )
+    if loss > 3 * expected + 1:
+        return Finding(
+            "training",
+            "initial_loss",
+            "problem" if loss > 30 * expected else "warning",
+            seen,
+            "The model is confident and wrong before it has learned anything: the first steps go "
+            "into undoing that, and gradients are large.",
+            "smaller initial weights in the last layer, or normalised inputs",
+        )
+    if loss > 1.5 * expected + 0.5:
+        return Finding("training", "initial_loss", "note", seen)
+    if loss < 0.5 * expected:
+        return Finding("training", "initial_loss", "note", f"{seen}: it knows something already")
+    return Finding("training", "initial_loss", "ok", seen)
+
+
+def check_same_weights(subject: Subject) -> Finding:
+    """The seed alone decides the initial weights, or ranks and restarts begin differently."""
+
+    def digest() -> list[int]:
+        model = build_model(
+            subject.config.model,
+            input_shape=subject.data.input_shape,
+            num_classes=subject.data.num_classes,
+            seed=subject.config.seed,
+        )
+        return [int(value) for value in weight_digest(model).tolist()]
+
+    if digest() == digest():
+        return Finding("training", "same_weights", "ok", "the seed decides the initial weights")
+    return Finding(
+        "training",
+        "same_weights",
+        "problem",
+        "two models built with the same seed have different weights",
+        "Ranks start from different weights, and no run can be repeated.",
+        "draw initial weights from torch's, numpy's or python's global generator only",
+    )

@@ -1,0 +1,134 @@
+"""Everything the doctor does with a run: its data, its model, and short trainings of copies."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from dataclasses import replace
+
+import torch
+
+from configs.schema import RunConfig
+from data.datasets import Datasets, Normalize
+from launch.diagnosis.check_cluster import check_agreement
+from launch.diagnosis.check_data import check_data
+from launch.diagnosis.check_labels import FEWEST_TEST, Score, check_labels, score
+from launch.diagnosis.check_loading import check_loading
+from launch.diagnosis.check_model import check_model
+from launch.diagnosis.check_training import check_training
+from launch.diagnosis.data_sample import take_sample
+from launch.diagnosis.findings import Finding
+from launch.diagnosis.trial import Subject, Trial, collect, plan_alone, predict, run_trial
+from launch.using.trained import require_classes
+from trainer.components import check_batch_norm
+from trainer.networks.models import build_model
+from trainer.ranks.collectives import gather_objects, together
+from trainer.ranks.drift import weight_digest
+from trainer.ranks.runtime import Runtime
+from trainer.ranks.shared_data import load_together
+
+RATE_STEPS = 20
+MOST_UNSEEN = 500
+FIRST_SAMPLES = 32
+
+
+def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
+    """Look at a run without touching its directory; every rank calls it.
+
+    All ranks compare their data and initial weights; the rest is rank 0's.
+
+    Args:
+        config: The run.
+        runtime: This rank among its peers.
+        steps: Optimizer steps of each short training.
+
+    Raises:
+        InputError: On every rank alike, if the data or the model cannot be had.
+    """
+    require_classes(config)
+    data = load_together(config, runtime)
+    findings = []
+    if runtime.world_size > 1:
+        facts = together(runtime, lambda: _first_facts(config, data))
+        findings.append(check_agreement(runtime, "same_start", facts))
+    return findings + together(
+        runtime, lambda: _check_alone(config, runtime, data, steps) if runtime.is_main else []
+    )
+
+
+def _first_facts(config: RunConfig, data: Datasets) -> dict[str, str]:
+    """Digests of the first samples and of the initial weights on this rank."""
+    first = [data.train[index] for index in range(min(len(data.train), FIRST_SAMPLES))]
+    model = build_model(
+        config.model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        seed=config.seed,
+    )
+    return {
+        "samples": str(len(data.train)),
+        "first samples": hashlib.sha256(repr(first).encode()).hexdigest()[:12],
+        "initial weights": f"{weight_digest(model)[0].item():x}",
+    }
+
+
+def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int) -> list[Finding]:
+    train, test = take_sample(data.train), take_sample(data.test)
+    findings = check_data(config.data, data, train, test)
+    if any(f.check in ("label_range", "inputs") and f.level == "problem" for f in findings):
+        return findings  # the model cannot be run on these
+    model = build_model(
+        config.model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        seed=config.seed,
+    ).to(runtime.device)
+    check_batch_norm(model, plan_alone(config, data))
+    batches, loading_seconds = collect(config, data, runtime.device, steps)
+    subject = Subject(
+        config=config,
+        data=data,
+        model=model,
+        device=runtime.device,
+        normalize=Normalize(data, runtime.device),
+        batches=batches,
+        loading_seconds=loading_seconds,
+    )
+    of_model = check_model(subject)
+    if len(of_model) == 1:  # it cannot take a step
+        return [*findings, check_labels(data, train, test, None), *of_model]
+    trial = run_trial(subject, lr=config.optimizer.lr, steps=steps, watched=True)
+    plain = run_trial(subject, lr=config.optimizer.lr, steps=min(steps, RATE_STEPS))
+    return [
+        *findings,
+        check_labels(data, train, test, _learned(subject, trial)),
+        check_loading(subject, plain),
+        *of_model,
+        *check_training(subject, trial),
+    ]
+
+
+def _learned(subject: Subject, trial: Trial) -> Score | None:
+    """How well the model does, after its short training, on training samples it was not shown."""
+    config, dataset = subject.config, subject.data.train
+    plan = plan_alone(config, subject.data)
+    unseen = plan.order(0)[plan.calendar.samples_before(len(subject.batches)) :][:MOST_UNSEEN]
+    if trial.diverged or len(unseen) < FEWEST_TEST:
+        return None
+    found = [dataset[int(index)] for index in unseen]
+    inputs = torch.stack([torch.as_tensor(sample) for sample, _ in found])
+    targets = torch.tensor([int(target) for _, target in found])
+    predicted = predict(subject, trial.model, inputs).argmax(1)
+    return score(predicted, targets, subject.data.num_classes)
+
+
+def gather_machines(runtime: Runtime, findings: list[Finding]) -> list[Finding]:
+    """What was found on this machine, and what needs attention on the others, with their names."""
+    mine = (socket.gethostname(), findings if runtime.local_rank == 0 else [])
+    others = [
+        replace(finding, seen=f"{host}: {finding.seen}")
+        for host, found in gather_objects(runtime, mine)[1:]
+        for finding in found
+        if finding.needs_attention
+    ]
+    return [*findings, *others]

@@ -1,0 +1,278 @@
+"""A run looked at without being started: would so many ranks train it, and on what?
+
+Everything a rank builds or refuses by itself is built here by the same code, so a refusal reads as
+it would in the real world. No process group, no download, and nothing written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from configs.schema import RunConfig
+from data.catalogue.acquire import acquire, download_folder, find_files
+from data.catalogue.catalog import CATALOG
+from data.catalogue.dataset_facts import DatasetFacts
+from data.datasets import ArrayDataset, Datasets, load_datasets
+from data.loading.order import Plan, evaluation_batches
+from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
+from trainer.backward.compiling import should_compile
+from trainer.build import build_state, continue_from
+from trainer.checkpoints.checkpoint import list_checkpoints
+from trainer.checkpoints.run_directory import RunDirectory
+from trainer.checkpoints.state import Stateful
+from trainer.components import build_local, check_batch_norm
+from trainer.optim.schedule import Schedule
+from trainer.ranks.runtime import Runtime, place
+
+SCHEDULE_SAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How one global batch is divided among the ranks."""
+
+    name: str
+    window: int
+    size: int
+    """Samples in it over all ranks."""
+    samples: tuple[int, ...]
+    """Samples of each rank."""
+    micro_batches: tuple[int, ...]
+    """Micro-batches of each rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run of `world_size` ranks would be."""
+
+    config: RunConfig
+    runtime: Runtime
+    plan: Plan
+    """Of rank 0."""
+    data: str
+    directory: str
+    compiled: bool
+    total_steps: int
+    shares: tuple[Shares, ...]
+    proved_windows: tuple[int, ...]
+    """Global batches whose slices were compared rank by rank."""
+    learning_rates: dict[str, float]
+    num_test: int
+    evaluation_batches: int
+    memory: tuple[Need, ...]
+    notes: tuple[str, ...]
+
+
+def examine(config: RunConfig) -> Report:
+    """Build rank 0 of the world that `config.dry_run` names, and check the others against it.
+
+    Raises:
+        InputError: With the words in which the ranks of that world would refuse.
+    """
+    libraries = _resident_bytes()
+    world_size = config.dry_run.world_size
+    assert world_size is not None
+    runtime = place(Runtime(launcher="dry run", world_size=world_size), config.parallel)
+    found, data = _find_data(config)
+    local = build_local(config, runtime, data)
+    plans = [replace(local.plan, rank=rank) for rank in range(world_size)]
+    for plan in plans[1:]:
+        check_batch_norm(local.model, plan)
+    alone = replace(runtime, world_size=1, backend="")
+    state = build_state(config, alone, local)
+    directory = _decide(config, state)
+    windows = _telling_windows(local.plan)
+    for index in windows:
+        prove_shares(plans, index)
+    prove_evaluation(len(data.test), config.evaluate.batch_size, world_size)
+    shares = _shares(plans)
+    total_steps = local.schedule.total_steps
+    largest = max(plans, key=largest_micro_batch)
+    memory = [
+        Need("Python and its libraries", libraries, False, "resident here before anything is built")
+    ]
+    return Report(
+        config=config,
+        runtime=runtime,
+        plan=local.plan,
+        data=found,
+        directory=directory,
+        compiled=should_compile(config.compile, runtime.device),
+        total_steps=total_steps,
+        shares=shares,
+        proved_windows=tuple(windows),
+        learning_rates=_learning_rates(local.schedule, config.schedule.warmup_steps),
+        num_test=len(data.test),
+        evaluation_batches=len(evaluation_batches(len(data.test), config.evaluate.batch_size)),
+        memory=(*memory, *memory_of_rank(config, local, state, largest)),
+        notes=tuple(_notes(config, shares, len(data.test))),
+    )
+
+
+def prove_shares(plans: Sequence[Plan], index: int) -> None:
+    """Compare, sample by sample, what all ranks take of a global batch with the batch itself.
+
+    Raises:
+        AssertionError: If a sample is taken twice, left out, or not of this batch.
+    """
+    whole = plans[0].window(index)
+    order = plans[0].order(whole.epoch)
+    taken = []
+    for plan in plans:
+        window = plan.window(index)
+        assert (window.start, window.size) == (whole.start, whole.size), f"rank {plan.rank}"
+        ends = [micro.ends_window for micro in window.micro_batches]
+        assert ends == [False] * (len(ends) - 1) + [True], f"rank {plan.rank}"
+        taken += list(plan.indices(window))
+    every = torch.cat(taken)
+    assert len(every) == whole.size, f"{len(every)} samples are taken of {whole.size}"
+    assert len(set(every.tolist())) == whole.size, "a sample is taken twice"
+    expected = order[whole.start : whole.start + whole.size]
+    assert torch.equal(every.sort().values, expected.sort().values), "a sample of another batch"
+
+
+def prove_evaluation(num_samples: int, batch_size: int, world_size: int) -> None:
+    """Every test sample is in exactly one batch of exactly one rank."""
+    bounds = evaluation_batches(num_samples, batch_size)
+    mine = [
+        bounds[index]
+        for rank in range(world_size)
+        for index in range(rank, len(bounds), world_size)
+    ]
+    assert sorted(mine) == bounds
+    assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds[:-1])]
+    assert bounds[-1][1] == num_samples
+
+
+def _find_data(config: RunConfig) -> tuple[str, Datasets]:
+    """The data sets and where they are; stand-ins of the same shape where a run would download."""
+    facts = CATALOG.get(config.data.dataset)
+    if facts is None:
+        where = f" in {config.data.root}" if config.data.root else ""
+        return f"{config.data.dataset}{where}", load_datasets(config.data, seed=config.seed)
+    root = config.data.root
+    files = find_files(facts, root)
+    if (
+        files is None
+        and config.data.download
+        and (root is None or Path(root).expanduser().is_dir())
+    ):
+        target = download_folder(facts, root)
+        return f"{facts.name}: not here, would be downloaded to {target}", _stand_in(facts)
+    # Nothing to download, or not allowed: as in the real run, this finds them or refuses.
+    folder = next(iter(acquire(facts, root, download=False).values())).parent
+    return f"{facts.name} in {folder}", load_datasets(config.data, seed=config.seed)
+
+
+def _stand_in(facts: DatasetFacts) -> Datasets:
+    """Data sets of the published sizes that take no memory: one value, seen many times."""
+
+    def blank(count: int) -> ArrayDataset:
+        inputs = torch.zeros((), dtype=torch.uint8).expand(count, *facts.input_shape)
+        return ArrayDataset(inputs, torch.zeros((), dtype=torch.int64).expand(count))
+
+    return Datasets(
+        train=blank(facts.num_train),
+        test=blank(facts.num_test),
+        input_shape=facts.input_shape,
+        num_classes=len(facts.classes),
+        mean=facts.mean or (0.0,),
+        std=facts.std or (1.0,),
+        scale=255.0,
+        classes=facts.classes,
+    )
+
+
+def _decide(config: RunConfig, state: Stateful) -> str:
+    """What the run would do with its directory; a checkpoint it continues from must fit."""
+    directory = RunDirectory(config)
+    above = directory.path.parent
+    while not above.exists():
+        above = above.parent
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        number = errno.EACCES if above.is_dir() else errno.ENOTDIR
+        raise directory.unwritable(OSError(number, os.strerror(number)))
+    resume = directory.decide_resume(config)
+    continue_from(config, resume.checkpoint, state)
+    if resume.checkpoint is not None:
+        return f"{directory.path}: would continue from {resume.checkpoint} (step {resume.step})"
+    if list_checkpoints(directory.checkpoints) or directory.status() is not None:
+        return f"{directory.path}: would start afresh, and move the run that is there aside"
+    return f"{directory.path}: would start there"
+
+
+def _telling_windows(plan: Plan) -> list[int]:
+    """The first global batches, and those at the ends of an epoch of every batch size."""
+    begin = plan.calendar.windows_before
+    ends = [begin(epoch + 1) for epoch, _ in plan.calendar.batch_sizes]
+    starts = [begin(epoch) for epoch, _ in plan.calendar.batch_sizes]
+    return sorted({0, 1, *starts, *ends, *(end - 1 for end in ends)})
+
+
+def _shares(plans: Sequence[Plan]) -> tuple[Shares, ...]:
+    plan, calendar = plans[0], plans[0].calendar
+    windows = {}
+    for epoch, full in calendar.batch_sizes:
+        stage = "" if len(calendar.batch_sizes) == 1 else f" from epoch {epoch + 1} on"
+        first, last = calendar.windows_before(epoch), calendar.windows_before(epoch + 1) - 1
+        only = plan.window(first).size < full
+        windows[("only batch of an epoch" if only else "full batch") + stage] = first
+        if plan.window(last).size != plan.window(first).size:
+            windows[f"last batch of an epoch{stage}"] = last
+    found = []
+    for name, index in windows.items():
+        cuts = [plan.window(index).micro_batches for plan in plans]
+        found.append(
+            Shares(
+                name,
+                index,
+                plans[0].window(index).size,
+                tuple(sum(micro.size for micro in cut) for cut in cuts),
+                tuple(len(cut) for cut in cuts),
+            )
+        )
+    return tuple(found)
+
+
+def _learning_rates(schedule: Schedule, warmup: int) -> dict[str, float]:
+    """At the ends of the run and where it is highest, by step (counted from 1)."""
+    total = schedule.total_steps
+    steps = {0, total - 1, min(warmup, total - 1)}
+    steps |= {total * part // SCHEDULE_SAMPLES for part in range(SCHEDULE_SAMPLES)}
+    rates = dict(zip(sorted(steps), schedule.preview(sorted(steps)), strict=True))
+    highest = max(sorted(steps), key=rates.__getitem__)
+    chosen = sorted({0, highest, total - 1})
+    return {f"step {step + 1}": rates[step] for step in chosen}
+
+
+def _notes(config: RunConfig, shares: Sequence[Shares], num_test: int) -> list[str]:
+    """What works, but may not be what was meant."""
+    world_size = len(shares[0].samples)
+    notes = []
+    for share in shares:
+        counts = Counter(share.samples)
+        if counts[0]:
+            notes.append(f"{counts[0]} of {world_size} ranks have no sample in the {share.name}")
+    if len(set(shares[0].samples)) > 1:
+        notes.append("ranks have unequal shares of a full batch: the larger ones set the pace")
+    batches = len(evaluation_batches(num_test, config.evaluate.batch_size))
+    if batches < world_size:
+        notes.append(
+            f"{world_size - batches} of {world_size} ranks have nothing to evaluate: a smaller "
+            "evaluate.batch_size would share it out"
+        )
+    return notes
+
+
+def _resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

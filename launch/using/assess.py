@@ -1,0 +1,170 @@
+"""A trained model on a data set: its metrics, and the mistakes it was surest of."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from configs.errors import InputError
+from data.datasets import Datasets
+from data.facts import InputFacts
+from data.loading.loader import build_loader
+from data.loading.order import Plan
+from data.samples import Batch
+from launch.using.class_metrics import Metrics, Tally
+from launch.using.trained import Trained, require_classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mistake:
+    """One misclassified sample."""
+
+    index: int
+    """Its place in the data set."""
+    true: int
+    predicted: int
+    confidence: float
+    """Probability of the predicted class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """Metrics over a data set, and the most confident mistakes with their inputs."""
+
+    metrics: Metrics
+    mistakes: list[Mistake]
+    """Most confident first."""
+    inputs: list[Tensor]
+    """What each mistake was made on, as it is stored, in host memory."""
+
+
+def assess(trained: Trained, data: Datasets, *, num_mistakes: int) -> Assessment:
+    """Evaluate on the test set of `data` with the batches and operations of training.
+
+    Args:
+        trained: The model; `data` and `evaluate` of its config say how to read the data.
+        data: What to evaluate on.
+        num_mistakes: How many mistakes to keep.
+
+    Raises:
+        InputError: If the data do not have the shape, the type or the classes the model was trained
+            on, or an output is not finite.
+    """
+    require_classes(trained.config)
+    check_same_kind(trained.facts, data.facts())
+    tally = Tally(trained.facts.num_classes, trained.runtime.device)
+    worst: list[tuple[float, int, int, int, Tensor]] = []
+    start = 0
+    for inputs, targets in _batches(trained, data):
+        logits = trained.logits(inputs)
+        _check(logits, targets, start, trained.facts)
+        predicted, confidence = tally.add(logits, targets)
+        for place in _surest(predicted != targets, confidence, num_mistakes):
+            facts = (int(targets[place]), int(predicted[place]), inputs[place].cpu())
+            # Ties go to the sample that comes first.
+            worst.append((float(confidence[place]), -(start + place), *facts))
+        worst = heapq.nlargest(num_mistakes, worst, key=lambda entry: entry[:2])
+        start += len(targets)
+    mistakes = [
+        Mistake(index=-negative, true=true, predicted=predicted, confidence=confidence)
+        for confidence, negative, true, predicted, _ in worst
+    ]
+    return Assessment(
+        metrics=tally.metrics(), mistakes=mistakes, inputs=[entry[-1] for entry in worst]
+    )
+
+
+def check_same_kind(model: InputFacts, data: InputFacts) -> None:
+    """Refuse data the model cannot have been trained for.
+
+    Raises:
+        InputError: If shape, type or number of classes differ.
+    """
+    for what, given, expected in (
+        ("shape of the inputs", data.input_shape, model.input_shape),
+        ("type of the inputs", data.dtype, model.dtype),
+    ):
+        if given != expected and given and expected:
+            raise InputError(what, given=given, expected=f"{expected}, as in training")
+    if data.num_classes > model.num_classes:
+        raise InputError(
+            "classes of the data",
+            given=data.num_classes,
+            expected=f"at most {model.num_classes}, as in training",
+        )
+
+
+def to_record(trained: Trained, found: Assessment) -> dict[str, Any]:
+    """The content of evaluation.json."""
+    config, metrics, names = trained.config, found.metrics, trained.facts.class_names
+    columns = (metrics.precision, metrics.recall, metrics.f1, metrics.support, metrics.predicted)
+    keys = ("precision", "recall", "f1", "support", "predicted")
+    per_class = [
+        {"class": number, "name": name, **dict(zip(keys, values, strict=True))}
+        for number, (name, *values) in enumerate(
+            zip(names, *(column.tolist() for column in columns), strict=True)
+        )
+    ]
+    return {
+        "run": config.name,
+        "checkpoint": trained.checkpoint_name,
+        "step": trained.step,
+        "weights": trained.weights,
+        "data": {"dataset": config.data.dataset, "root": config.data.root},
+        "accuracy": metrics.accuracy,
+        "loss": metrics.loss,
+        "count": metrics.count,
+        "correct": metrics.correct,
+        "macro_f1": metrics.macro_f1,
+        "calibration_error": metrics.calibration_error,
+        "reliability": metrics.reliability(),
+        "classes": list(names),
+        "per_class": per_class,
+        "confusion_matrix": metrics.confusion.tolist(),
+        "mistakes": [asdict(mistake) for mistake in found.mistakes],
+    }
+
+
+def _batches(trained: Trained, data: Datasets) -> Iterator[Batch]:
+    """The test batches of training, on the device of the model."""
+    config, device = trained.config, trained.runtime.device
+    plan = Plan(num_samples=len(data.test), global_batch_size=1, seed=config.seed)
+    # Nobody trains here: the test set stands in for the training set, which is not to be moved.
+    loader = build_loader(config.data, data.test, data.test, plan=plan, device=device)
+    for _, (inputs, targets) in loader.evaluation(config.evaluate.batch_size, 0, 1):
+        yield inputs.to(device), targets.to(device)
+
+
+def _check(logits: Tensor, targets: Tensor, start: int, facts: InputFacts) -> None:
+    if logits.ndim != 2 or logits.shape != (len(targets), facts.num_classes):
+        raise InputError(
+            "output of the model",
+            given=tuple(logits.shape),
+            expected=f"logits ({len(targets)}, {facts.num_classes})",
+        )
+    if bool(((targets < 0) | (targets >= facts.num_classes)).any()):
+        raise InputError(
+            "labels of the data",
+            given=sorted(set(targets.tolist())),
+            expected=f"0 to {facts.num_classes - 1}, as in training",
+        )
+    bad = (~logits.isfinite()).any(1).nonzero()
+    if len(bad):
+        raise InputError(
+            f"output of the model for sample {start + int(bad[0])}",
+            given=logits[bad[0, 0]].tolist(),
+            expected="finite numbers",
+            remedy="Its training may have diverged: choose another --checkpoint.",
+        )
+
+
+def _surest(wrong: Tensor, confidence: Tensor, most: int) -> list[int]:
+    """Places of the `most` most confident mistakes of a batch; of equal ones the first."""
+    places = wrong.nonzero()[:, 0]
+    order = confidence[places].argsort(descending=True, stable=True)
+    chosen: list[int] = places[order[:most]].tolist()
+    return chosen

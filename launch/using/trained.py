@@ -1,0 +1,210 @@
+"""A run that was trained, ready to be used: its module, and what to feed it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import InputError
+from configs.load import load_config
+from configs.schema import RunConfig
+from data.datasets import Normalize, load_datasets
+from data.facts import InputFacts
+from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
+from trainer.networks.models import build_model
+from trainer.ranks.precision import Precision, build_precision
+from trainer.ranks.runtime import Runtime, place, use_device
+
+log = logging.getLogger("convoy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What evaluation, prediction and export need of a run."""
+
+    directory: Path
+    checkpoint: Path
+    step: int
+    weights: str
+    """average: what the run evaluated (train.ema_decay, train.swa_from_epoch); raw: the weights."""
+    config: RunConfig
+    facts: InputFacts
+    module: nn.Module
+    """The raw module in eval mode, on the device of `runtime`."""
+    normalize: Normalize
+    precision: Precision
+    runtime: Runtime
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint as seen from the run directory."""
+        return f"{self.checkpoint.parent.name}/{self.checkpoint.name}"
+
+    @torch.inference_mode()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Inputs `(B, *input_shape)` as they are stored -> logits `(B, num_classes)`.
+
+        The operations are those of an evaluation in training, so the same batch on the same kind
+        of machine gives the same bits.
+        """
+        with self.precision.autocast():
+            logits: Tensor = self.module(self.normalize(inputs.to(self.runtime.device)))
+        return logits
+
+
+def load_trained(
+    given: Path, *, checkpoint: str | None = None, overrides: Sequence[str] = ()
+) -> Trained:
+    """Load a run through the same code as training; needs its directory only, not its data.
+
+    Args:
+        given: A run directory, or one of its checkpoints.
+        checkpoint: `best`, `latest` or the path of a checkpoint; default: the one given, else the
+            best, else (no evaluation came yet) the latest.
+        overrides: Config keys as on a command line, such as `--parallel.device=cpu`.
+
+    Raises:
+        InputError: If there is no such run or checkpoint, the checkpoint does not verify, or its
+            weights do not fit the model of config.yaml.
+    """
+    directory, path = find_checkpoint(given, checkpoint)
+    try:
+        manifest = verify_checkpoint(path)
+    except Refused as reason:
+        raise InputError(
+            f"checkpoint {path} cannot be trusted: {reason}",
+            expected="the files as they were written",
+            remedy="Choose another one with --checkpoint.",
+        ) from None
+    command = ["--config", str(directory / "config.yaml"), *overrides]
+    config = load_config(command, prog="", description="")
+    facts = read_facts(directory)
+    runtime = place(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
+    use_device(runtime, config.parallel)
+    module = build_model(
+        config.model,
+        input_shape=facts.input_shape,
+        num_classes=facts.num_classes,
+        seed=config.seed,
+        weights_follow=True,
+    )
+    raw, trainer = load_checkpoint(path)
+    averaged = config.train.ema_decay is not None or config.train.swa_from_epoch is not None
+    average = trainer.get("ema") if averaged else None
+    _load_weights(module, average or raw, path)
+    return Trained(
+        directory=directory,
+        checkpoint=path,
+        step=manifest["step"],
+        weights="average" if average else "raw",
+        config=config,
+        facts=facts,
+        module=module.to(runtime.device).eval().requires_grad_(False),
+        normalize=Normalize(facts, runtime.device),
+        precision=build_precision(config.precision, runtime.device),
+        runtime=runtime,
+    )
+
+
+def require_classes(config: RunConfig) -> None:
+    """Refuse a run that does not tell classes apart, where only classes make sense.
+
+    Raises:
+        InputError: With the task.
+    """
+    if config.task.name != "classification":
+        raise InputError(
+            "task.name",
+            given=config.task.name,
+            expected="classification",
+            remedy="The metrics of other tasks are in metrics.jsonl and summary.json of the run.",
+        )
+
+
+def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
+    """The run directory and the checkpoint that are meant; nothing is read yet.
+
+    Raises:
+        InputError: If one of them is not there.
+    """
+    given = given.expanduser()
+    if not given.is_dir():
+        raise InputError("run", given=str(given), expected="a run directory or a checkpoint in one")
+    path = given.resolve()
+    is_checkpoint = (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
+    directory = path.parent.parent if is_checkpoint else path
+    if not (directory / "config.yaml").is_file():
+        raise InputError(
+            "run",
+            given=str(given),
+            expected="a run directory (it holds config.yaml and checkpoints/) or a checkpoint in "
+            "one",
+        )
+    if is_checkpoint and checkpoint is not None:
+        raise InputError(
+            "--checkpoint",
+            given=checkpoint,
+            expected="nothing, because the first argument names a checkpoint already",
+        )
+    return directory, path if is_checkpoint else _choose(directory, checkpoint)
+
+
+def _choose(directory: Path, checkpoint: str | None) -> Path:
+    folder = directory / "checkpoints"
+    if not (folder / "latest").exists():
+        raise InputError(
+            f"{directory} has no checkpoint yet",
+            expected="a run that has saved",
+            remedy="Train it further: the first one is written after checkpoint.every_epochs or "
+            "checkpoint.every_steps, and on a stop request.",
+        )
+    if checkpoint is None:
+        if not (folder / "best").exists():
+            log.info("no evaluation has chosen a best checkpoint yet: taking the latest")
+        checkpoint = "best" if (folder / "best").exists() else "latest"
+    named = folder / checkpoint if checkpoint in ("best", "latest") else Path(checkpoint)
+    if not named.expanduser().is_dir():
+        raise InputError(
+            "--checkpoint",
+            given=checkpoint,
+            expected="best, latest or the path of a checkpoint directory",
+            remedy=f"{folder} has {', '.join(sorted(path.name for path in folder.iterdir()))}.",
+        )
+    return named.expanduser().resolve()
+
+
+def read_facts(directory: Path) -> InputFacts:
+    """`model.json` of a run; an older run has none, then they are found from its data.
+
+    Raises:
+        InputError: If the file is damaged, or neither it nor the data are there.
+    """
+    path = directory / "model.json"
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        log.info(f"{path} is missing: reading the training data for shape and normalisation")
+        command = ["--config", str(directory / "config.yaml")]
+        config = load_config(command, prog="", description="")
+        return load_datasets(config.data, seed=config.seed).facts()
+    except (OSError, ValueError) as error:
+        content = f"unreadable: {error}"
+    return InputFacts.from_json(content, str(path))
+
+
+def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"the weights in {path} do not fit the model of config.yaml",
+            given=" ".join(str(error).split())[:400],
+            expected="the model they were trained as",
+        ) from None

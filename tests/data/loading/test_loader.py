@@ -1,0 +1,461 @@
+"""Every loader gives the batches of the plan, whoever fetches them and wherever they start."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from configs.schema import DataConfig
+from data.datasets import ArrayDataset, MapDataset
+from data.loading.loader import LONGEST_TMPDIR, HostLoader, Loader, ResidentLoader, build_loader
+from data.loading.order import Plan
+from data.samples import Batch
+from tests.conftest import launch, start, wait
+
+CPU = torch.device("cpu")
+NUM_TRAIN, NUM_TEST, BATCH = 53, 23, 12
+
+
+def make_arrays(count: int, dtype: torch.dtype = torch.uint8) -> ArrayDataset:
+    """Samples that tell their index."""
+    inputs = (torch.arange(count).reshape(-1, 1, 1, 1) * torch.ones(1, 1, 3, 2)).to(dtype)
+    return ArrayDataset(inputs, torch.arange(count) * 2)
+
+
+class PerSample:
+    """A user's data set: numpy images and plain numbers, one at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return np.full((1, 3, 2), index, np.uint8), index * 2
+
+
+class Augmented(PerSample):
+    """One that draws from every global generator."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        drawn = [float(torch.rand(())), float(np.random.rand()), random.random()]
+        return torch.tensor([float(index), *drawn], dtype=torch.float64), index * 2
+
+
+class Failing(Augmented):
+    """One with a bug."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        super().__getitem__(index)
+        raise RuntimeError("mine")
+
+
+class Counting(ArrayDataset):
+    """Arrays that note how they are read."""
+
+    def __init__(self, count: int) -> None:
+        made = make_arrays(count)
+        super().__init__(made.inputs, made.targets)
+        self.gathers: list[int] = []
+        self.reads = 0
+
+    def gather(self, indices: Tensor) -> Batch:
+        self.gathers.append(len(indices))
+        return super().gather(indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.reads += 1
+        return super().__getitem__(index)
+
+    def to(self, device: torch.device) -> ArrayDataset:
+        return self
+
+
+def make_plan(**arguments: Any) -> Plan:
+    defaults = {"num_samples": NUM_TRAIN, "global_batch_size": BATCH, "seed": 3}
+    return Plan(**(defaults | arguments))
+
+
+def host(
+    plan: Plan, workers: int, train: MapDataset | None = None, test: MapDataset | None = None
+) -> HostLoader:
+    return HostLoader(
+        make_arrays(NUM_TRAIN) if train is None else train,
+        make_arrays(NUM_TEST) if test is None else test,
+        plan=plan,
+        device=CPU,
+        workers=workers,
+        prefetch_factor=2,
+    )
+
+
+def make_loader(kind: str, plan: Plan) -> Loader:
+    if kind == "resident":
+        arrays = make_arrays(NUM_TRAIN), make_arrays(NUM_TEST)
+        return ResidentLoader(*arrays, plan=plan, device=CPU)
+    source, workers = kind.split("-")
+    if source == "arrays":
+        return host(plan, int(workers))
+    return host(plan, int(workers), PerSample(NUM_TRAIN), PerSample(NUM_TEST))
+
+
+KINDS = pytest.mark.parametrize(
+    "kind", ["resident", "arrays-0", "arrays-2", "samples-0", "samples-2"]
+)
+
+
+def expected_batches(plan: Plan, window: int, count: int) -> list[list[int]]:
+    """Sample indices of the first micro-batches from a window on."""
+    parts = (
+        part.tolist() for w in itertools.count(window) for part in plan.indices(plan.window(w))
+    )
+    return list(itertools.islice(parts, count))
+
+
+def take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    """The first batches, in memory of their own."""
+    return [
+        (inputs.clone(), targets.clone()) for inputs, targets in itertools.islice(batches, count)
+    ]
+
+
+def assert_samples(batch: Batch, indices: list[int]) -> None:
+    """The batch holds these samples in this order, in the types the model is fed with."""
+    inputs, targets = batch
+    assert inputs.shape == (len(indices), 1, 3, 2)
+    assert inputs.dtype == torch.uint8
+    assert inputs[:, 0, 0, 0].tolist() == indices
+    assert targets.dtype == torch.int64
+    assert targets.tolist() == [2 * index for index in indices]
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+@KINDS
+@pytest.mark.parametrize("window", [0, 3, 4, 5, 13])
+def test_every_loader_streams_the_plan_from_any_window_across_epochs(
+    kind: str, window: int
+) -> None:
+    """Law: stream(w) is the plan's micro-batches from w on, epoch after epoch."""
+    plan = make_plan(rank=1, world_size=2, micro_batch_size=4)
+    count = 4 * plan.micro_batches_per_step + 6
+    batches = take(make_loader(kind, plan).stream(window), count)
+    assert len(batches) == count
+    for batch, indices in zip(batches, expected_batches(plan, window, count), strict=True):
+        assert_samples(batch, indices)
+
+
+@pytest.mark.parametrize("kind", ["resident", "arrays-0", "samples-0"])
+def test_every_loader_streams_the_shards_of_exact_reduction(kind: str) -> None:
+    plan = make_plan(rank=1, world_size=2, shards=4, micro_batch_size=2, drop_last=True)
+    batches = take(make_loader(kind, plan).stream(2), 30)
+    for batch, indices in zip(batches, expected_batches(plan, 2, 30), strict=True):
+        assert_samples(batch, indices)
+
+
+@pytest.mark.parametrize("kind", ["resident", "arrays-0", "arrays-2", "samples-0"])
+def test_a_rank_without_samples_in_a_short_batch_gets_an_empty_one(kind: str) -> None:
+    """Law: every rank takes part in every step, whatever the data set."""
+    plan = make_plan(num_samples=BATCH + 1, rank=0, world_size=4)
+    sizes = [part.numel() for part in plan.indices(plan.window(1))]
+    assert sizes == [0], "the case this test is about"
+    batches = take(make_loader(kind, plan).stream(0), 3)
+    for batch, indices in zip(batches, expected_batches(plan, 0, 3), strict=True):
+        assert_samples(batch, indices)
+
+
+def test_batches_are_gathered_whole() -> None:
+    """Law: one gather per micro-batch, and never a sample by itself."""
+    plan = make_plan(micro_batch_size=5)
+    sizes = [len(part) for part in expected_batches(plan, 0, 7)]
+    for make in (
+        lambda train: ResidentLoader(train, train, plan=plan, device=CPU),
+        lambda train: host(plan, 0, train, train),
+    ):
+        dataset = Counting(NUM_TRAIN)
+        take(make(dataset).stream(0), 7)
+        assert dataset.gathers == sizes
+        assert dataset.reads == 0
+
+
+def test_streams_of_one_loader_do_not_disturb_each_other() -> None:
+    """Law: the position is the stream's own; nothing is kept in the loader."""
+    plan = make_plan()
+    loader = host(plan, 0)
+    first, second = loader.stream(0), loader.stream(2)
+    for expected in zip(expected_batches(plan, 0, 6), expected_batches(plan, 2, 6), strict=True):
+        assert_samples(next(first), expected[0])
+        assert_samples(next(second), expected[1])
+
+
+# -- evaluation ----------------------------------------------------------------------------------
+
+
+@KINDS
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_covers_each_sample_once_in_the_same_batches_on_any_ranks(
+    kind: str, world_size: int
+) -> None:
+    """Law: batch i holds samples [i * B, (i + 1) * B), and one rank of any number gets it."""
+    found: dict[int, Batch] = {}
+    for rank in range(world_size):
+        plan = make_plan(rank=rank, world_size=world_size)
+        for index, batch in make_loader(kind, plan).evaluation(5, rank, world_size):
+            assert index not in found
+            found[index] = batch
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    for index, batch in found.items():
+        assert_samples(batch, list(range(5 * index, min(5 * index + 5, NUM_TEST))))
+
+
+@KINDS
+def test_evaluation_again_gives_the_same_after_an_abandoned_one(kind: str) -> None:
+    loader = make_loader(kind, make_plan())
+    abandoned = loader.evaluation(5, 0, 1)
+    next(abandoned), next(abandoned)
+    del abandoned
+    for _ in range(2):
+        batches = list(loader.evaluation(5, 0, 1))
+        assert [index for index, _ in batches] == [0, 1, 2, 3, 4]
+        for index, batch in batches:
+            assert_samples(batch, list(range(5 * index, min(5 * index + 5, NUM_TEST))))
+
+
+@KINDS
+def test_evaluation_with_another_batch_size_is_another_evaluation(kind: str) -> None:
+    loader = make_loader(kind, make_plan())
+    sizes = [[len(batch[1]) for _, batch in loader.evaluation(b, 0, 1)] for b in (5, 10, 23)]
+    assert sizes == [[5, 5, 5, 5, 3], [10, 10, 3], [23]]
+
+
+@KINDS
+def test_a_rank_beyond_the_last_evaluation_batch_gets_none(kind: str) -> None:
+    assert list(make_loader(kind, make_plan()).evaluation(20, 2, 3)) == []
+
+
+# -- random numbers ------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def rng_states() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), kind, np.asarray(keys).tolist(), rest, random.getstate()
+
+
+def augmented(workers: int, window: int, count: int, **arguments: Any) -> list[Tensor]:
+    loader = host(make_plan(**arguments), workers, Augmented(NUM_TRAIN), Augmented(NUM_TEST))
+    return [inputs for inputs, _ in take(loader.stream(window), count)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("window", [0, 3, 6])
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(workers: int, window: int) -> None:
+    """Law: not on workers, nor on where the run was interrupted, nor on what was drawn before."""
+    reference = augmented(0, 0, 10)
+    seed_everything(window + 1)
+    found = augmented(workers, window, 10 - window)
+    for batch, expected in zip(found, reference[window:], strict=True):
+        assert torch.equal(batch, expected)
+
+
+def by_sample(batches: list[Tensor]) -> dict[int, list[float]]:
+    return {int(row[0]): row[1:].tolist() for batch in batches for row in batch}
+
+
+def test_augmentation_does_not_depend_on_the_number_of_ranks_or_micro_batches() -> None:
+    """Law: a sample is augmented alike whichever rank reads it, in whatever company."""
+    alone = by_sample(augmented(0, 0, 5))
+    shared: dict[int, list[float]] = {}
+    for rank in range(3):
+        arguments = {"rank": rank, "world_size": 3, "micro_batch_size": 2}
+        plan = make_plan(**arguments)
+        count = sum(len(plan.window(i).micro_batches) for i in range(plan.calendar.steps(0)))
+        shared |= by_sample(augmented(0, 0, count, **arguments))
+    assert sorted(shared) == list(range(NUM_TRAIN))
+    assert shared == alone
+
+
+def test_augmentation_differs_between_epochs_seeds_and_samples() -> None:
+    first, second = by_sample(augmented(0, 0, 5)), by_sample(augmented(0, 5, 5))
+    other = by_sample(augmented(0, 0, 5, seed=4))
+    assert sorted(first) == sorted(second) == sorted(other) == list(range(NUM_TRAIN))
+    columns = [list(zip(*drawn.values(), strict=True)) for drawn in (first, second, other)]
+    for generator in range(3):
+        values = [value for column in columns for value in column[generator]]
+        assert len(set(values)) == 3 * NUM_TRAIN
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Augmented, PerSample, make_arrays])
+def test_iterating_leaves_the_global_generators_untouched(dataset: Any, workers: int) -> None:
+    """Law: dropout draws the same numbers whatever the data loading does."""
+    loader = host(make_plan(), workers, dataset(NUM_TRAIN), dataset(NUM_TEST))
+    before = rng_states()
+    take(loader.stream(0), 7)
+    list(loader.evaluation(5, 0, 1))
+    assert rng_states() == before
+
+
+def test_a_failing_sample_leaves_the_global_generators_untouched() -> None:
+    before = rng_states()
+    with pytest.raises(RuntimeError, match="mine"):
+        next(host(make_plan(), 0, Failing(NUM_TRAIN)).stream(0))
+    assert rng_states() == before
+
+
+def test_an_evaluation_of_a_random_data_set_repeats_itself() -> None:
+    results = []
+    for workers in (0, 2):
+        loader = host(make_plan(), workers, Augmented(NUM_TRAIN), Augmented(NUM_TEST))
+        for _ in range(2):
+            results.append(torch.cat([b[0] for _, b in loader.evaluation(5, 0, 1)]))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+# -- worker processes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workers() -> Callable[[], set[int | None]]:
+    """Ids of the worker processes started since the test began."""
+    gc.collect()
+    before = {child.pid for child in multiprocessing.active_children()}
+    return lambda: {child.pid for child in multiprocessing.active_children()} - before
+
+
+def test_workers_end_with_the_iterator_and_with_the_loader(
+    workers: Callable[[], set[int | None]],
+) -> None:
+    """Law: no process outlives what it works for."""
+    loader = host(make_plan(), 2)
+    stream = loader.stream(0)
+    next(stream)
+    assert len(workers()) == 2
+    del stream
+    gc.collect()
+    assert workers() == set()
+    list(loader.evaluation(5, 0, 1))
+    assert len(workers()) == 2
+    del loader
+    gc.collect()
+    assert workers() == set()
+
+
+def test_evaluations_share_their_workers(workers: Callable[[], set[int | None]]) -> None:
+    """Law: workers are started once, not once per epoch."""
+    loader = host(make_plan(), 2)
+    list(loader.evaluation(5, 0, 1))
+    before = workers()
+    list(loader.evaluation(5, 0, 1))
+    assert workers() == before
+    assert len(before) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_workers_ignore_the_signals_that_stop_a_run(
+    number: signal.Signals, workers: Callable[[], set[int | None]]
+) -> None:
+    """Law: a stop request is for the trainer; batches keep coming until it has saved."""
+    plan = make_plan()
+    stream = host(plan, 2).stream(0)
+    batches = [next(stream), next(stream)]  # one from each worker: both have started
+    before = workers()
+    for pid in before:
+        assert pid is not None
+        os.kill(pid, number)
+    batches += [next(stream) for _ in range(8)]
+    for batch, indices in zip(batches, expected_batches(plan, 0, 10), strict=True):
+        assert_samples(batch, indices)
+    assert workers() == before
+
+
+ENDING = """
+import sys
+from tests.data.loading.test_loader import NUM_TRAIN, Failing, PerSample, host, make_plan
+how = sys.argv[1]
+train = Failing(NUM_TRAIN) if how == "fails in a worker" else PerSample(NUM_TRAIN)
+loader = host(make_plan(), 2, train)
+list(loader.evaluation(5, 0, 1))
+stream = loader.stream(0)
+print("started", flush=True)
+next(stream)
+if how == "fails beside them":
+    raise RuntimeError("mine")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status"), [("returns", 0), ("fails beside them", 1), ("fails in a worker", 1)]
+)
+def test_a_process_ends_although_its_workers_are_alive(how: str, status: int) -> None:
+    """Law: a run that fails says so and ends; it does not wait for workers that ignore SIGTERM."""
+    finished = wait(start([sys.executable, "-c", ENDING, how]), timeout=60)
+    assert "started" in finished.stdout
+    assert finished.status == status, finished.output
+    assert ("mine" in finished.stderr) == (status == 1)
+
+
+# -- the choice of a loader ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "dataset", "kind"),
+    [
+        ({}, make_arrays, ResidentLoader),
+        ({"placement": "device"}, make_arrays, ResidentLoader),
+        ({"placement": "host"}, make_arrays, HostLoader),
+        ({"workers": 2}, make_arrays, HostLoader),
+        ({}, PerSample, HostLoader),
+        ({"placement": "host", "workers": 1}, PerSample, HostLoader),
+    ],
+)
+def test_arrays_live_on_the_device_unless_told_otherwise(
+    options: dict[str, Any], dataset: Any, kind: type
+) -> None:
+    loader = build_loader(
+        DataConfig(**options),
+        dataset(NUM_TRAIN),
+        dataset(NUM_TEST),
+        plan=make_plan(),
+        device=CPU,
+    )
+    assert isinstance(loader, kind)
+    assert getattr(loader, "workers", 0) == options.get("workers", 0)
+
+
+def test_a_folder_too_deep_for_sockets_is_refused_before_anything_hangs(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Law: the longest folder that is accepted works, with workers."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        for length, status in ((LONGEST_TMPDIR, 0), (LONGEST_TMPDIR + 1, 2)):
+            folder = Path(short) / ("x" * (length - len(short) - 1))
+            folder.mkdir()
+            finished = launch(
+                "launch/train.py",
+                *small(f"run{length}", "--data.workers=1", "--train.max_steps=2"),
+                env={"TMPDIR": str(folder)},
+            )
+            assert finished.status == status, finished.output
+    assert "Set TMPDIR=/tmp" in finished.output

@@ -1,0 +1,125 @@
+"""Planted faults in data are found, and only they."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import DataConfig
+from configs.schema_training import ModelConfig
+from data.datasets import load_datasets
+from launch.diagnosis.check_copies import check_copies
+from launch.diagnosis.check_data import check_files
+from launch.diagnosis.check_labels import score
+from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, take_sample
+from tests.conftest import make_idx
+from tests.launch.diagnosis.examining import examine, healthy, levels, planted_config
+
+FAULTS = {
+    "raw_pixels": ("normalisation", "problem", "raw pixels"),
+    "tiny_inputs": ("normalisation", "warning", "standard deviation 0.0"),
+    "shuffled": ("labels", "problem", "nobody does better than chance"),
+    "off_by_one": ("labels", "problem", "nobody does better than chance"),
+    "renumbered_test": ("labels", "problem", "does not hold on test samples"),
+    "missing_class": ("classes", "problem", "class 3"),
+    "imbalanced": ("classes", "warning", "largest class is right for 8"),
+    "copies": ("train_in_test", "problem", "20 of 200"),
+    "contradictions": ("copies", "warning", "with another label"),
+    "nan_input": ("inputs", "problem", "1 of 600 train samples hold NaN"),
+    "blank": ("inputs", "warning", "10.0%"),
+    "constant": ("inputs", "problem", "are the same"),
+    "from_one": ("label_range", "problem", "train 1 to 5"),
+    "slow": ("loading", "warning", "the model waits"),
+}
+
+
+def test_healthy_data_gives_no_finding() -> None:
+    assert levels(healthy()) == {}
+    assert {"files", "classes", "inputs", "labels", "loading", "normalisation"} <= healthy().keys()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str) -> None:
+    check, level, words = FAULTS[fault]
+    found = examine(planted_config(fault), steps=24)
+    assert found[check].level == level
+    assert words in found[check].seen
+    assert found[check].why
+    assert found[check].change
+
+
+def test_a_loader_that_sleeps_is_waited_for_most_of_the_time() -> None:
+    seen = examine(planted_config("slow"), steps=24)["loading"].seen
+    waiting = re.search(r"waits (\d+)% of the time", seen)
+    assert waiting is not None
+    assert int(waiting[1]) >= 90
+
+
+def test_files_are_listed_with_their_digests(tmp_path: Path) -> None:
+    folder = make_idx(tmp_path / "idx", num_train=40, num_test=20)
+    finding = check_files(DataConfig(dataset="idx", root=str(folder)))
+    assert finding.level == "ok"
+    assert [len(row["SHA-256"]) for row in finding.table] == [64] * 4
+
+
+def test_other_files_under_the_name_of_a_published_set_are_named(tmp_path: Path) -> None:
+    folder = make_idx(tmp_path, num_train=40, num_test=20, shape=(28, 28), num_classes=10)
+    for path in sorted(folder.glob("test-*")):
+        path.rename(folder / path.name.replace("test", "t10k"))
+    config = DataConfig(dataset="mnist", root=str(folder), verify=False)
+    assert len(load_datasets(config, seed=0).train) == 40
+    finding = check_files(config)
+    assert finding.level == "warning"
+    assert "train-images-idx3-ubyte" in finding.seen
+
+
+def test_mnist_itself_is_clean() -> None:
+    config = planted_config()
+    from dataclasses import replace
+
+    config = replace(config, data=DataConfig(), model=ModelConfig(kwargs={"hidden": [32]}))
+    found = examine(config, steps=30)
+    assert levels(found) == {}
+    assert found["train_in_test"].seen.startswith("0 of 10,000")
+
+
+class Endless:
+    """Claims more samples than anybody would read."""
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor([float(index % 97)]), index % 3
+
+
+def test_a_large_data_set_is_sampled_evenly() -> None:
+    """Law: at most MOST_SAMPLES are read, spread over the whole, none twice."""
+    sample = take_sample(Endless())
+    assert len(sample.targets) == MOST_SAMPLES
+    assert not sample.is_whole
+    assert sample.size == "4,096 of 1,000,000,000"
+    assert set(sample.targets.tolist()) == {0, 1, 2}
+
+
+def test_copies_are_counted_by_content() -> None:
+    rows = torch.arange(64 * 40).reshape(40, 64).float()
+    train = Sample(rows, torch.zeros(40).long(), 40)
+    test = Sample(torch.cat([rows[:2], rows + 0.5]), torch.zeros(42).long(), 42)
+    shared, repeated = check_copies(train, test)
+    assert shared.seen.startswith("2 of 42")
+    assert repeated.level == "ok"
+
+
+def test_recall_counts_every_class_the_same() -> None:
+    """Law: always guessing the largest class is chance, not skill, however large it is."""
+    targets = torch.tensor([0] * 95 + [1] * 5)
+    always = score(torch.zeros(100).long(), targets, 2)
+    assert always.recall == always.chance == 0.5
+    assert not always.is_above_chance
+    right = score(targets, targets, 2)
+    assert right.is_above_chance
+    assert right.skill == 1.0

@@ -1,0 +1,200 @@
+"""Reference networks, and models named by import path."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from configs.errors import InputError
+from configs.schema_training import ModelConfig
+from trainer.networks.models import MLP, build_model
+
+USER_MODULE = """
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+seen = {}
+
+
+class Net(nn.Module):
+    def __init__(self, **given):
+        super().__init__()
+        seen.clear()
+        seen.update(given)
+        self.layer = nn.Linear(2, 3)
+
+
+def takes_both(input_shape, num_classes, width=1):
+    return Net(input_shape=input_shape, num_classes=num_classes, width=width)
+
+
+def takes_classes(num_classes):
+    return Net(num_classes=num_classes)
+
+
+def takes_nothing():
+    return Net()
+
+
+def takes_anything(**given):
+    return Net(**given)
+
+
+def makes_no_module(num_classes):
+    return num_classes
+
+
+def fails_inside(num_classes):
+    raise TypeError("a bug of the user's")
+
+
+def draws_from_every_generator():
+    net = Net()
+    with torch.no_grad():
+        net.layer.bias.copy_(
+            torch.tensor([random.random(), float(np.random.rand()), float(torch.rand(()))])
+        )
+    return net
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's; sys.path and sys.modules are put back afterwards."""
+    name = "models_user_module"
+    (tmp_path / f"{name}.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, name)
+    return name
+
+
+def build(name: str = "mlp", *, seed: int = 0, **kwargs: Any) -> nn.Module:
+    config = ModelConfig(name=name, kwargs=kwargs)
+    return build_model(config, input_shape=(1, 4, 3), num_classes=5, seed=seed)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 3, 2)])
+@pytest.mark.parametrize("input_shape", [(6,), (1, 4, 3), (3, 2, 2)])
+def test_an_mlp_turns_samples_of_any_shape_into_logits(
+    input_shape: tuple[int, ...], hidden: tuple[int, ...], dropout: float, batch_norm: bool
+) -> None:
+    model = MLP(input_shape, 5, hidden=hidden, dropout=dropout, batch_norm=batch_norm)
+    assert model(torch.randn(4, *input_shape)).shape == (4, 5)
+
+
+def test_the_reference_mlp_has_as_many_parameters_as_its_layers_say() -> None:
+    model = MLP((1, 28, 28), 10)
+    assert [m.out_features for m in model.modules() if isinstance(m, nn.Linear)] == [256, 128, 10]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 235_146
+
+
+def test_dropout_and_batch_norm_stand_behind_every_hidden_layer_and_nowhere_else() -> None:
+    def kinds(**kwargs: Any) -> list[str]:
+        return [type(m).__name__ for m in MLP((4,), 2, hidden=(3, 3), **kwargs).layers]
+
+    hidden = ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+    assert kinds(dropout=0.1, batch_norm=True) == ["Flatten", *hidden, *hidden, "Linear"]
+    assert kinds() == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"width": 48}, r"MLP\(.*hidden.*dropout"),
+        ({"hidden": [0]}, "hidden"),
+        ({"hidden": [8.5]}, "hidden"),
+        ({"hidden": "wide"}, "hidden"),
+        ({"hidden": 64}, "model.kwargs"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"dropout": "much"}, "model.kwargs"),
+    ],
+)
+def test_arguments_a_model_cannot_take_are_refused(kwargs: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named) as caught:
+        build(**kwargs)
+    assert str(caught.value).startswith("model.kwargs")
+
+
+def test_a_misspelt_model_is_answered_with_the_closest_one() -> None:
+    with pytest.raises(InputError, match="Did you mean 'mlp'"):
+        build("mpl")
+
+
+def test_initial_weights_depend_on_the_seed_and_on_nothing_drawn_before() -> None:
+    torch.manual_seed(1)
+    first = weights(build(seed=3))
+    torch.manual_seed(2)
+    torch.rand(17)
+    assert torch.equal(weights(build(seed=3)), first)
+    assert not torch.equal(weights(build(seed=4)), first)
+
+
+def test_initial_weights_may_come_from_any_generator(user_module: str) -> None:
+    """A user's model may draw from python's or numpy's generator: ranks must still agree."""
+    path = f"{user_module}:draws_from_every_generator"
+    first = weights(build(path, seed=3))
+    random.seed(1)
+    np.random.seed(1)
+    assert torch.equal(weights(build(path, seed=3)), first)
+    assert not torch.equal(weights(build(path, seed=4)), first)
+
+
+@pytest.mark.parametrize(
+    ("factory", "kwargs", "expected"),
+    [
+        ("takes_both", {}, {"input_shape": (1, 4, 3), "num_classes": 5, "width": 1}),
+        ("takes_both", {"width": 9}, {"input_shape": (1, 4, 3), "num_classes": 5, "width": 9}),
+        (
+            "takes_both",
+            {"num_classes": 2},
+            {"input_shape": (1, 4, 3), "num_classes": 2, "width": 1},
+        ),
+        ("takes_classes", {}, {"num_classes": 5}),
+        ("takes_nothing", {}, {}),
+        ("takes_anything", {"depth": 2}, {"input_shape": (1, 4, 3), "num_classes": 5, "depth": 2}),
+    ],
+)
+def test_a_users_factory_is_given_what_it_accepts(
+    user_module: str, factory: str, kwargs: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    build(f"{user_module}:{factory}", **kwargs)
+    assert sys.modules[user_module].seen == expected
+
+
+@pytest.mark.parametrize(
+    ("factory", "kwargs", "named"),
+    [
+        ("takes_both", {"depth": 2}, r"takes_both\(input_shape, num_classes, width=1\)"),
+        ("takes_nothing", {"num_classes": 2}, r"takes_nothing\(\)"),
+        ("makes_no_module", {}, "torch.nn.Module"),
+        ("absent", {}, "absent"),
+    ],
+)
+def test_a_users_factory_that_does_not_fit_is_refused(
+    user_module: str, factory: str, kwargs: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        build(f"{user_module}:{factory}", **kwargs)
+
+
+def test_an_error_inside_a_users_factory_stays_the_users(user_module: str) -> None:
+    with pytest.raises(TypeError, match="a bug of the user's"):
+        build(f"{user_module}:fails_inside")

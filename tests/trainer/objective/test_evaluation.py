@@ -1,0 +1,221 @@
+"""Every test sample counts exactly once, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.schema_training import PrecisionConfig
+from data.datasets import ArrayDataset, Datasets, Normalize
+from data.loading.loader import HostLoader, Loader, ResidentLoader
+from data.loading.order import Plan
+from trainer.networks.models import MLP
+from trainer.objective.evaluation import Evaluation, evaluate
+from trainer.objective.task import classification
+from trainer.ranks.precision import build_precision
+from trainer.ranks.runtime import Runtime
+
+CPU = torch.device("cpu")
+NUM_SAMPLES, BATCH = 10_007, 1_000
+GENERATOR = torch.Generator().manual_seed(0)
+DATA = ArrayDataset(
+    torch.randint(0, 256, (NUM_SAMPLES, 1, 3, 2), generator=GENERATOR, dtype=torch.uint8),
+    torch.randint(0, 5, (NUM_SAMPLES,), generator=GENERATOR),
+)
+FACTS = Datasets(
+    train=DATA,
+    test=DATA,
+    input_shape=(1, 3, 2),
+    num_classes=5,
+    mean=(0.4,),
+    std=(0.3,),
+    scale=255.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def generator() -> Iterator[None]:
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+def network(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    return MLP((1, 3, 2), 5, hidden=(8,), dropout=dropout, batch_norm=True)
+
+
+def make_loader(kind: str = "resident", *, device: torch.device = CPU) -> Loader:
+    plan = Plan(num_samples=NUM_SAMPLES, global_batch_size=64)
+    if kind == "resident":
+        return ResidentLoader(DATA, DATA, plan=plan, device=device)
+    return HostLoader(DATA, DATA, plan=plan, device=device, workers=0, prefetch_factor=2)
+
+
+def run(
+    module: nn.Module,
+    loader: Loader,
+    *,
+    batch_size: int = BATCH,
+    stop_at: int | None = None,
+    device: torch.device = CPU,
+) -> tuple[Evaluation | None, int]:
+    """The result, and how often it asked whether to stop; the `stop_at`-th time it is told to."""
+    asked = 0
+
+    def interrupted() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == stop_at
+
+    result = evaluate(
+        module,
+        loader,
+        num_samples=NUM_SAMPLES,
+        batch_size=batch_size,
+        normalize=Normalize(FACTS, device),
+        task=classification(),
+        precision=build_precision(PrecisionConfig(), device),
+        runtime=Runtime(launcher="python", device=device),
+        interrupted=interrupted,
+    )
+    return result, asked
+
+
+def expected_counts(module: nn.Module) -> tuple[float, int]:
+    """Mean loss and correct predictions of the whole test set in one go."""
+    module.eval()
+    with torch.no_grad():
+        logits = module(Normalize(FACTS, CPU)(DATA.inputs)).double()
+    loss = float(F.cross_entropy(logits, DATA.targets))
+    return loss, int((logits.argmax(1) == DATA.targets).sum())
+
+
+@pytest.mark.parametrize("kind", ["resident", "host"])
+@pytest.mark.parametrize("batch_size", [BATCH, NUM_SAMPLES, 20_000])
+def test_the_counts_are_exact(kind: str, batch_size: int) -> None:
+    module = network()
+    result, _ = run(module, make_loader(kind), batch_size=batch_size)
+    loss, correct = expected_counts(module)
+    assert result is not None
+    assert (result.correct, result.count) == (correct, NUM_SAMPLES)
+    assert result.values["accuracy"] == correct / NUM_SAMPLES
+    assert result.loss == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["resident", "host"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 12])
+def test_the_ranks_of_any_world_share_the_test_set_without_gap_or_overlap(
+    kind: str, world_size: int
+) -> None:
+    """With 12 ranks and 11 batches one rank has nothing to do."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for rank in range(world_size):
+        for index, batch in make_loader(kind).evaluation(BATCH, rank, world_size):
+            assert index not in found
+            found[index] = batch
+    assert sorted(found) == list(range(11))
+    assert torch.equal(torch.cat([found[i][0] for i in range(11)]), DATA.inputs)
+    assert torch.equal(torch.cat([found[i][1] for i in range(11)]), DATA.targets)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_sums_of_all_ranks_have_the_bits_of_a_single_one(world_size: int) -> None:
+    """What `evaluate` adds up, each rank's rows apart: integers and loss do not move."""
+    module = network().eval()
+    normalize = Normalize(FACTS, CPU)
+
+    def total(ranks: int) -> list[float]:
+        rows = torch.zeros(11, 3, dtype=torch.float64)
+        for rank in range(ranks):
+            for index, (inputs, targets) in make_loader().evaluation(BATCH, rank, ranks):
+                with torch.inference_mode():
+                    logits = module(normalize(inputs))
+                loss = F.cross_entropy(logits.double(), targets, reduction="sum")
+                hits = (logits.argmax(1) == targets).sum()
+                rows[index] += torch.stack([loss, hits.double(), torch.tensor(float(len(targets)))])
+        sums: list[float] = rows.sum(0).tolist()
+        return sums
+
+    result, _ = run(module, make_loader())
+    assert result is not None
+    loss, correct, count = total(world_size)
+    assert (loss / count, correct, count) == (result.loss, result.correct, result.count)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stop_at", [None, 1, 4])
+def test_the_module_is_left_in_the_mode_it_was_in(training: bool, stop_at: int | None) -> None:
+    module = network().train(training)
+    run(module, make_loader(), stop_at=stop_at)
+    assert all(part.training is training for part in module.modules())
+
+
+def test_the_module_is_left_in_its_mode_by_an_error_too() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(99, 5)).train()
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(module, make_loader())
+    assert module.training
+
+
+@pytest.mark.parametrize("kind", ["resident", "host"])
+@pytest.mark.parametrize("stop_at", [1, 2, 11])
+def test_an_interrupted_evaluation_has_no_result_and_the_next_one_is_complete(
+    kind: str, stop_at: int
+) -> None:
+    module, loader = network(), make_loader(kind)
+    assert run(module, loader, stop_at=stop_at) == (None, stop_at)
+    result, asked = run(module, loader)
+    assert result is not None
+    assert (result.correct, result.count) == (expected_counts(module)[1], NUM_SAMPLES)
+    assert asked == 11  # once for every batch, so that all ranks ask equally often
+
+
+def test_dropout_and_batch_statistics_are_off() -> None:
+    module = network(dropout=0.9).train()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    first, second = run(module, make_loader())[0], run(module, make_loader())[0]
+    assert first == second
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert first is not None
+    assert first.correct == expected_counts(module)[1]
+
+
+def test_an_evaluation_draws_no_random_numbers() -> None:
+    module = network(dropout=0.9)
+    state = torch.get_rng_state()
+    run(module, make_loader("host"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_graph_is_recorded() -> None:
+    """It would hold the activations of the whole test set."""
+    module = network()
+    recording = []
+    module.register_forward_hook(lambda _, __, logits: recording.append(logits.requires_grad))
+    run(module, make_loader())
+    assert recording == [False] * 11
+
+
+def test_training_goes_on_after_an_evaluation() -> None:
+    """Nothing that inference mode made is left where autograd would find it."""
+    module = network().train()
+    run(module, make_loader())
+    module(torch.randn(4, 1, 3, 2)).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["resident", "host"])
+def test_the_counts_on_the_gpu_are_those_on_the_cpu(gpu: torch.device, kind: str) -> None:
+    module = network()
+    loss, correct = expected_counts(module)
+    result, _ = run(module.to(gpu), make_loader(kind, device=gpu), device=gpu)
+    assert result is not None
+    assert result.count == NUM_SAMPLES
+    assert abs(result.correct - correct) <= 2  # ties in the last bit may fall otherwise
+    assert result.loss == pytest.approx(loss, rel=1e-4)

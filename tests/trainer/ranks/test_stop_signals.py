@@ -1,0 +1,99 @@
+"""A request to stop is a flag, until somebody insists."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.conftest import ROOT, environment
+from trainer.ranks import stop_signals as preempt
+from trainer.ranks.runtime import Runtime
+from trainer.ranks.stop_signals import SIGNALS, Poll, StopRequest, stop_on_signals
+
+ALONE = Runtime(launcher="python")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_sets_the_flag_and_does_nothing_else(number: signal.Signals) -> None:
+    with stop_on_signals() as request:
+        assert not request.pending
+        os.kill(os.getpid(), number)
+        assert request.pending
+        assert request.signal is number
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_old_handlers_are_put_back(number: signal.Signals) -> None:
+    heard = []
+    before = signal.signal(number, lambda *_: heard.append("mine"))
+    try:
+        with contextlib.suppress(ZeroDivisionError), stop_on_signals() as request:
+            os.kill(os.getpid(), number)
+            raise ZeroDivisionError
+        assert request.pending
+        assert not heard
+        os.kill(os.getpid(), number)
+        assert heard == ["mine"]
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_new_request_does_not_remember_an_old_one() -> None:
+    with stop_on_signals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    with stop_on_signals() as request:
+        assert not request.pending
+
+
+def test_a_signal_repeated_at_once_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(status: int) -> None:
+        raise AssertionError(f"the process would have ended with status {status}")
+
+    monkeypatch.setattr(preempt, "SAME_REQUEST_SECONDS", 3600.0)
+    monkeypatch.setattr(os, "_exit", ended)
+    with stop_on_signals() as request:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert request.signal is signal.SIGINT
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+def test_a_later_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
+    """Without leaving blocks, and so without waiting for whatever hangs."""
+    script = f"""
+        import os, signal
+        from trainer.ranks import stop_signals as preempt
+        preempt.SAME_REQUEST_SECONDS = -1.0
+        try:
+            with preempt.stop_on_signals() as request:
+                os.kill(os.getpid(), signal.SIGTERM)
+                print("asked", request.pending, flush=True)
+                os.kill(os.getpid(), {int(second)})
+                print("still here", flush=True)
+        finally:
+            print("cleaned up", flush=True)
+    """
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.returncode == 128 + second, finished.stderr
+    assert finished.stdout.split("\n") == ["asked True", ""]
+
+
+def test_a_single_rank_hears_of_a_request_at_the_very_next_poll() -> None:
+    request = StopRequest()
+    poll = Poll(request, ALONE)
+    assert [poll() for _ in range(1000)] == [False] * 1000
+    request.handle(signal.SIGTERM, None)
+    assert [poll() for _ in range(3)] == [True] * 3

@@ -1,0 +1,232 @@
+"""Where records go: the file and the screen. W&B and TensorBoard have tests of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from configs.schema_execution import WandbConfig
+from trainer.objective.task import Best
+from trainer.records.console import PlainSink, RichSink, build_console
+from trainer.records.jsonl import JsonlSink
+from trainer.records.sinks import Record, RunFacts, Sinks
+from trainer.records.wandb_sink import WandbSink
+
+CONFIG = {"optimizer.lr": 0.25, "model.kwargs": {"hidden": [4]}, "seed": 3}
+
+
+def facts(folder: Path, *, first_step: int = 0) -> RunFacts:
+    return RunFacts(
+        directory=folder,
+        config=CONFIG,
+        environment={"git_commit": "abc", "world_size": 2},
+        total_steps=100,
+        total_epochs=10.0,
+        samples_per_epoch=500,
+        score_name="accuracy",
+        best=Best("accuracy", higher=True),
+        first_step=first_step,
+    )
+
+
+def training(step: int) -> Record:
+    return {
+        "step": step,
+        "epoch": step / 10,
+        "time": 1000.0 + step,
+        "train/loss": 1 / step,
+        "train/accuracy": 0.5,
+        "train/lr": 0.001,
+        "train/grad_norm": 2.0,
+        "train/samples_per_second": 500.0,
+    }
+
+
+def evaluation(step: int) -> Record:
+    return {
+        "step": step,
+        "epoch": step / 10,
+        "time": 1000.0 + step,
+        "eval/loss": 0.25,
+        "eval/accuracy": 0.9312,
+    }
+
+
+class Memory:
+    """A sink that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def start(self, facts: RunFacts) -> None:
+        self.told.append(facts)
+
+    def record(self, record: Record) -> None:
+        self.told.append(record)
+
+    def finish(self, status: str) -> None:
+        self.told.append(status)
+
+
+def test_every_sink_is_told_everything_in_order(tmp_path: Path) -> None:
+    memories = [Memory(), Memory()]
+    sinks = Sinks(list(memories))
+    begun = facts(tmp_path)
+    sinks.start(begun)
+    sinks.record(training(1))
+    sinks.record(evaluation(2))
+    sinks.finish("completed")
+    for memory in memories:
+        assert memory.told == [begun, training(1), evaluation(2), "completed"]
+
+
+# ------------------------------------------------------------------ metrics.jsonl
+
+
+def write_jsonl(folder: Path, records: list[Record], *, first_step: int = 0) -> list[Any]:
+    """One try of a run; returns every line of the file, parsed."""
+    sink = JsonlSink()
+    sink.start(facts(folder, first_step=first_step))
+    for record in records:
+        sink.record(record)
+    sink.finish("completed")
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_record_is_a_line_of_json(tmp_path: Path) -> None:
+    records = [training(1), evaluation(1), training(2)]
+    assert write_jsonl(tmp_path, records) == records
+
+
+def test_a_record_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+    sink = JsonlSink()
+    sink.start(facts(tmp_path))
+    sink.record(training(1))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == training(1)
+    sink.finish("completed")
+
+
+@pytest.mark.parametrize(("first_step", "kept"), [(0, 0), (2, 2), (3, 3), (9, 4)])
+def test_a_continued_run_drops_the_steps_it_takes_again(
+    tmp_path: Path, first_step: int, kept: int
+) -> None:
+    old = [training(step) for step in (1, 2, 3, 4)]
+    write_jsonl(tmp_path, old)
+    new = [training(step) for step in (10, 11)]
+    assert write_jsonl(tmp_path, new, first_step=first_step) == old[:kept] + new
+
+
+def test_a_continued_run_keeps_the_evaluation_of_the_step_it_continues_from(tmp_path: Path) -> None:
+    old = [training(5), evaluation(5)]
+    write_jsonl(tmp_path, old)
+    assert write_jsonl(tmp_path, [], first_step=5) == old
+
+
+@pytest.mark.parametrize(
+    "cut",
+    ['{"st', '{"step": 2, "epoch": 0.', "\0" * 50, "{}", "[1]", "null", '{"step": null}', "\n"],
+)
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, cut: str) -> None:
+    old = [training(1), training(2)]
+    write_jsonl(tmp_path, old)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(cut)
+    assert write_jsonl(tmp_path, [training(3)], first_step=2) == [*old, training(3)]
+
+
+def test_every_truncation_of_the_file_leaves_one_that_can_be_continued(tmp_path: Path) -> None:
+    old = [training(1), evaluation(2)]
+    write_jsonl(tmp_path, old)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        found = write_jsonl(tmp_path, [training(3)], first_step=2)
+        assert found[-1] == training(3), f"after {length} bytes"
+        assert found[:-1] in (old, old[:1], []), f"after {length} bytes"
+
+
+# ------------------------------------------------------------------ the screen
+
+
+@pytest.mark.parametrize(
+    ("progress", "kinds"), [("auto", [PlainSink]), ("plain", [PlainSink]), ("rich", [RichSink])]
+)
+def test_without_a_terminal_the_display_is_plain_unless_asked_for(
+    progress: Literal["auto", "rich", "plain", "off"], kinds: list[type]
+) -> None:
+    assert [type(sink) for sink in build_console(progress)] == kinds
+
+
+def test_on_a_terminal_the_display_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert [type(sink) for sink in build_console("auto")] == [RichSink]
+    assert [type(sink) for sink in build_console("plain")] == [PlainSink]
+
+
+def test_the_display_may_be_off() -> None:
+    assert build_console("off") == []
+
+
+def test_plain_lines_say_where_the_run_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = PlainSink()
+    sink.start(facts(tmp_path))
+    sink.record(training(10))
+    sink.record(evaluation(10))
+    sink.finish("completed")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "step 10/100  epoch 1.00  loss 0.1000  acc 50.00%  lr 0.001  500 samples/s  ETA 0:09"
+    )
+    assert second == "epoch 1  step 10  test accuracy 93.12%  test loss 0.2500"
+
+
+def test_plain_training_lines_are_rare_and_evaluations_never_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.records.console.PLAIN_SECONDS", 3600.0)
+    sink = PlainSink()
+    sink.start(facts(tmp_path))
+    for step in range(1, 6):
+        sink.record(training(step))
+        sink.record(evaluation(step))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("test accuracy" in line for line in lines) == 5
+    assert sum("samples/s" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-12])
+def test_a_rate_of_nothing_is_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float
+) -> None:
+    sink = PlainSink()
+    sink.start(facts(tmp_path))
+    sink.record(training(10) | {"train/samples_per_second": rate})
+    assert "step 10/100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first_step", [0, 5])
+def test_the_live_display_runs_without_a_terminal_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], first_step: int
+) -> None:
+    sink = RichSink()
+    sink.start(facts(tmp_path, first_step=first_step))
+    sink.record(training(10))
+    sink.record(evaluation(10))
+    sink.record(training(100))
+    sink.finish("completed")
+    out = capsys.readouterr().out
+    assert "epoch 1  step 10  test accuracy 93.12%" in out
+    assert "100/100" in out
+    assert "loss 0.0100" in out
+
+
+def test_a_display_that_was_never_started_can_be_finished() -> None:
+    for sink in (RichSink(), PlainSink(), JsonlSink(), WandbSink(WandbConfig(), "run")):
+        sink.finish("failed")

@@ -1,0 +1,91 @@
+"""Whether a network is plainly linear layers, and which: its passes can be written out then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, float32, nn
+
+from trainer.networks.dropout import LEVELS, Dropout, kept_scale
+from trainer.networks.models import MLP
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One linear layer and what follows it."""
+
+    linear: nn.Linear
+    relu: bool
+    dropped: int
+    """Activations out of 65,536 that dropout zeroes."""
+
+    @property
+    def scale(self) -> float:
+        return kept_scale(self.dropped)
+
+
+class Layer:
+    """A linear layer's parameters and gradients as (in, out) matrices of flat buffers."""
+
+    def __init__(self, shape: Shape, values: Iterator[Tensor], gradients: Iterator[Tensor]) -> None:
+        self.backwards, self.bias = next(values), next(values)  # (out, in)
+        self.weight = self.backwards.t()
+        self.weight_gradient, self.bias_gradient = next(gradients).t(), next(gradients)
+        self.dropped, self.scale = shape.dropped, shape.scale
+
+
+def describe(module: nn.Module) -> list[Shape] | None:
+    """The layers of a network that can be written out, or None if this one cannot.
+
+    That takes float32 linear layers with bias, each but the last followed by ReLU and maybe
+    dropout, nothing frozen, shared or hooked, and no module but torch's own and MLP.
+    """
+    leaves = _leaves(module)
+    if leaves is None or not leaves or type(leaves[0]) not in (nn.Flatten, nn.Linear):
+        return None
+    shapes: list[Shape] = []
+    for position, leaf in enumerate(leaves):
+        before = type(leaves[position - 1]) if position else None
+        if isinstance(leaf, nn.Flatten) and position == 0 and leaf.start_dim == 1:
+            continue
+        if isinstance(leaf, nn.Linear) and leaf.bias is not None:
+            if shapes and not shapes[-1].relu:
+                return None
+            shapes.append(Shape(leaf, relu=False, dropped=0))
+        elif isinstance(leaf, nn.ReLU) and before is nn.Linear:
+            shapes[-1] = Shape(shapes[-1].linear, relu=True, dropped=0)
+        elif isinstance(leaf, nn.Dropout) and before is nn.ReLU and leaf.p < 1:
+            shapes[-1] = Shape(shapes[-1].linear, relu=True, dropped=round(leaf.p * LEVELS))
+        else:
+            return None
+    parameters = [p for shape in shapes for p in shape.linear.parameters()]
+    plain = all(p.requires_grad and p.dtype is float32 for p in parameters)
+    if not plain or len(set(parameters)) < len(parameters) or shapes[-1].relu:
+        return None
+    return shapes
+
+
+def _leaves(module: nn.Module) -> list[nn.Module] | None:
+    """The modules in the order they are applied; None if that is not known or they are hooked."""
+    hooked = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._parameters.keys() - {"weight", "bias"}
+    )
+    if hooked:
+        return None
+    if type(module) is MLP:
+        return _leaves(module.layers)
+    if type(module) is not nn.Sequential:
+        known = (nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, Dropout)
+        return [module] if type(module) in known else None
+    found: list[nn.Module] = []
+    for child in module:
+        leaves = _leaves(child)
+        if leaves is None:
+            return None
+        found += leaves
+    return found

@@ -1,0 +1,76 @@
+"""Checkpoints written in the background while training goes on."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.checkpoints.checkpoint import Position, save_checkpoint
+from trainer.ranks.failures import SaveFailed
+
+log = logging.getLogger("convoy")
+
+
+class Saver:
+    """Takes copies of the state and writes them, at most one at a time.
+
+    An interpreter that exits waits for a write under way; a killed one leaves a temporary
+    directory that nothing mistakes for a checkpoint.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, keep_best: int = 1) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.keep_best = keep_best
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.pending: Future[Path] | None = None
+        self.step = 0
+
+    def submit(
+        self,
+        weights: dict[str, Tensor],
+        trainer: dict[str, Any],
+        position: Position,
+        *,
+        is_best: bool,
+    ) -> None:
+        """Begin to write; waits for the write before this one, and logs it if it failed."""
+        try:
+            self.wait()
+        except SaveFailed as error:
+            log.error("%s; training goes on", error)
+        self.step = position.step
+        self.pending = self.thread.submit(
+            save_checkpoint,
+            self.folder,
+            weights,
+            trainer,
+            position,
+            keep=self.keep,
+            keep_best=self.keep_best,
+            is_best=is_best,
+        )
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            SaveFailed: If the last write went wrong.
+        """
+        if self.pending is None:
+            return
+        error = self.pending.exception()
+        self.pending = None
+        if error is not None:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise SaveFailed(
+                f"the checkpoint of step {self.step} was not saved ({reason}); those before it in "
+                f"{self.folder} are intact"
+            ) from error
+
+    def close(self) -> None:
+        self.thread.shutdown()

@@ -1,0 +1,188 @@
+"""Everything that continues a run exactly, captured and restored as a whole."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.errors import InputError
+from trainer.engines.dtensor import load_whole_state, whole_state
+from trainer.engines.native import Engine
+from trainer.objective.meter import Meter
+from trainer.objective.task import Best
+from trainer.optim.average import Average
+from trainer.optim.schedule import Schedule
+from trainer.ranks.collectives import gather_objects
+from trainer.ranks.precision import Precision
+from trainer.ranks.rng import capture_rng, restore_rng, seed_stream
+from trainer.ranks.runtime import Runtime
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come: plain numbers, the same on every rank."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    window: int = 0
+    """Global batches delivered; more than `step` by the steps that fp16 skipped."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    elapsed_seconds: float = 0.0
+    """Wall time of the run over all its restarts."""
+    evaluation_due: bool = False
+    """An evaluation was interrupted and comes first when the run continues."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the latest evaluation said, by name; empty before the first."""
+    best: dict[str, float] = field(default_factory=dict)
+    """The same of the best one, at `best_step`."""
+    best_step: int = 0
+    evaluated_step: int = -1
+    """Step of the latest evaluation."""
+    evaluations_without_gain: int = 0
+    """In a row, for early stopping."""
+    to_beat: dict[str, float] = field(default_factory=dict)
+    """The evaluation that another must beat by `train.min_gain`."""
+
+    def evaluated(
+        self, values: dict[str, float], best: Best, *, min_gain: float, regular: bool
+    ) -> None:
+        """Take note of an evaluation at this step.
+
+        Only a `regular` one, at the end of an epoch, counts for early stopping: the one at the end
+        of a run would not be there in a longer run.
+        """
+        self.evaluation_due = False
+        self.metrics, self.evaluated_step = values, self.step
+        if best.improves(values, self.best):
+            self.best, self.best_step = values, self.step
+        if not regular:
+            return
+        self.evaluations_without_gain += 1
+        if best.improves(values, self.to_beat, by=min_gain):
+            self.to_beat, self.evaluations_without_gain = values, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stateful:
+    """The objects of a run that change while it trains."""
+
+    engine: Engine
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    ema: Average | None
+    meter: Meter
+    progress: Progress
+    seed: int
+    runtime: Runtime
+
+
+def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights under their own names, and everything else; copies in host memory.
+
+    Every rank must call it: random generators and unlogged metrics are gathered from all.
+    """
+    weights = {name: host_copy(value) for name, value in run.engine.weights().items()}
+    mine = {
+        "rng": capture_rng(run.runtime.device),
+        "meter": run.meter.state_dict(),
+        "reduction": host_copy(run.engine.reduction_state()),
+    }
+    trainer = {
+        "progress": asdict(run.progress),
+        "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
+        "optimizer_class": type(run.optimizer).__name__,
+        "schedule": run.schedule.state_dict(),
+        "scaler": run.precision.scaler.state_dict(),
+        "ema": host_copy(whole_state(run.ema.module)) if run.ema else None,
+        "device_type": run.runtime.device.type,
+        "ranks": gather_objects(run.runtime, mine),
+    }
+    return weights, trainer
+
+
+def restore(
+    run: Stateful, weights: dict[str, Tensor], trainer: dict[str, Any], *, exact: bool
+) -> list[str]:
+    """Put a captured state back, on any number of ranks.
+
+    Returns:
+        What could not be the same as before, for the log.
+
+    Raises:
+        InputError: If the state does not belong to this model, optimizer or precision.
+    """
+    try:
+        run.engine.load_weights(weights)
+        if run.ema is not None:  # an average begun later starts from the weights
+            load_whole_state(run.ema.module, trainer["ema"] or weights)
+        _restore_optimizer(run.engine, run.optimizer, trainer)
+        run.schedule.load_state_dict(trainer.get("schedule", {}))
+        if run.precision.scaler.is_enabled() and trainer["scaler"]:
+            run.precision.scaler.load_state_dict(trainer["scaler"])
+        for name, value in trainer["progress"].items():
+            setattr(run.progress, name, value)
+        ranks = trainer["ranks"]
+        device_type = trainer["device_type"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            "the checkpoint does not fit this run",
+            given=" ".join(str(error).split())[:400],
+            expected="the same model and optimizer",
+            remedy="Use the config that lies beside it, or --checkpoint.resume never.",
+        ) from None
+    runtime = run.runtime
+    if len(ranks) == runtime.world_size and device_type == runtime.device.type:
+        run.meter.load_state_dict(ranks[runtime.rank]["meter"])
+        restore_rng(ranks[runtime.rank]["rng"], runtime.device)
+        run.engine.load_reduction_state(ranks[runtime.rank].get("reduction", {}))
+        return []
+    # Unlogged metrics are sums: rank 0 takes over those of ranks that are no more.
+    for saved in ranks if runtime.is_main else []:
+        part = Meter()
+        part.load_state_dict(saved["meter"])
+        run.meter.merge(part)
+    seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.window)
+    if exact:
+        return []  # every shard has a stream of its own, whoever computes it
+    notes = []
+    if any(saved.get("reduction") for saved in ranks):
+        notes = ["what PowerSGD left out so far is lost with the ranks that knew it"]
+    return [
+        *notes,
+        f"saved on {len(ranks)} ranks ({device_type}), continued on {runtime.world_size} "
+        f"({runtime.device.type}): dropout draws new random numbers from here on "
+        "(parallel.reduction: exact would not)",
+    ]
+
+
+def _restore_optimizer(
+    engine: Engine, optimizer: torch.optim.Optimizer, trainer: dict[str, Any]
+) -> None:
+    """Its running averages come from the checkpoint, its hyperparameters from the config."""
+    saved = trainer["optimizer_class"]
+    if saved not in [kind.__name__ for kind in type(optimizer).__mro__]:
+        raise ValueError(f"state of {saved} for an optimizer {type(optimizer).__name__}")
+    options = [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+    engine.load_optimizer_state(optimizer, copy.deepcopy(trainer["optimizer"]))
+    for group, chosen in zip(optimizer.param_groups, options, strict=True):
+        group.update(chosen)
+
+
+def host_copy(value: Any) -> Any:
+    """A deep copy with every tensor in host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: host_copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(host_copy(item) for item in value)
+    return copy.deepcopy(value)

@@ -1,0 +1,184 @@
+"""What a rank builds by itself, and may refuse, before ranks come together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from configs.errors import InputError
+from configs.schema import RunConfig
+from data.augment import Augment, build_augment
+from data.datasets import Datasets, Normalize
+from data.loading.loader import Loader, build_loader
+from data.loading.order import Plan
+from data.samples import Batch
+from trainer.engines.accelerate_config import check_accelerate
+from trainer.engines.native import flatten_parameters
+from trainer.networks.blocks import check_blocks
+from trainer.networks.models import build_model, check_outputs
+from trainer.objective.task import Best, Task, build_task, choose_best
+from trainer.optim.flat import FlatParameters
+from trainer.optim.fused import STATE, DirectStep
+from trainer.optim.optimizers import build_optimizer, check_gradients, one_kernel
+from trainer.optim.parameter_groups import group_parameters
+from trainer.optim.schedule import Schedule, build_schedule
+from trainer.ranks.precision import Precision, build_precision
+from trainer.ranks.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What a rank can build, and refuse, without talking to the others."""
+
+    data: Datasets
+    plan: Plan
+    loader: Loader
+    task: Task
+    best: Best
+    example: Batch
+    """The first training sample as a batch of one, in host memory."""
+    model: nn.Module
+    flat: FlatParameters | None
+    optimizer: torch.optim.Optimizer
+    normalize: Normalize
+    augment: Augment
+    precision: Precision
+    schedule: Schedule
+    total_windows: int
+
+
+def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
+    """The parts of one rank, which need not be one of the process group's.
+
+    Raises:
+        InputError: If this rank's part of the run cannot be had.
+    """
+    if config.parallel.engine != "native":
+        check_accelerate(config, runtime, os.environ)
+    precision = build_precision(config.precision, runtime.device)
+    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+    if runtime.device.type == "mps" and config.task.name != "classification":
+        raise InputError(
+            "task.name",
+            given=config.task.name,
+            expected="classification on mps",
+            remedy="Scores of other tasks are added in float64, which Apple's GPUs lack: use "
+            "--parallel.device cpu.",
+        )
+    inputs, target = (torch.as_tensor(part) for part in data.train[0])
+    task.check_target(target)
+    plan = build_plan(config, runtime, len(data.train))
+    model = _build_model(config, runtime, data, plan)
+    normalize = Normalize(data, runtime.device)
+    check_outputs(model, normalize(inputs[None].to(runtime.device)), target[None], task)
+    classes = data.num_classes if task.name == "classification" else None
+    augment = build_augment(config.data.augment, data.input_shape, classes)
+    if config.data.augment.mixup or config.data.augment.cutmix:
+        task = replace(task, label_smoothing=None)  # passes written out know whole classes only
+    flat, optimizer = _build_optimizer(config, runtime, model, precision, task)
+    total_windows = plan.calendar.windows_before(config.train.epochs)
+    best = choose_best(task, config.evaluate.best, config.evaluate.best_mode)
+    return Local(
+        data=data,
+        plan=plan,
+        task=task,
+        best=best,
+        example=(inputs[None], target[None]),
+        loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
+        model=model,
+        flat=flat,
+        optimizer=optimizer,
+        normalize=normalize,
+        augment=augment,
+        precision=precision,
+        schedule=build_schedule(
+            config.schedule,
+            optimizer=optimizer,
+            peak=config.optimizer.lr,
+            total_steps=min(total_windows, config.train.max_steps or total_windows),
+            calendar=plan.calendar,
+            best=best,
+            evaluate_every=config.evaluate.every_epochs,
+        ),
+        total_windows=total_windows,
+    )
+
+
+def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan) -> nn.Module:
+    """On the device, with its initial weights, and fit to be trained by this plan."""
+    model = build_model(
+        config.model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        seed=config.seed,
+    ).to(runtime.device)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("model.name", given=config.model.name, expected="trainable parameters")
+    check_batch_norm(model, plan)
+    check_blocks(model, config.parallel, runtime.device, runtime.world_size)
+    return model
+
+
+def _build_optimizer(
+    config: RunConfig, runtime: Runtime, model: nn.Module, precision: Precision, task: Task
+) -> tuple[FlatParameters | None, torch.optim.Optimizer]:
+    """Over a flat buffer if the passes are written out, else over the model's own parameters."""
+    flat = None
+    if config.parallel.engine == "native":
+        flat = flatten_parameters(
+            model,
+            config.compile,
+            task,
+            runtime.device,
+            config.parallel,
+            one_kernel(config.optimizer),
+        )
+    optimizer = build_optimizer(
+        config.optimizer,
+        group_parameters(model, config.optimizer),
+        runtime.device,
+        scaled=precision.scaler.is_enabled(),
+        flat=flat,
+    )
+    if flat is None and type(optimizer) in STATE and config.parallel.strategy == "ddp":
+        optimizer.step = DirectStep(optimizer)  # type: ignore[method-assign]
+    check_gradients(model, optimizer, config.parallel)
+    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
+        from trainer.engines.fsdp import check_sharding
+
+        check_sharding(config, optimizer)
+    return flat, optimizer
+
+
+def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:
+    """Who trains on which of the training samples, as this rank sees it."""
+    return Plan(
+        num_samples=num_samples,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        seed=config.seed,
+        drop_last=config.data.drop_last,
+        batch_schedule=config.train.batch_stages,
+        shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
+        # Then every forward pass is a collective.
+        even=config.parallel.strategy == "fsdp" or config.parallel.sync_batch_norm,
+    )
+
+
+def check_batch_norm(model: nn.Module, plan: Plan) -> None:
+    """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    smallest = plan.micro_batch_sizes[0]
+    if normed and smallest < 2:
+        raise InputError(
+            "batch normalisation",
+            given=f"a micro-batch of {smallest} samples on rank {plan.rank}",
+            expected="2 or more in every micro-batch, also in the last one of an epoch",
+            remedy="Change train.global_batch_size, train.micro_batch_size or parallel.shards, or "
+            "use --data.drop_last true.",
+        )

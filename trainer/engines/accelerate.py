@@ -1,0 +1,188 @@
+"""The same loop over Hugging Face Accelerate; the only file that imports it.
+
+Every question has one owner (docs/accelerate.md). Whoever asks for FSDP gets the native engine's
+sharding: Accelerate's own calls the same `fully_shard`, but averages where the step sums, and wants
+the optimizer, its clipping and its checkpoints as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from configs.errors import InputError
+from configs.imports import import_extra
+from configs.schema_execution import CompileConfig, ParallelConfig
+from data.loading.order import MicroBatch, Plan, Window
+from data.samples import Batch
+from trainer.backward.autograd import AutogradPasses, LossModule
+from trainer.backward.compiling import compile_if_asked
+from trainer.engines.accelerate_config import MIXED_PRECISION
+from trainer.engines.native import Engine, WholeModel, settle_buckets
+from trainer.ranks.precision import DTYPES
+from trainer.ranks.runtime import MPI_SIZES, Runtime
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+class AccelerateEngine(WholeModel):
+    """Autograd's passes, distributed, synchronised and run backward by an `Accelerator`.
+
+    Numbers are cast where the native engine casts them, in LossModule, and the loss is scaled by
+    the run's own GradScaler: the arithmetic is the native engine's, and so are the checkpoints.
+    """
+
+    def __init__(
+        self,
+        loss: LossModule,
+        *,
+        runtime: Runtime,
+        parallel: ParallelConfig,
+        compile_: CompileConfig,
+        plan: Plan,
+        example: Batch,
+    ) -> None:
+        """
+        Args:
+            loss: The model with its normalisation and loss.
+            runtime: This rank, within the process group, which Accelerate joins.
+            parallel: How ranks share the gradient.
+            compile_: Whether the passes are compiled.
+            plan: Who trains on what.
+            example: A batch as the data set gives it, of one sample or more.
+
+        Raises:
+            InputError: If Accelerate is not installed, or does not agree with `runtime`.
+        """
+        self.module = loss.module
+        self.accelerator = build_accelerator(loss, runtime, parallel, plan)
+        model = compile_if_asked(loss, compile_, runtime.device, plan)
+        self.model: nn.Module = self.accelerator.prepare(model)
+        self.gradient_scale = 1.0
+        if runtime.world_size > 1:
+            assert isinstance(self.model, DistributedDataParallel)
+            self.gradient_scale = float(runtime.world_size)  # it averages, we want the sum
+            settle_buckets(self.model, self.module, plan, example, runtime.device)
+        self.passes = AcceleratedPasses(self.model, loss, self.accelerator)
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        if micro.ends_window:
+            return nullcontext()
+        found: AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
+        return found
+
+    def reduce(self) -> None:
+        pass  # DDP has done it during the last backward pass
+
+
+def build_sharded(loss: LossModule, **parts: Any) -> Engine:
+    """Ranks with parts of the model, under Accelerate; `parts` are what ShardedEngine takes."""
+    from trainer.engines.fsdp import ShardedEngine  # slow to import
+
+    accelerator = build_accelerator(loss, parts["runtime"], parts["parallel"], parts["plan"])
+    engine = ShardedEngine(loss, **parts)
+    engine.passes = AcceleratedPasses(loss, loss, accelerator)
+    return engine
+
+
+class AcceleratedPasses(AutogradPasses):
+    """Autograd, with the backward pass in Accelerate's hands."""
+
+    def __init__(self, model: nn.Module, loss: LossModule, accelerator: Any) -> None:
+        super().__init__(model, loss.module, loss.precision.scaler)
+        self.accelerator = accelerator
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        loss, score = self.model(inputs, targets)
+        self.accelerator.backward(loss * share)
+        return loss.detach(), score
+
+
+def build_accelerator(
+    loss: LossModule, runtime: Runtime, parallel: ParallelConfig, plan: Plan
+) -> Any:
+    """An `Accelerator` for this rank, which must see the ranks and the device as `runtime` does.
+
+    Raises:
+        InputError: If it does not, or refuses by itself.
+    """
+    import_extra("accelerate", "accelerate")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import (
+        AutocastKwargs,
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+    )
+
+    names = {DTYPES[name]: theirs for name, theirs in MIXED_PRECISION.items()}
+    try:
+        with _ranks_in_environment(runtime):
+            # Its state is one per process; a process may train several runs.
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            accelerator = Accelerator(
+                cpu=runtime.device.type == "cpu",
+                mixed_precision=names[loss.precision.dtype],
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    AutocastKwargs(enabled=False),  # LossModule casts, and only the model
+                    DistributedDataParallelKwargs(
+                        gradient_as_bucket_view=True,
+                        static_graph=plan.micro_batches_per_step == 1,
+                        bucket_cap_mb=parallel.bucket_mb,
+                    ),
+                ],
+            )
+    except (ImportError, NotImplementedError, ValueError) as error:
+        raise InputError(f"Accelerate refuses: {' '.join(str(error).split())[:400]}") from None
+    found = (
+        accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU"),
+        accelerator.num_processes,
+        accelerator.process_index,
+        accelerator.device,
+    )
+    rank = runtime.rank if runtime.world_size > 1 else 0
+    if found != (True, runtime.world_size, rank, runtime.device):
+        raise InputError(
+            "Accelerate",
+            given=f"{accelerator.distributed_type.value}: rank {accelerator.process_index} of "
+            f"{accelerator.num_processes} on {accelerator.device}",
+            expected=f"rank {rank} of {runtime.world_size} on {runtime.device}, by DDP",
+            remedy="Use --parallel.engine native on this machine.",
+        )
+    # The run's own scaler, which the step unscales, steps and saves; Accelerate scales the loss.
+    accelerator.scaler = loss.precision.scaler if loss.precision.scaler.is_enabled() else None
+    return accelerator
+
+
+@contextmanager
+def _ranks_in_environment(runtime: Runtime) -> Iterator[None]:
+    """The variables that Accelerate reads, as `runtime` has them: srun and MPI set others.
+
+    A single rank is told nothing: Accelerate would begin a process group of one.
+    """
+    before = dict(os.environ)
+    for name in (*RANK_VARIABLES, *MPI_SIZES):
+        os.environ.pop(name, None)
+    if runtime.world_size > 1:
+        index = runtime.local_rank if runtime.device.index is None else runtime.device.index
+        ranks = (runtime.rank, index, runtime.world_size, runtime.local_world_size)
+        os.environ.update(zip(RANK_VARIABLES, map(str, ranks), strict=True))
+        os.environ.setdefault("MASTER_ADDR", "unused")  # the process group exists already
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # it would want to wrap the optimizer as well
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(runtime.device)
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # it would choose others
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

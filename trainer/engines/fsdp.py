@@ -1,0 +1,200 @@
+"""Every rank holds a part of the model and fetches a block when it computes with it: FSDP2.
+
+https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from configs.errors import InputError
+from configs.schema import RunConfig
+from configs.schema_execution import CompileConfig, ParallelConfig
+from data.loading.order import MicroBatch, Plan, Window
+from data.samples import Batch
+from trainer.backward.autograd import AutogradPasses, LossModule
+from trainer.backward.compiling import should_compile
+from trainer.engines.dtensor import (
+    load_whole_optimizer_state,
+    load_whole_state,
+    whole_optimizer_state,
+    whole_state,
+)
+from trainer.engines.native import WholeModel
+from trainer.networks.blocks import blocks
+from trainer.optim.muon import MuonWithAdamW
+from trainer.ranks.runtime import Runtime
+
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+UNFUSED = (torch.optim.SGD, torch.optim.Adagrad)
+"""Their fused kernels do not take sharded tensors."""
+WHOLE_WEIGHTS = (
+    torch.optim.Adafactor,
+    torch.optim.LBFGS,
+    torch.optim.Muon,
+    MuonWithAdamW,
+    torch.optim.Rprop,
+    torch.optim.SparseAdam,
+)
+"""Optimizers that look at a weight as a whole, or whose operations do not take sharded tensors."""
+
+
+class ShardedEngine(WholeModel):
+    """Autograd over blocks of weights that are gathered before and freed after they are used.
+
+    Weights, gradients and optimizer state are float32 and cut along their first dimension. With a
+    `precision.dtype` weights travel and compute in it, and autocast chooses the type of every
+    operation, as it does without sharding; normalisation layers keep float32 weights. Gradients are
+    summed in float32, or in bfloat16 under `parallel.compression: bf16`.
+    """
+
+    gradient_scale = 1.0
+
+    def __init__(
+        self,
+        loss: LossModule,
+        *,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        runtime: Runtime,
+        parallel: ParallelConfig,
+        compile_: CompileConfig,
+        plan: Plan,
+        example: Batch,
+    ) -> None:
+        """
+        Args:
+            loss: The model with its normalisation and loss; whole on every rank, and then sharded.
+            optimizer: Over the model's parameters; it goes on with their parts.
+            average: The copy that averages the weights, if there is one; sharded likewise.
+            runtime: This rank, within the process group.
+            parallel: How ranks share the model.
+            compile_: Whether its blocks are compiled.
+            plan: Who trains on what, with as many micro-batches on every rank.
+            example: A batch as the data set gives it, of one sample or more.
+        """
+        assert plan.even
+        self.module = loss.module
+        self.loss = loss
+        self.sample = example[0][:1].to(runtime.device)
+        self.reduces = True
+        parameters = list(self.module.parameters())
+        state = optimizer.state_dict()
+        if should_compile(compile_, runtime.device):
+            for block in blocks(self.module) or [self.module]:
+                block.compile(dynamic=False, mode=compile_.mode)
+        for module in (self.module, average):
+            if module is not None:
+                shard(module, loss.precision.dtype, runtime, parallel)
+        parts = dict(zip(parameters, self.module.parameters(), strict=True))
+        for group in optimizer.param_groups:
+            group["params"] = [parts[parameter] for parameter in group["params"]]
+        load_whole_optimizer_state(optimizer, state)
+        for group in optimizer.param_groups if isinstance(optimizer, UNFUSED) else []:
+            group["fused"] = False
+        self.passes = AutogradPasses(loss, self.module, loss.precision.scaler)
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        """Gradients of all micro-batches but the last stay whole, and are summed where they are."""
+        if self.reduces != micro.ends_window:
+            self.reduces = micro.ends_window
+            assert isinstance(self.module, FSDPModule)
+            self.module.set_requires_gradient_sync(self.reduces)
+        return nullcontext()
+
+    def reduce(self) -> None:
+        pass  # every block was reduced during the last backward pass
+
+    def run_along(self, module: nn.Module) -> None:
+        """Others gather their weights for a forward pass: one over a sample, for nothing."""
+        with self.loss.precision.autocast():
+            module(self.loss.normalize(self.sample))
+
+    def weights(self) -> dict[str, Tensor]:
+        return whole_state(self.module)
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        load_whole_state(self.module, weights)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return whole_optimizer_state(optimizer)
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        load_whole_optimizer_state(optimizer, state)
+
+
+def shard(
+    module: nn.Module, dtype: torch.dtype | None, runtime: Runtime, config: ParallelConfig
+) -> None:
+    """Cut the parameters of a module into parts, in place: its blocks one by one, then the rest.
+
+    Args:
+        module: With whole parameters, the same on every rank. Its state dict keeps its keys.
+        dtype: In which weights travel and compute; None: float32.
+        runtime: This rank, within the process group.
+        config: How gradients travel and where the parts lie.
+    """
+    reduce_dtype = torch.bfloat16 if config.compression == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+    )
+    full = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+    offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
+    norms = [part for part in module.modules() if isinstance(part, NORMS)] if dtype else []
+    for part in _bottom_up(norms, blocks(module), module):
+        # Freed after the forward pass, the outermost part too: what follows finds parts.
+        wrapped = fully_shard(
+            part,
+            mesh=mesh,
+            reshard_after_forward=True,
+            mp_policy=full if isinstance(part, NORMS) else policy,
+            offload_policy=offload,
+        )
+        wrapped.set_gradient_divide_factor(1.0)  # the sum over ranks, not their average
+        wrapped.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def _bottom_up(
+    norms: Sequence[nn.Module], own: Sequence[nn.Module], module: nn.Module
+) -> list[nn.Module]:
+    """Each once and the inner ones first; what has no parameters has nothing to shard."""
+    parts = dict.fromkeys([*norms, *own, module])
+    return [part for part in parts if next(part.parameters(recurse=True), None) is not None]
+
+
+def check_sharding(config: RunConfig, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what cannot be done with parts of weights.
+
+    Raises:
+        InputError: With what to do instead.
+    """
+    if isinstance(optimizer, WHOLE_WEIGHTS):
+        raise InputError(
+            "optimizer.name",
+            given=type(optimizer).__name__,
+            expected="an optimizer that treats every number by itself, such as adamw or sgd, with "
+            "parallel.strategy=fsdp",
+            remedy="Use another one, or --parallel.strategy ddp.",
+        )
+    if config.parallel.cpu_offload and config.precision.dtype == "fp16":
+        raise InputError(
+            "parallel.cpu_offload",
+            given=True,
+            expected="precision.dtype fp32 or bf16",
+            remedy="The loss of fp16 is scaled on the GPU, and its gradients would lie elsewhere.",
+        )

@@ -1,0 +1,191 @@
+"""How the gradients of all ranks become one: a fast all-reduce, or an exact pairwise tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.loading.order import MicroBatch, Window
+from trainer.backward.autograd import Passes
+from trainer.ranks.rng import seed_stream
+from trainer.ranks.runtime import Runtime
+
+
+class Reduction(Protocol):
+    gradient_scale: float
+    """Factor of the loss that undoes an average over ranks."""
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch."""
+        ...
+
+    def finish(self) -> None:
+        """After the last micro-batch: every rank's `.grad` holds the sum over all ranks."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank remembers from step to step."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take it over; an empty one is that of a new run."""
+        ...
+
+
+class Memoryless:
+    """One step knows nothing of the step before."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        pass
+
+
+class SingleRank(Memoryless):
+    """Nobody to talk to: autograd accumulates in place."""
+
+    gradient_scale = 1.0
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def finish(self) -> None:
+        pass
+
+
+class AllReduce(Memoryless):
+    """DDP overlaps the all-reduce with the last backward pass; the earlier ones stay local."""
+
+    def __init__(self, ddp: DistributedDataParallel, world_size: int) -> None:
+        self.ddp = ddp
+        self.gradient_scale = float(world_size)  # DDP averages over ranks, we want the sum
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        return nullcontext() if micro.ends_window else self.ddp.no_sync()
+
+    def finish(self) -> None:
+        pass
+
+
+class FlatAllReduce(Memoryless):
+    """One all-reduce of all gradients, which lie in one buffer.
+
+    The largest gradient, that of the first layer, is ready last, so that little could overlap.
+    """
+
+    gradient_scale = 1.0
+
+    def __init__(self, gradients: Tensor, dtype: torch.dtype | None = None) -> None:
+        """
+        Args:
+            gradients: The buffer, float32.
+            dtype: In which it travels and is added; None: as it is.
+        """
+        self.gradients = gradients
+        self.dtype = dtype
+
+    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def finish(self) -> None:
+        if self.dtype is None:
+            dist.all_reduce(self.gradients)
+            return
+        cast = self.gradients.to(self.dtype)
+        dist.all_reduce(cast)
+        self.gradients.copy_(cast)
+
+
+class PairwiseTree(Memoryless):
+    """Shard gradients summed along one fixed binary tree, whoever computes them.
+
+    Every shard draws its random numbers from a stream of its own, f(seed, window, shard). A rank
+    sums its contiguous shards as a subtree; then ranks exchange partial sums with partners at
+    distance 1, 2, 4, ... IEEE addition is commutative, so both partners get the same bits, and the
+    sequence of additions does not depend on the number of ranks. Floating-point buffers (batch-norm
+    statistics) start each shard from the same value and become the mean over shards; integer ones
+    (their counters) count one micro-batch per global batch.
+    """
+
+    gradient_scale = 1.0
+
+    def __init__(
+        self, module: nn.Module, passes: Passes, runtime: Runtime, *, shards: int, seed: int
+    ) -> None:
+        self.passes = passes
+        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
+        self.counters = [b for b in module.buffers() if not b.is_floating_point()]
+        self.runtime = runtime
+        self.shards = shards
+        self.seed = seed
+        self.subtrees: list[tuple[int, Tensor]] = []
+        self.spare: list[Tensor] = []
+        self.start: list[Tensor] = []
+        self.counted: list[Tensor] = []
+
+    @contextmanager
+    def micro_batch(self, window: Window, micro: MicroBatch) -> Iterator[None]:
+        if micro.begins_shard:
+            seed_stream(self.seed, "shard", window.number, micro.shard)
+            if not self.subtrees:
+                self.start = [buffer.clone() for buffer in (*self.buffers, *self.counters)]
+            for buffer, start in zip((*self.buffers, *self.counters), self.start, strict=True):
+                buffer.copy_(start)
+        yield
+        if not self.counted:
+            self.counted = [buffer.clone() for buffer in self.counters]
+        if micro.ends_shard:
+            self._push()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        (_, total), self.subtrees = self.subtrees[0], []
+        distance = 1
+        while distance < self.runtime.world_size:
+            total += self._exchange(total, self.runtime.rank ^ distance)
+            distance *= 2
+        sizes = [buffer.numel() for buffer in self.buffers]
+        gradient, *means = torch.split(total, [len(total) - sum(sizes), *sizes])
+        self.passes.put(gradient)
+        for buffer, mean in zip(self.buffers, means, strict=True):
+            buffer.copy_((mean / self.shards).view_as(buffer))
+        for buffer, value in zip(self.counters, self.counted, strict=True):
+            buffer.copy_(value)
+        self.counted = []
+        self.spare.append(total)
+
+    @torch.no_grad()
+    def _push(self) -> None:
+        """Add a finished shard, then merge equally high subtrees like a carry in binary."""
+        sizes = [self.passes.size, *(buffer.numel() for buffer in self.buffers)]
+        # Memory is kept: new tensors of this size would be given back to the system every time.
+        flat = (
+            self.spare.pop() if self.spare else torch.empty(sum(sizes), device=self.runtime.device)
+        )
+        gradient, *parts = torch.split(flat, sizes)
+        self.passes.take(gradient)
+        for part, buffer in zip(parts, self.buffers, strict=True):
+            part.copy_(buffer.reshape(-1))
+        height = 0
+        while self.subtrees and self.subtrees[-1][0] == height:
+            left = self.subtrees.pop()[1].add_(flat)
+            self.spare.append(flat)
+            flat, height = left, height + 1
+        self.subtrees.append((height, flat))
+
+    def _exchange(self, mine: Tensor, partner: int) -> Tensor:
+        theirs = torch.empty_like(mine)
+        operations = [
+            dist.P2POp(dist.isend, mine, partner),
+            dist.P2POp(dist.irecv, theirs, partner),
+        ]
+        for request in dist.batch_isend_irecv(operations):
+            request.wait()
+        return theirs

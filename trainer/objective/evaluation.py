@@ -1,0 +1,91 @@
+"""Exact evaluation: every test sample once, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data.datasets import Normalize
+from data.loading.loader import Loader
+from data.loading.order import evaluation_batches
+from trainer.networks.module_state import contiguous, evaluating
+from trainer.objective.task import Task
+from trainer.ranks.collectives import sum_
+from trainer.ranks.precision import Precision
+from trainer.ranks.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics over the whole test set, each from one sum over all of its samples."""
+
+    values: dict[str, float]
+    """By name: the mean loss, the metrics of the task, and the count of samples."""
+
+    @property
+    def loss(self) -> float:
+        return self.values["loss"]
+
+    @property
+    def count(self) -> int:
+        return int(self.values["count"])
+
+    @property
+    def correct(self) -> int:
+        """Correct predictions of a classification."""
+        return int(self.values["correct"])
+
+
+@torch.no_grad()  # not inference_mode: FSDP keeps the tensors that it gathers weights into
+def evaluate(
+    module: nn.Module,
+    loader: Loader,
+    *,
+    num_samples: int,
+    batch_size: int,
+    normalize: Normalize,
+    task: Task,
+    precision: Precision,
+    runtime: Runtime,
+    interrupted: Callable[[], bool],
+    run_along: Callable[[nn.Module], None] = lambda module: None,
+) -> Evaluation | None:
+    """Evaluate the unwrapped module in eval mode, and leave it in the mode it was in.
+
+    Batches are the same on every world size and each rank sends the sums of its own ones, so the
+    counts are equal to the last integer and the loss to the last bit. One all-reduce.
+
+    Args:
+        run_along: What a rank does while others evaluate a batch and it has none left.
+
+    Returns:
+        The counts, or None if `interrupted` said so; all ranks ask it equally often.
+    """
+    num_batches = len(evaluation_batches(num_samples, batch_size))
+    where = counting_device(runtime.device)
+    sums = torch.zeros(num_batches, task.width, dtype=torch.float64, device=where)
+    batches = loader.evaluation(batch_size, runtime.rank, runtime.world_size)
+    with evaluating(module), contiguous(module):
+        for _ in range(-(-num_batches // runtime.world_size)):
+            if interrupted():
+                return None
+            found = next(batches, None)
+            if found is None:
+                run_along(module)
+                continue
+            index, (inputs, targets) = found
+            with precision.autocast():
+                outputs = module(normalize(inputs))
+            sums[index] = task.measure(outputs.to(where), targets.to(where))
+    # Float64 holds these integers exactly, and only one rank adds to each row.
+    result = Evaluation(task.report(sum_(runtime, sums).sum(0).tolist()))
+    assert result.count == num_samples
+    return result
+
+
+def counting_device(device: torch.device) -> torch.device:
+    """Where sums in float64 are to be had: Apple's GPUs have none."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,0 +1,207 @@
+"""Training loss and score, kept on the device until a logging step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.ranks.collectives import max_, sum_
+from trainer.ranks.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Means over all samples of all ranks since the last collection."""
+
+    loss: float
+    score: float
+
+
+class Copies:
+    """Tensors on their way to the host; whoever asks for them waits for the device."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.event: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in tensors):
+            self.tensors = [_pinned(t).copy_(t, non_blocking=True) for t in tensors]
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event.record()  # what is launched later is not waited for
+
+    def wait(self) -> list[Tensor]:
+        if self.event is not None:
+            self.event.synchronize()
+            self.event = None
+        return self.tensors
+
+
+def _pinned(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+@dataclass(slots=True)
+class Cut:
+    """Metrics of some micro-batches."""
+
+    windows: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    coming: list[Copies] = field(default_factory=list)
+    """Losses and scores `(n,)` of the micro-batches after those."""
+
+    def fetch(self) -> None:
+        """Have everything on the host. Waits for the device."""
+        for copies in self.coming:
+            losses, scores = copies.wait()
+            self.losses += losses.tolist()
+            self.scores += scores.tolist()
+        self.coming = []
+
+    def totals(self, runtime: Runtime) -> Totals:
+        """Averages over micro-batches and ranks. Waits for the device."""
+        self.fetch()
+        sums = [sum(self.losses), sum(self.scores), sum(self.counts)]
+        if runtime.world_size > 1:
+            # Every rank fills its own row of zeros, so the sum is exact and has a fixed order.
+            rows = torch.zeros(runtime.world_size, 3, dtype=torch.float64, device=runtime.device)
+            rows[runtime.rank] = torch.tensor(sums, dtype=torch.float64)
+            sums = sum_(runtime, rows).sum(0).tolist()
+        loss, score, count = sums
+        return Totals(loss / max(count, 1), score / max(count, 1))
+
+    def first_bad_window(self, runtime: Runtime) -> int | None:
+        """First global batch whose loss was not finite on some rank.
+
+        Waits for the device; one all-reduce.
+        """
+        self.fetch()
+        latest = torch.iinfo(torch.int64).max
+        losses = zip(self.windows, self.losses, strict=True)
+        first = min((w for w, loss in losses if not math.isfinite(loss)), default=latest)
+        if runtime.world_size > 1:
+            first = -int(max_(runtime, torch.tensor(-first, device=runtime.device)))
+        return None if first == latest else first
+
+
+@dataclass(slots=True)
+class Meter:
+    """Remembers every micro-batch; nothing is fetched from the device before somebody asks."""
+
+    known: Cut = field(default_factory=Cut)
+    windows: list[int] = field(default_factory=list)
+    """Of the micro-batches since, whose tensors have not set out yet."""
+    counts: list[int] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+
+    def add(self, window: int, loss_sum: Tensor, score: Tensor, count: int) -> None:
+        """Remember the summed loss and the summed score of a micro-batch."""
+        self.windows.append(window)
+        self.counts.append(count)
+        self.losses.append(loss_sum)
+        self.scores.append(score)
+
+    def extend(
+        self, windows: Sequence[int], losses: Tensor, scores: Tensor, counts: Sequence[int]
+    ) -> None:
+        """Remember some micro-batches in a row, `(n,)`; the tensors may be overwritten then."""
+        self._send()
+        self.known.windows += windows
+        self.known.counts += counts
+        self.known.coming.append(Copies([losses, scores]))
+
+    def cut(self) -> Cut:
+        """What has come together since the last time; starts anew. Does not wait."""
+        self._send()
+        found, self.known = self.known, Cut()
+        return found
+
+    def collect(self, runtime: Runtime) -> Totals:
+        """Average over micro-batches and ranks, and start anew. Waits for the device."""
+        return self.cut().totals(runtime)
+
+    def first_bad_window(self, runtime: Runtime) -> int | None:
+        """See `Cut.first_bad_window`; nothing is forgotten."""
+        self._send()
+        return self.known.first_bad_window(runtime)
+
+    def forget(self, window: int) -> None:
+        """Drop a global batch whose optimizer step was skipped. Waits for the device."""
+        cut = self._all()
+        kept = [index for index, number in enumerate(cut.windows) if number != window]
+        self.known = Cut(
+            [cut.windows[index] for index in kept],
+            [cut.counts[index] for index in kept],
+            [cut.losses[index] for index in kept],
+            [cut.scores[index] for index in kept],
+        )
+
+    def merge(self, other: Meter) -> None:
+        """Take over the micro-batches of another one. Waits for the device."""
+        mine, theirs = self._all(), other._all()
+        mine.windows += theirs.windows
+        mine.counts += theirs.counts
+        mine.losses += theirs.losses
+        mine.scores += theirs.scores
+
+    def state_dict(self) -> dict[str, Any]:
+        cut = self._all()
+        return {
+            "windows": list(cut.windows),
+            "losses": torch.tensor(cut.losses, dtype=torch.float64),
+            "scores": torch.tensor(cut.scores, dtype=torch.float64),
+            "counts": list(cut.counts),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        losses, scores = (state[name].tolist() for name in ("losses", "scores"))
+        self.cut()
+        self.known = Cut(list(state["windows"]), list(state["counts"]), losses, scores)
+
+    def _send(self) -> None:
+        """Let what lies on the device set out for the host."""
+        if self.losses:
+            self.known.windows += self.windows
+            self.known.counts += self.counts
+            copies = Copies([torch.stack(self.losses), torch.stack(self.scores)])
+            self.known.coming.append(copies)
+            self.windows, self.counts, self.losses, self.scores = [], [], [], []
+
+    def _all(self) -> Cut:
+        self._send()
+        self.known.fetch()
+        return self.known
+
+
+class Stopwatch:
+    """Training time and throughput; time between a `lap` and the next `mark` is not counted."""
+
+    def __init__(self) -> None:
+        self.total_seconds = 0.0
+        self._since_read = 0.0
+        self._samples = 0
+        self._mark = time.perf_counter()
+
+    def mark(self) -> None:
+        self._mark = time.perf_counter()
+
+    def lap(self, samples: int) -> None:
+        """The work since the last mark was on this many samples."""
+        seconds = time.perf_counter() - self._mark
+        self._mark += seconds
+        self.total_seconds += seconds
+        self._since_read += seconds
+        self._samples += samples
+
+    def read(self) -> float:
+        """Samples per second since the last reading."""
+        rate = self._samples / max(self._since_read, 1e-9)
+        self._since_read, self._samples = 0.0, 0
+        return rate

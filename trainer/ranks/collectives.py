@@ -1,0 +1,79 @@
+"""The few things ranks say to each other; each is the identity with one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from configs.errors import InputError
+from trainer.ranks.runtime import Runtime
+
+T = TypeVar("T")
+
+
+def sum_(runtime: Runtime, tensor: Tensor) -> Tensor:
+    """Sum over all ranks, in place."""
+    if runtime.world_size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def max_(runtime: Runtime, tensor: Tensor) -> Tensor:
+    """Maximum over all ranks, in place."""
+    if runtime.world_size > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def broadcast_(runtime: Runtime, tensors: list[Tensor]) -> None:
+    """Overwrite tensors with those of rank 0."""
+    if runtime.world_size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def broadcast_object(runtime: Runtime, value: T) -> T:
+    """The value that rank 0 holds, on every rank."""
+    if runtime.world_size == 1:
+        return value
+    values: list[Any] = [value if runtime.is_main else None]
+    dist.broadcast_object_list(values, src=0)
+    received: T = values[0]
+    return received
+
+
+def gather_objects(runtime: Runtime, value: T) -> list[T]:
+    """The values of all ranks in order, on every rank."""
+    if runtime.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * runtime.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier(runtime: Runtime) -> None:
+    """Wait until every rank is here."""
+    sum_(runtime, torch.zeros(1, device=runtime.device))
+
+
+def together(runtime: Runtime, work: Callable[[], T]) -> T:
+    """Do rank-local work; if it is refused on any rank, every rank raises that one InputError.
+
+    Without this a rank that fails alone would leave the others waiting for it.
+    """
+    result: T
+    message: str | None = None
+    try:
+        result = work()
+    except InputError as error:
+        message = str(error)
+    refusals = [found for found in gather_objects(runtime, message) if found is not None]
+    if refusals:
+        refusal = InputError(refusals[0])
+        refusal.shared = True
+        raise refusal
+    return result

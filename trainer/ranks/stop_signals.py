@@ -1,0 +1,97 @@
+"""Requests to stop: a signal sets a flag, the ranks agree on it at a step boundary."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.ranks.runtime import Runtime
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+AGREE_SECONDS = 0.5
+"""About how often the ranks ask each other; measured in steps, so that all ask at the same one."""
+SAME_REQUEST_SECONDS = 1.0
+"""A launcher repeats the Ctrl-C that its ranks have already had: that is still one request."""
+
+
+class StopRequest:
+    """The flag. Nothing else happens inside a signal handler."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._first = 0.0
+
+    @property
+    def pending(self) -> bool:
+        return self.signal is not None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.pending and now - self._first > SAME_REQUEST_SECONDS:
+            os._exit(128 + number)  # a second request: end at once
+        if not self.pending:
+            self.signal, self._first = signal.Signals(number), now
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Handle SIGTERM, SIGINT and SIGUSR1 inside, and put the old handlers back afterwards."""
+    request = StopRequest()
+    previous = {number: signal.signal(number, request.handle) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stop_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its launcher dies (Linux; elsewhere nothing).
+
+    torchrun dies of SIGUSR1 or SIGKILL without a word to its ranks, which would train on unseen.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+
+
+class Poll:
+    """Asks at every step whether any rank was told to stop, but talks to the others rarely.
+
+    Every rank must call it equally often. How many calls lie between two exchanges follows from
+    the slowest rank's pace, which is agreed on in the same exchange.
+    """
+
+    def __init__(self, request: StopRequest, runtime: Runtime) -> None:
+        self.request = request
+        self.runtime = runtime
+        self.calls = 0
+        self.interval = 1
+        self.since = time.monotonic()
+
+    def __call__(self) -> bool:
+        if self.runtime.world_size == 1:
+            return self.request.pending
+        self.calls += 1
+        if self.calls < self.interval:
+            return False
+        import torch  # here, so that signals are handled before the seconds this takes
+
+        from trainer.ranks.collectives import max_
+
+        pace = (time.monotonic() - self.since) / self.calls
+        mine = torch.tensor([float(self.request.pending), pace], device=self.runtime.device)
+        pending, slowest = max_(self.runtime, mine).tolist()
+        # At most twice as long as before: one quick call says little about the next ones.
+        wanted = int(AGREE_SECONDS / max(slowest, 1e-6))
+        self.interval = max(1, min(wanted, 2 * self.interval, 1000))
+        self.calls, self.since = 0, time.monotonic()
+        return bool(pending)

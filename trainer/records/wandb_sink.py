@@ -1,0 +1,189 @@
+"""Weights & Biases. Whatever goes wrong with it, training goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from configs.identity import nest
+from configs.schema_execution import WandbConfig
+from trainer.objective.task import Best
+from trainer.records.sinks import Record, RunFacts
+
+log = logging.getLogger("convoy")
+ID_FILE, SENT_FILE = "wandb.json", "wandb_sent.json"
+
+
+class WandbSink:
+    """One W&B run per run directory: a restart continues it under the id saved there.
+
+    A restart takes steps again that were recorded before; W&B keeps what it was sent first. The
+    steps sent so far are remembered per group of keys (train, eval, gradients), because an
+    interrupted evaluation belongs to the step that the run continues from.
+    """
+
+    def __init__(self, config: WandbConfig, name: str) -> None:
+        self.config = config
+        self.name = name
+        self.run: Any = None
+        self.directory = Path()
+        self.sent: dict[str, float] = {}
+        """Last step of each group of keys that W&B has."""
+        self.best: dict[str, float] = {}
+        self.which: Best | None = None
+
+    def start(self, facts: RunFacts) -> None:
+        self.which = facts.best
+        mode = os.environ.get("WANDB_MODE") or self.config.mode
+        if mode == "disabled":
+            return
+        self.directory, self.best = facts.directory, _read_best(facts.directory)
+        run_id = _saved_id(facts.directory)
+        # Its errors have no common base class, and none of them is a reason to stop a run.
+        try:
+            import wandb
+
+            if mode == "online" and not wandb.login(prompt=False):
+                raise RuntimeError("no API key: set WANDB_API_KEY or run `wandb login`")
+            self.run = self._open(wandb, mode, run_id, facts)
+        except ImportError as error:
+            self._give_up("is not installed: pip install -e '.[wandb]'", error)
+        except Exception as error:
+            if mode != "online":
+                self._give_up("could not start", error)
+                return
+            log.warning("W&B is out of reach (%s); recording offline", _one_line(error))
+            try:
+                self.run = self._open(wandb, "offline", run_id, facts)
+            except Exception as second:
+                self._give_up("could not start", second)
+
+    def _open(self, wandb: Any, mode: str, run_id: str, facts: RunFacts) -> Any:
+        run = wandb.init(
+            project=self.config.project,
+            entity=self.config.entity,
+            name=self.name,
+            group=self.config.group,
+            job_type=self.config.job_type,
+            tags=self.config.tags or None,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            dir=str(facts.directory),
+            config={
+                **nest(facts.config),
+                "git_commit": facts.environment["git_commit"],
+                "world_size": facts.environment["world_size"],
+            },
+            settings=wandb.Settings(init_timeout=30, console="off"),
+        )
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        self.sent = _load_sent(facts.directory)
+        if mode == "online":
+            # What was sent may not have arrived, and only what has arrived is on the server.
+            arrived = run.summary.get("step", -1) if run.resumed else -1
+            self.sent = {group: min(step, arrived) for group, step in self.sent.items()}
+        return run
+
+    def record(self, record: Record) -> None:
+        if self.run is None:
+            return
+        step = record["step"]
+        new = {key for key in record if "/" in key and step > self.sent.get(_group(key), -1)}
+        if not new:
+            return
+        try:
+            self.run.log({key: v for key, v in record.items() if "/" not in key or key in new})
+            values = {key[5:]: value for key, value in record.items() if key.startswith("eval/")}
+            known = {key[5:]: value for key, value in self.best.items()}
+            if values and self.which is not None and self.which.improves(values, known):
+                self.best = {f"best/{name}": value for name, value in values.items()}
+                self.best["best/step"] = step
+                self.run.summary.update(self.best)
+            self.sent |= {_group(key): step for key in new}
+            _save_sent(self.directory, self.sent)
+        except Exception as error:
+            self._give_up("could not record", error)
+
+    def finish(self, status: str) -> None:
+        if self.run is not None:
+            try:
+                self.best |= _read_best(self.directory)
+                self.run.summary.update({**self.best, "status": status})
+                if self.config.artifacts and status == "completed":
+                    self._upload_best()
+                self.run.finish(exit_code=1 if status == "failed" else 0)
+            except Exception as error:
+                self._give_up("could not finish", error)
+
+    def _upload_best(self) -> None:
+        """The best checkpoint as a version of the artifact NAME, type `model`, alias `best`."""
+        import wandb
+
+        checkpoint = (self.directory / "checkpoints" / "best").resolve()
+        if not checkpoint.is_dir():
+            return
+        artifact = wandb.Artifact(
+            re.sub(r"[^\w.-]", "-", self.name), type="model", metadata=self.best
+        )
+        artifact.add_dir(str(checkpoint))
+        self.run.log_artifact(artifact, aliases=["best", checkpoint.name])
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        log.warning("W&B %s (%s); training goes on without it", what, _one_line(error))
+        self.run = None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _saved_id(directory: Path) -> str:
+    """The id of this directory's W&B run, made and saved before anything is sent.
+
+    The agent of a sweep has chosen it already, in WANDB_RUN_ID.
+    """
+    path = directory / ID_FILE
+    if path.exists():
+        try:
+            return str(json.loads(path.read_text())["id"])
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s is unreadable: this becomes a new W&B run", path)
+    run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    path.write_text(json.dumps({"id": run_id}) + "\n")
+    return run_id
+
+
+def _group(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _load_sent(directory: Path) -> dict[str, float]:
+    """Empty if nothing was sent, or if the file says nothing: records may then come twice."""
+    try:
+        sent = json.loads((directory / SENT_FILE).read_text())
+        return {str(group): float(step) for group, step in sent.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _save_sent(directory: Path, sent: dict[str, float]) -> None:
+    """Not flushed to disk: that would cost milliseconds for every record."""
+    temporary = directory / f".{SENT_FILE}.new"
+    temporary.write_text(json.dumps(sent) + "\n")
+    temporary.replace(directory / SENT_FILE)
+
+
+def _read_best(directory: Path) -> dict[str, float]:
+    """The best values in summary.json, as far as there are any."""
+    try:
+        summary = json.loads((directory / "summary.json").read_text())
+        return {k: v for k, v in summary.items() if k.startswith("best/") and v is not None}
+    except (OSError, ValueError, AttributeError):
+        return {}
