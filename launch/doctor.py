@@ -61,11 +61,11 @@ def examine(config: RunConfig, steps: int | None, json_file: Path | None) -> int
     from launch.diagnosis.findings import exit_status, show, show_summary, write_findings
     from trainer.checkpoints.atomic_files import check_output
     from trainer.ranks.collectives import broadcast_object
-    from trainer.ranks.runtime import detect, place, process_group
+    from trainer.ranks.runtime import choose_device, detect, process_group
 
     if json_file is not None and is_main_process():
         check_output("--json", json_file)
-    runtime = place(detect(os.environ), config.parallel)
+    runtime = choose_device(detect(os.environ), config.parallel)
     findings = []
     with process_group(runtime, config.parallel):
         ranks = runtime.local_world_size

@@ -109,12 +109,12 @@ def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
     from launch.finding.lr_finder import draw_curve, range_test, suggest, write_curve
     from trainer.build import assemble
     from trainer.checkpoints.atomic_files import check_output
-    from trainer.ranks.runtime import detect, place, process_group
+    from trainer.ranks.runtime import choose_device, detect, process_group
 
     import_extra("matplotlib.figure", "report")  # better now than after the test
     for path in (output, output.with_suffix(".json")):
         check_output("--output", path)
-    runtime = place(detect(os.environ), config.parallel)
+    runtime = choose_device(detect(os.environ), config.parallel)
     with process_group(runtime, config.parallel):
         curve = range_test(assemble(config, runtime), options)
     suggestion = suggest(curve)

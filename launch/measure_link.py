@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from configs.schema_execution import ParallelConfig
-    from trainer.ranks.runtime import detect, place, process_group
+    from trainer.ranks.runtime import choose_device, detect, process_group
 
     runtime = detect(os.environ)
     if runtime.world_size < 2:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             remedy="Start it with `torchrun --nproc_per_node=2 launch/measure_link.py ...`.",
         )
     config = ParallelConfig(device=arguments.device)
-    runtime = place(runtime, config)
+    runtime = choose_device(runtime, config)
     with process_group(runtime, config):
         times = [
             {"bytes": size, "seconds": measure(size, runtime.device)} for size in sizes(largest)

@@ -55,31 +55,31 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     """Train a run on this rank, and return the exit status."""
     from trainer.build import build
     from trainer.loop import fit
-    from trainer.ranks.runtime import detect, place, process_group
+    from trainer.ranks.runtime import choose_device, detect, process_group
     from trainer.records.console import shown
 
     if config.profile.enabled:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages
-    runtime = place(detect(os.environ), config.parallel)
+    runtime = choose_device(detect(os.environ), config.parallel)
     with process_group(runtime, config.parallel):
-        parts = build(config, runtime, stop)
-        first_step = parts.state.progress.step
+        run = build(config, runtime, stop)
+        first_step = run.state.progress.step
         status = "failed"
         try:
-            parts.log.summary("running")
-            status = fit(parts)
+            run.log.summary("running")
+            status = fit(run)
         finally:
-            parts.log.summary(status)
-            parts.sinks.finish(status)
-            parts.saver.close()
+            run.log.summary(status)
+            run.sinks.finish(status)
+            run.saver.close()
 
-        sizes = [micro.size for micro in parts.plan.window(0).micro_batches]
-        profile = parts.profiler.report(parts.state.engine.module, sizes)
+        sizes = [micro.size for micro in run.plan.global_batch(0).micro_batches]
+        profile = run.profiler.report(run.state.engine.module, sizes)
 
     if is_main_process():
         if profile is not None:
             print(profile)
-        progress, directory = parts.state.progress, parts.directory.path
+        progress, directory = run.state.progress, run.directory.path
         if status == "preempted":
             print(f"Stopped on request at step {progress.step}; saved in {directory}.")
         else:
@@ -88,7 +88,7 @@ def train(config: RunConfig, stop: StopRequest) -> int:
                     f"This run was already finished at step {progress.step}. Train again with "
                     "--checkpoint.resume never or another --name, or on with more --train.epochs."
                 )
-            name = parts.best.metric
+            name = run.selection.metric
             print(
                 f"Test {name} {shown(name, progress.metrics[name])} "
                 f"(best {shown(name, progress.best[name])} at step {progress.best_step}), "

@@ -13,7 +13,7 @@ import torch
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from trainer.ranks.collectives import max_, together
+from trainer.ranks.collectives import max_, raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
 
 log = logging.getLogger("convoy")
@@ -51,7 +51,7 @@ def fit_micro_batch(
         )
     for size in candidates(config, runtime.world_size, num_samples):
         trial = replace(config, train=replace(config.train, micro_batch_size=size))
-        fits = together(runtime, functools.partial(_fits, trial, runtime, step_alone))
+        fits = raise_on_all_ranks(runtime, functools.partial(_fits, trial, runtime, step_alone))
         if not int(max_(runtime, torch.tensor(int(not fits), device=runtime.device))):
             if runtime.is_main:
                 number = max(config.train.batch_sizes) // size

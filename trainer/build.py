@@ -1,4 +1,4 @@
-"""Composition root: RunConfig + Runtime -> Parts. The only place that knows every class."""
+"""Composition root: RunConfig + Runtime -> Run. The only place that knows every class."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from trainer.backward.autograd import LossModule
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
 from trainer.checkpoints.saver import Saver
-from trainer.checkpoints.state import Progress, Stateful, restore
-from trainer.components import Local, build_local
+from trainer.checkpoints.state import Progress, RunState, restore
+from trainer.components import Components, build_components
 from trainer.engines.accelerate import AccelerateEngine, build_sharded
 from trainer.engines.native import Engine, NativeEngine
 from trainer.log import RunLog
-from trainer.loop import Parts
+from trainer.loop import Run
 from trainer.networks.blocks import prepare_blocks
-from trainer.objective.meter import Meter, Stopwatch
+from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
 from trainer.profiling.profiler import build_profiler
-from trainer.ranks.collectives import broadcast_object, together
+from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime, use_training_timeout
-from trainer.ranks.shared_data import load_together
+from trainer.ranks.shared_data import load_on_all_ranks
 from trainer.ranks.stop_signals import StopRequest
 from trainer.records.console import build_console
 from trainer.records.gradient_statistics import GradientLog
 from trainer.records.jsonl import JsonlSink
 from trainer.records.sinks import RunFacts, Sink, Sinks
+from trainer.records.stopwatch import Stopwatch
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
 from trainer.records.wandb_sink import WandbSink
 from trainer.step import TrainStep
@@ -54,7 +55,7 @@ class Workbench:
     data: Datasets
     plan: Plan
     loader: Loader
-    state: Stateful
+    state: RunState
     step: TrainStep
 
 
@@ -66,21 +67,21 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
     Raises:
         InputError: On every rank alike, if any rank refuses its input.
     """
-    config, local = _prepare(config, runtime)
+    config, components = _prepare(config, runtime)
     use_training_timeout(runtime, config.parallel)
-    state = build_state(config, runtime, local)
+    state = build_state(config, runtime, components)
     return Workbench(
         config=config,
         runtime=runtime,
-        data=local.data,
-        plan=local.plan,
-        loader=local.loader,
+        data=components.data,
+        plan=components.plan,
+        loader=components.loader,
         state=state,
-        step=_build_step(config, runtime, local, state),
+        step=_build_step(config, runtime, components, state),
     )
 
 
-def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
+def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
     """Assemble a run; every rank calls it, inside the process group.
 
     Nothing is written before every rank has built its part.
@@ -88,48 +89,48 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
     Raises:
         InputError: On every rank alike, if any rank refuses its input.
     """
-    config, local = _prepare(config, runtime)
+    config, components = _prepare(config, runtime)
     directory = RunDirectory(config)
     resume = broadcast_object(
         runtime,
-        together(
+        raise_on_all_ranks(
             runtime,
             lambda: _decide(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
     use_training_timeout(runtime, config.parallel)
-    state = build_state(config, runtime, local)
-    notes = together(runtime, lambda: continue_from(config, resume.checkpoint, state))
-    sinks = together(
-        runtime, lambda: _open_outputs(config, runtime, local, directory, resume, notes)
+    state = build_state(config, runtime, components)
+    notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
+    sinks = raise_on_all_ranks(
+        runtime, lambda: _open_outputs(config, runtime, components, directory, resume, notes)
     )
-    watch, step = Stopwatch(), _build_step(config, runtime, local, state)
+    watch, step = Stopwatch(), _build_step(config, runtime, components, state)
     gradients = GradientLog(state.engine.module, config.logging.gradients)
     log = RunLog(
         config=config,
         runtime=runtime,
         state=state,
         step=step,
-        calendar=local.plan.calendar,
-        task=local.task,
-        best=local.best,
+        epoch_schedule=components.plan.epoch_schedule,
+        task=components.task,
+        selection=components.selection,
         sinks=sinks,
         directory=directory,
         gradients=gradients,
         watch=watch,
     )
-    return Parts(
+    return Run(
         config=config,
         runtime=runtime,
-        plan=local.plan,
-        loader=local.loader,
-        num_test=len(local.data.test),
-        normalize=local.normalize,
-        task=local.task,
-        best=local.best,
-        stretches=build_stretches(config, local, step),
+        plan=components.plan,
+        loader=components.loader,
+        num_test=len(components.data.test),
+        normalize=components.normalize,
+        task=components.task,
+        selection=components.selection,
+        stretches=build_stretches(config, components, step),
         state=state,
-        total_windows=local.total_windows,
+        total_global_batches=components.total_global_batches,
         sinks=sinks,
         log=log,
         directory=directory,
@@ -144,7 +145,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
             config.profile,
             folder=directory.path / "profile",
             runtime=runtime,
-            precision=local.precision,
+            precision=components.precision,
             progress=state.progress,
             watch=watch,
         ),
@@ -152,52 +153,52 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Parts:
     )
 
 
-def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Local]:
+def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components]:
     """Data and model on every rank, or one refusal on all of them."""
-    data = load_together(config, runtime)
+    data = load_on_all_ranks(config, runtime)
     if config.train.auto_batch:
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
         )
-    return config, together(runtime, lambda: build_local(config, runtime, data))
+    return config, raise_on_all_ranks(runtime, lambda: build_components(config, runtime, data))
 
 
 def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     """One step over zeros, with the shapes of this rank and without the others."""
-    local = build_local(config, runtime, data)
+    components = build_components(config, runtime, data)
     alone = replace(runtime, world_size=1, backend="")
-    state = build_state(config, alone, local)
-    window = local.plan.largest_window
-    sizes = (micro.size for micro in window.micro_batches)
-    batches = (zeros_of(local.example, size, runtime.device) for size in sizes)
-    _build_step(config, alone, local, state)(window, batches)
+    state = build_state(config, alone, components)
+    global_batch = components.plan.largest_global_batch
+    sizes = (micro.size for micro in global_batch.micro_batches)
+    batches = (zeros_of(components.example, size, runtime.device) for size in sizes)
+    _build_step(config, alone, components, state)(global_batch, batches)
 
 
-def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
+def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
-    ema = build_average(config.train, local.model, local.plan.calendar)
+    ema = build_average(config.train, components.model, components.plan.epoch_schedule)
     loss = LossModule(
-        local.model,
-        normalize=local.normalize,
-        precision=local.precision,
-        task=local.task,
+        components.model,
+        normalize=components.normalize,
+        precision=components.precision,
+        task=components.task,
     )
-    prepare_blocks(local.model, config.parallel, runtime.world_size)
-    engine = _choose_engine(config, runtime, local, ema)(
+    prepare_blocks(components.model, config.parallel, runtime.world_size)
+    engine = _choose_engine(config, runtime, components, ema)(
         loss,
         runtime=runtime,
         parallel=config.parallel,
         compile_=config.compile,
-        plan=local.plan,
-        example=local.example,
+        plan=components.plan,
+        example=components.example,
     )
     # The weights came from one stream on every rank; dropout must not.
     seed_stream(config.seed, "rank", runtime.rank)
-    return Stateful(
+    return RunState(
         engine=engine,
-        optimizer=local.optimizer,
-        schedule=local.schedule,
-        precision=local.precision,
+        optimizer=components.optimizer,
+        schedule=components.schedule,
+        precision=components.precision,
         ema=ema,
         meter=Meter(),
         progress=Progress(),
@@ -207,7 +208,7 @@ def build_state(config: RunConfig, runtime: Runtime, local: Local) -> Stateful:
 
 
 def _choose_engine(
-    config: RunConfig, runtime: Runtime, local: Local, average: Average | None
+    config: RunConfig, runtime: Runtime, components: Components, average: Average | None
 ) -> Callable[..., Engine]:
     accelerate = config.parallel.engine == "accelerate"
     if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
@@ -215,21 +216,23 @@ def _choose_engine(
 
         return partial(
             build_sharded if accelerate else ShardedEngine,
-            optimizer=local.optimizer,
+            optimizer=components.optimizer,
             average=average.module if average else None,
         )
     if accelerate:
         return AccelerateEngine
-    return partial(NativeEngine, flat=local.flat)
+    return partial(NativeEngine, flat=components.flat)
 
 
-def _build_step(config: RunConfig, runtime: Runtime, local: Local, state: Stateful) -> TrainStep:
+def _build_step(
+    config: RunConfig, runtime: Runtime, components: Components, state: RunState
+) -> TrainStep:
     return TrainStep(
         engine=state.engine,
-        optimizer=local.optimizer,
-        schedule=local.schedule,
-        precision=local.precision,
-        augment=local.augment,
+        optimizer=components.optimizer,
+        schedule=components.schedule,
+        precision=components.precision,
+        augment=components.augment,
         ema=state.ema,
         meter=state.meter,
         progress=state.progress,
@@ -245,7 +248,7 @@ def _decide(config: RunConfig, directory: RunDirectory) -> Resume:
     return directory.decide_resume(config)
 
 
-def continue_from(config: RunConfig, checkpoint: Path | None, state: Stateful) -> list[str]:
+def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -> list[str]:
     """Load a checkpoint into the finished parts; returns lines for the log."""
     if checkpoint is None:
         return []
@@ -257,7 +260,7 @@ def continue_from(config: RunConfig, checkpoint: Path | None, state: Stateful) -
 def _open_outputs(
     config: RunConfig,
     runtime: Runtime,
-    local: Local,
+    components: Components,
     directory: RunDirectory,
     resume: Resume,
     notes: list[str],
@@ -269,7 +272,7 @@ def _open_outputs(
         logger.info(note)
     environment = describe_environment(runtime)
     directory.write_environment(environment)
-    directory.write_model(local.data.facts())
+    directory.write_model(components.data.facts())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
     if config.logging.tensorboard:
         wanted.append(TensorBoardSink())
@@ -281,11 +284,11 @@ def _open_outputs(
             directory=directory.path,
             config=flatten(config),
             environment=environment,
-            total_steps=local.schedule.total_steps,
-            total_epochs=local.plan.calendar.epochs(local.schedule.total_steps),
-            samples_per_epoch=local.plan.num_samples,
-            score_name=local.task.score_name,
-            best=local.best,
+            total_steps=components.schedule.total_steps,
+            total_epochs=components.plan.epoch_schedule.epochs(components.schedule.total_steps),
+            samples_per_epoch=components.plan.num_samples,
+            score_name=components.task.score_name,
+            selection=components.selection,
             first_step=resume.step,
         )
     )

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from data.loading.order import Window
+from data.loading.order import GlobalBatch
 from data.samples import Batch
 from trainer.objective.meter import Meter
 from trainer.ranks.collectives import sum_
@@ -19,7 +19,9 @@ from trainer.ranks.runtime import Runtime
 class Differentiable(Protocol):
     """Whoever computes the gradient of a global batch: the train step."""
 
-    def differentiate(self, window: Window, batches: Iterator[Batch], meter: Meter) -> None: ...
+    def differentiate(
+        self, global_batch: GlobalBatch, batches: Iterator[Batch], meter: Meter
+    ) -> None: ...
 
     def gradient_norm(self) -> Tensor: ...
 
@@ -36,14 +38,14 @@ class Closure:
     def __init__(
         self,
         step: Differentiable,
-        window: Window,
+        global_batch: GlobalBatch,
         batches: Iterator[Batch],
         module: nn.Module,
         runtime: Runtime,
     ) -> None:
         self.step = step
-        self.window = window
-        self.batches = [next(batches) for _ in window.micro_batches]
+        self.global_batch = global_batch
+        self.batches = [next(batches) for _ in global_batch.micro_batches]
         self.module = module
         self.runtime = runtime
         self.rng = capture_rng(runtime.device)
@@ -61,7 +63,7 @@ class Closure:
             restore_rng(self.rng, self.runtime.device)
             for buffer, before in zip(self.module.buffers(), self.buffers, strict=True):
                 buffer.copy_(before)
-        self.step.differentiate(self.window, iter(self.batches), meter)
+        self.step.differentiate(self.global_batch, iter(self.batches), meter)
         if first:
             self.norm = self.step.gradient_norm()
         return self._mean(meter.losses)
@@ -69,8 +71,8 @@ class Closure:
     def _mean(self, losses: list[Tensor]) -> Tensor:
         """Every micro-batch has a place of its own, so that the sum has one order on all ranks."""
         places = torch.zeros(
-            self.window.size + 1, dtype=torch.float64, device=self.runtime.device
+            self.global_batch.size + 1, dtype=torch.float64, device=self.runtime.device
         )  # an empty micro-batch may begin at the end
-        for micro, loss in zip(self.window.micro_batches, losses, strict=True):
+        for micro, loss in zip(self.global_batch.micro_batches, losses, strict=True):
             places[micro.start] += loss
-        return sum_(self.runtime, places).sum() / self.window.size
+        return sum_(self.runtime, places).sum() / self.global_batch.size

@@ -19,7 +19,8 @@ from trainer.engines.accelerate_config import check_accelerate
 from trainer.engines.native import flatten_parameters
 from trainer.networks.blocks import check_blocks
 from trainer.networks.models import build_model, check_outputs
-from trainer.objective.task import Best, Task, build_task, choose_best
+from trainer.objective.selection import Selection, choose_selection
+from trainer.objective.task import Task, build_task
 from trainer.optim.flat import FlatParameters
 from trainer.optim.fused import STATE, DirectStep
 from trainer.optim.optimizers import build_optimizer, check_gradients, one_kernel
@@ -30,14 +31,14 @@ from trainer.ranks.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
+class Components:
     """What a rank can build, and refuse, without talking to the others."""
 
     data: Datasets
     plan: Plan
     loader: Loader
     task: Task
-    best: Best
+    selection: Selection
     example: Batch
     """The first training sample as a batch of one, in host memory."""
     model: nn.Module
@@ -47,10 +48,10 @@ class Local:
     augment: Augment
     precision: Precision
     schedule: Schedule
-    total_windows: int
+    total_global_batches: int
 
 
-def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
+def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Components:
     """The parts of one rank, which need not be one of the process group's.
 
     Raises:
@@ -79,13 +80,13 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
     if config.data.augment.mixup or config.data.augment.cutmix:
         task = replace(task, label_smoothing=None)  # passes written out know whole classes only
     flat, optimizer = _build_optimizer(config, runtime, model, precision, task)
-    total_windows = plan.calendar.windows_before(config.train.epochs)
-    best = choose_best(task, config.evaluate.best, config.evaluate.best_mode)
-    return Local(
+    total_global_batches = plan.epoch_schedule.global_batches_before(config.train.epochs)
+    selection = choose_selection(task, config.evaluate.best, config.evaluate.best_mode)
+    return Components(
         data=data,
         plan=plan,
         task=task,
-        best=best,
+        selection=selection,
         example=(inputs[None], target[None]),
         loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
         model=model,
@@ -98,12 +99,12 @@ def build_local(config: RunConfig, runtime: Runtime, data: Datasets) -> Local:
             config.schedule,
             optimizer=optimizer,
             peak=config.optimizer.lr,
-            total_steps=min(total_windows, config.train.max_steps or total_windows),
-            calendar=plan.calendar,
-            best=best,
+            total_steps=min(total_global_batches, config.train.max_steps or total_global_batches),
+            epoch_schedule=plan.epoch_schedule,
+            selection=selection,
             evaluate_every=config.evaluate.every_epochs,
         ),
-        total_windows=total_windows,
+        total_global_batches=total_global_batches,
     )
 
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.schema import RunConfig
-from data.loading.epoch_schedule import Calendar
+from data.loading.epoch_schedule import EpochSchedule
 from trainer.checkpoints.run_directory import RunDirectory
-from trainer.checkpoints.state import Stateful
-from trainer.objective.meter import Copies, Cut, Stopwatch
-from trainer.objective.task import Best, Task
+from trainer.checkpoints.state import RunState
+from trainer.objective.meter import HostCopies, UnreadMetrics
+from trainer.objective.selection import Selection
+from trainer.objective.task import Task
 from trainer.ranks.failures import Diverged
 from trainer.ranks.precision import loss_scale
 from trainer.ranks.runtime import Runtime
 from trainer.records.gradient_statistics import GradientLog
 from trainer.records.sinks import Record, Sinks
+from trainer.records.stopwatch import Stopwatch
 from trainer.step import TrainStep
 
 
@@ -26,9 +28,9 @@ class Unwritten:
     """A record whose numbers are on their way from the device."""
 
     record: Record
-    cut: Cut
-    norm: Copies
-    scale: Copies | None
+    cut: UnreadMetrics
+    norm: HostCopies
+    scale: HostCopies | None
 
 
 class RunLog:
@@ -43,11 +45,11 @@ class RunLog:
         *,
         config: RunConfig,
         runtime: Runtime,
-        state: Stateful,
+        state: RunState,
         step: TrainStep,
-        calendar: Calendar,
+        epoch_schedule: EpochSchedule,
         task: Task,
-        best: Best,
+        selection: Selection,
         sinks: Sinks,
         directory: RunDirectory,
         gradients: GradientLog,
@@ -57,9 +59,9 @@ class RunLog:
         self.runtime = runtime
         self.state = state
         self.step = step
-        self.calendar = calendar
+        self.epoch_schedule = epoch_schedule
         self.score_name = f"train/{task.score_name}"
-        self.best = best
+        self.selection = selection
         self.sinks = sinks
         self.directory = directory
         self.gradients = gradients
@@ -73,7 +75,7 @@ class RunLog:
 
     def training(self) -> None:
         """Average the metrics since the last record."""
-        self.settle()
+        self.flush()
         scaler = self.state.precision.scaler
         record = self._start() | {
             "train/lr": self.step.learning_rate,
@@ -82,13 +84,13 @@ class RunLog:
         scale = None
         if scaler.is_enabled():
             record["train/skipped_steps"] = self.state.progress.skipped_steps
-            scale = Copies([loss_scale(scaler)])
-        norm = Copies([self.step.gradient_norm()])
+            scale = HostCopies([loss_scale(scaler)])
+        norm = HostCopies([self.step.gradient_norm()])
         self.unwritten = Unwritten(record, self.state.meter.cut(), norm, scale)
         if self.runtime.device.type == "cpu":
-            self.settle()
+            self.flush()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Write the training record that is still unwritten, when its numbers have come.
 
         Raises:
@@ -97,7 +99,7 @@ class RunLog:
         if self.unwritten is None:
             return
         pending, self.unwritten = self.unwritten, None
-        self._refuse(pending.cut.first_bad_window(self.runtime))
+        self._refuse(pending.cut.first_bad_global_batch(self.runtime))
         totals = pending.cut.totals(self.runtime)
         more = {
             "train/loss": totals.loss,
@@ -123,21 +125,21 @@ class RunLog:
         Raises:
             Diverged: With the step.
         """
-        self.settle()
-        self._refuse(self.state.meter.first_bad_window(self.runtime))
+        self.flush()
+        self._refuse(self.state.meter.first_bad_global_batch(self.runtime))
 
     def summary(self, status: str) -> None:
         """Replace summary.json."""
         if not self.runtime.is_main:
             return
         progress = self.state.progress
-        unknown = dict.fromkeys((self.best.metric, "loss"))  # before the first evaluation
+        unknown = dict.fromkeys((self.selection.metric, "loss"))  # before the first evaluation
         self.directory.write_summary(
             {
                 "status": status,
                 "name": self.config.name,
                 "step": progress.step,
-                "epoch": round(self.calendar.epochs(progress.window), 6),
+                "epoch": round(self.epoch_schedule.epochs(progress.global_batches), 6),
                 "skipped_steps": progress.skipped_steps,
                 "elapsed_seconds": round(self.elapsed_seconds, 3),
                 "best/step": progress.best_step if progress.best else None,
@@ -150,13 +152,13 @@ class RunLog:
         progress = self.state.progress
         return {
             "step": progress.step,
-            "epoch": round(self.calendar.epochs(progress.window), 6),
+            "epoch": round(self.epoch_schedule.epochs(progress.global_batches), 6),
             "time": round(time.time(), 3),
             "elapsed_seconds": round(self.elapsed_seconds, 6),
         }
 
-    def _refuse(self, window: int | None) -> None:
-        if window is None:
+    def _refuse(self, global_batch: int | None) -> None:
+        if global_batch is None:
             return
         folder = self.directory.checkpoints
         kept = (
@@ -165,7 +167,7 @@ class RunLog:
             else "No checkpoint had been written yet"
         )
         raise Diverged(
-            f"the loss of step {window + 1} is not finite. {kept}. Lower optimizer.lr, set "
+            f"the loss of step {global_batch + 1} is not finite. {kept}. Lower optimizer.lr, set "
             "train.clip_norm, or look at the data of that step"
         )
 

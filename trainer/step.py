@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from data.augment import Augment
-from data.loading.order import Window
+from data.loading.order import GlobalBatch
 from data.samples import Batch
 from trainer.checkpoints.state import Progress
 from trainer.closure import Closure
-from trainer.engines.dtensor import whole
+from trainer.engines.dtensor import full_tensor
 from trainer.engines.native import Engine
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average
@@ -64,34 +64,36 @@ class TrainStep:
         self.norm: Tensor | None = None
         """Of the last step's gradient, before clipping, if it is known already."""
 
-    def __call__(self, window: Window, batches: Iterator[Batch]) -> None:
+    def __call__(self, global_batch: GlobalBatch, batches: Iterator[Batch]) -> None:
         """Train on one global batch; `batches` yields this rank's micro-batches of it."""
         optimizer, progress, scaler = self.optimizer, self.progress, self.precision.scaler
-        self.learning_rate = self.schedule.apply(optimizer, progress.step, progress.window)
+        self.learning_rate = self.schedule.apply(optimizer, progress.step, progress.global_batches)
         if self.needs_closure:
-            closure = Closure(self, window, batches, self.engine.module, self.runtime)
+            closure = Closure(self, global_batch, batches, self.engine.module, self.runtime)
             scaler.step(optimizer, closure)
             self.meter.merge(closure.meter)
             self.norm = closure.norm
         else:
-            self.differentiate(window, batches, self.meter)
+            self.differentiate(global_batch, batches, self.meter)
             scaler.step(optimizer)  # checks finite itself: with fp16 it may skip
         before = scaler.get_scale() if scaler.is_enabled() else 0.0  # waits for the device
         scaler.update()
         stepped = not scaler.is_enabled() or scaler.get_scale() >= before
-        self.finish([window], [stepped])
+        self.finish([global_batch], [stepped])
         if stepped and self.ema is not None:
-            self.ema.update(self.engine.module, progress.step, progress.window)
+            self.ema.update(self.engine.module, progress.step, progress.global_batches)
 
-    def differentiate(self, window: Window, batches: Iterator[Batch], meter: Meter) -> None:
+    def differentiate(
+        self, global_batch: GlobalBatch, batches: Iterator[Batch], meter: Meter
+    ) -> None:
         """The gradient of one global batch, as the optimizer uses it, to `.grad`."""
         self.engine.clear()
-        share = self.engine.gradient_scale / window.size
-        for micro in window.micro_batches:
+        loss_weight = self.engine.gradient_scale / global_batch.size
+        for micro in global_batch.micro_batches:
             inputs, targets = next(batches)
-            with self.engine.micro_batch(window, micro):
-                loss, score = self.engine.differentiate(*self.augment(inputs, targets), share)
-            meter.add(window.number, loss, score, micro.size)
+            with self.engine.micro_batch(global_batch, micro):
+                loss, score = self.engine.differentiate(*self.augment(inputs, targets), loss_weight)
+            meter.add(global_batch.number, loss, score, micro.size)
         self.complete_gradient()
 
     def complete_gradient(self) -> None:
@@ -108,22 +110,22 @@ class TrainStep:
         if norm is None:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-        return whole(norm)
+        return full_tensor(norm)
 
-    def finish(self, windows: Sequence[Window], taken: Sequence[bool]) -> None:
+    def finish(self, global_batches: Sequence[GlobalBatch], taken: Sequence[bool]) -> None:
         """Count steps; of those that fp16 skipped neither step, rate nor average takes note.
 
         Raises:
             Diverged: If it has skipped too many in a row.
         """
         progress = self.progress
-        for window, stepped in zip(windows, taken, strict=True):
-            progress.window += 1
+        for global_batch, stepped in zip(global_batches, taken, strict=True):
+            progress.global_batches += 1
             if stepped:
                 progress.step += 1
                 progress.skipped_in_a_row = 0
                 continue
-            self.meter.forget(window.number)
+            self.meter.forget(global_batch.number)
             progress.skipped_steps += 1
             progress.skipped_in_a_row += 1
             if progress.skipped_in_a_row >= HOPELESS_SKIPS:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.loading.loader import ResidentLoader
-from data.loading.order import Window
+from data.loading.order import GlobalBatch
 from data.samples import Batch
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.objective.meter import Meter
@@ -23,7 +23,7 @@ from trainer.optim.torch_schedule import set_rate
 from trainer.ranks.precision import loss_scale
 from trainer.step import TrainStep
 
-Knobs = tuple[list[float], list[float]] | Tensor
+StepHyperparameters = tuple[list[float], list[float]] | Tensor
 """Learning rate and weight of the average for each step of a stretch, on the host or the device."""
 
 
@@ -51,28 +51,28 @@ class Stretches:
         self.loader = loader
         self.ahead = ahead
 
-    def __call__(self, windows: Sequence[Window], batches: Iterator[Batch]) -> None:
+    def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
         """Train on global batches of one size and one epoch.
 
         Args:
-            windows: At most `most` of them.
+            global batches: At most `most` of them.
             batches: This rank's micro-batches, used unless there is a loader.
         """
         if self.most == 1:
-            for window in windows:
-                self.step(window, batches)
+            for global_batch in global_batches:
+                self.step(global_batch, batches)
             return
-        knobs = self._knobs(len(windows))
-        block = self.loader.block(windows) if self.loader is not None else None
-        ready = self._on_device(knobs) if self._skips else knobs
+        hyperparameters = self._knobs(len(global_batches))
+        block = self.loader.block(global_batches) if self.loader is not None else None
+        ready = self._on_device(hyperparameters) if self._skips else hyperparameters
         if block is not None and self.ahead is not None:
             with untracked(self.step.runtime.device):
-                losses, scores, taken = self._run_ahead(self.ahead, windows, block, ready)
-            self._remember(windows, losses, scores)
+                losses, scores, taken = self._run_ahead(self.ahead, global_batches, block, ready)
+            self._remember(global_batches, losses, scores)
         else:
-            batches = batches if block is None else slices(windows, block)
-            taken = self._run(windows, self._following(batches, self.step.meter), ready)
-        self._finish(windows, torch.stack(taken) if taken else None, knobs[0])
+            batches = batches if block is None else slices(global_batches, block)
+            taken = self._run(global_batches, self._following(batches, self.step.meter), ready)
+        self._finish(global_batches, torch.stack(taken) if taken else None, hyperparameters[0])
 
     @property
     def _skips(self) -> bool:
@@ -86,54 +86,61 @@ class Stretches:
             return rates, [0.0] * count
         return rates, [average.weight(number + 1) for number in range(first, first + count)]
 
-    def _on_device(self, knobs: Knobs) -> Tensor:
-        return torch.tensor(knobs).to(self.step.runtime.device, non_blocking=True)
+    def _on_device(self, hyperparameters: StepHyperparameters) -> Tensor:
+        return torch.tensor(hyperparameters).to(self.step.runtime.device, non_blocking=True)
 
-    def _following(self, batches: Iterator[Batch], meter: Meter) -> Callable[[Window], None]:
-        return lambda window: self.step.differentiate(window, batches, meter)
+    def _following(self, batches: Iterator[Batch], meter: Meter) -> Callable[[GlobalBatch], None]:
+        return lambda global_batch: self.step.differentiate(global_batch, batches, meter)
 
     def _run_ahead(
-        self, passes: ExplicitPasses, windows: Sequence[Window], block: Batch, knobs: Knobs
+        self,
+        passes: ExplicitPasses,
+        global_batches: Sequence[GlobalBatch],
+        block: Batch,
+        hyperparameters: StepHyperparameters,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The steps, on batches that are made ready together: summed losses, scores, and `_run`."""
         step = self.step
 
-        def differentiate(_: Window) -> None:
+        def differentiate(_: GlobalBatch) -> None:
             passes.clear()
             passes.advance()
             step.complete_gradient()
 
-        share = step.engine.gradient_scale / windows[0].size
-        prepared = passes.prepare(*block, share, len(windows))
-        taken = self._run(windows, differentiate, knobs)
+        loss_weight = step.engine.gradient_scale / global_batches[0].size
+        prepared = passes.prepare(*block, loss_weight, len(global_batches))
+        taken = self._run(global_batches, differentiate, hyperparameters)
         return prepared.losses, prepared.hits, taken
 
     def _run(
-        self, windows: Sequence[Window], differentiate: Callable[[Window], None], knobs: Knobs
+        self,
+        global_batches: Sequence[GlobalBatch],
+        differentiate: Callable[[GlobalBatch], None],
+        hyperparameters: StepHyperparameters,
     ) -> list[Tensor]:
         """The steps; nothing in here looks at the device.
 
         Args:
-            windows: Their global batches.
+            global batches: Their global batches.
             differentiate: Leaves the gradient of each, as the optimizer uses it.
             knobs: Of each step.
 
         Returns:
             With fp16, whether each step was taken.
         """
-        step, (rates, weights), taken = self.step, knobs, list[Tensor]()
+        step, (rates, weights), taken = self.step, hyperparameters, list[Tensor]()
         scaler, average = step.precision.scaler, step.ema
         if self._skips:  # a step that is skipped leaves rate and weight to the next one
             count = torch.zeros(1, dtype=torch.int64, device=step.runtime.device)
         set_to: float | Tensor | None = None
-        for number, window in enumerate(windows):
+        for number, global_batch in enumerate(global_batches):
             rate, weight = rates[number], weights[number]
             if self._skips:
                 rate, weight = _pick(rates, count), _pick(weights, count)
             if rate is not set_to:
                 set_rate(step.optimizer, rate)
                 set_to = rate
-            differentiate(window)
+            differentiate(global_batch)
             before = loss_scale(scaler).clone() if self._skips else None
             scaler.step(step.optimizer)
             scaler.update()
@@ -146,32 +153,38 @@ class Stretches:
         return taken
 
     def _finish(
-        self, windows: Sequence[Window], taken: Tensor | None, rates: Sequence[float]
+        self, global_batches: Sequence[GlobalBatch], taken: Tensor | None, rates: Sequence[float]
     ) -> None:
         """Take note on the host of what happened. With fp16 this waits for the device."""
         step, progress = self.step, self.step.progress
-        kept = [True] * len(windows) if taken is None else taken.tolist()
-        step.finish(windows, kept)
+        kept = [True] * len(global_batches) if taken is None else taken.tolist()
+        step.finish(global_batches, kept)
         step.learning_rate = rates[sum(kept[:-1])]
         set_rate(step.optimizer, step.learning_rate)
         if step.ema is not None and not step.ema.follows_every_step:
-            step.ema.update(step.engine.module, progress.step, progress.window)
+            step.ema.update(step.engine.module, progress.step, progress.global_batches)
 
-    def _remember(self, windows: Sequence[Window], losses: Tensor, scores: Tensor) -> None:
+    def _remember(
+        self, global_batches: Sequence[GlobalBatch], losses: Tensor, scores: Tensor
+    ) -> None:
         """Metrics of all micro-batches of a stretch."""
         self.step.meter.extend(
-            [window.number for window in windows for _ in window.micro_batches],
+            [
+                global_batch.number
+                for global_batch in global_batches
+                for _ in global_batch.micro_batches
+            ],
             losses,
             scores,
-            [micro.size for window in windows for micro in window.micro_batches],
+            [micro.size for global_batch in global_batches for micro in global_batch.micro_batches],
         )
 
 
-def slices(windows: Sequence[Window], block: Batch) -> Iterator[Batch]:
+def slices(global_batches: Sequence[GlobalBatch], block: Batch) -> Iterator[Batch]:
     """The micro-batches of a stretch."""
     start = 0
-    for window in windows:
-        for micro in window.micro_batches:
+    for global_batch in global_batches:
+        for micro in global_batch.micro_batches:
             yield block[0][start : start + micro.size], block[1][start : start + micro.size]
             start += micro.size
 

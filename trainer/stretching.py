@@ -9,7 +9,7 @@ from configs.schema import RunConfig
 from data.augment import as_is
 from data.loading.loader import ResidentLoader
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
-from trainer.components import Local
+from trainer.components import Components
 from trainer.cuda_graphs.recorded_steps import LENGTHS, RecordedStretches
 from trainer.cuda_graphs.recorder import GraphRecorder
 from trainer.engines.native import NativeEngine
@@ -26,15 +26,15 @@ OWN = ("torch.nn", "trainer.")
 """Whose modules are known to be recorded well: others may look at the device on their way."""
 
 
-def build_stretches(config: RunConfig, local: Local, step: TrainStep) -> Stretches:
+def build_stretches(config: RunConfig, components: Components, step: TrainStep) -> Stretches:
     """The steps of a run, one at a time or in stretches.
 
     Raises:
         InputError: If `compile.capture: true` asks for what cannot be.
     """
-    why = obstacle(config, local, step)
-    share = local.plan.largest_window.micro_batches
-    num_bytes = sum(micro.size for micro in share) * math.prod(local.data.input_shape) * 4
+    why = obstacle(config, components, step)
+    share = components.plan.largest_global_batch.micro_batches
+    num_bytes = sum(micro.size for micro in share) * math.prod(components.data.input_shape) * 4
     most = max(1, BLOCK_BYTES.get(step.runtime.device.type, 1) // num_bytes)
     if config.compile.capture is True and why is not None:
         raise InputError(
@@ -43,10 +43,10 @@ def build_stretches(config: RunConfig, local: Local, step: TrainStep) -> Stretch
             expected=why,
             remedy="Use --compile.capture auto, which records steps where that is possible.",
         )
-    engine, loader = step.engine, local.loader
+    engine, loader = step.engine, components.loader
     passes = engine.passes if isinstance(engine, NativeEngine) else None
     resident = loader if isinstance(loader, ResidentLoader) else None
-    alone = local.plan.micro_batches_per_step == 1 and local.augment is as_is
+    alone = components.plan.micro_batches_per_step == 1 and components.augment is as_is
     ahead = passes if isinstance(passes, ExplicitPasses) and resident and alone else None
     if why is None and (config.compile.capture is True or _known(config, step)):
         recorder = GraphRecorder(step.runtime.device)
@@ -54,7 +54,7 @@ def build_stretches(config: RunConfig, local: Local, step: TrainStep) -> Stretch
         return RecordedStretches(
             step, most=min(most, LENGTHS[0]), loader=resident, ahead=ahead, recorder=recorder
         )
-    if not _lags(config, local, step):
+    if not _lags(config, components, step):
         return Stretches(step)
     cuda = step.runtime.device.type == "cuda"
     if step.precision.scaler.is_enabled() and cuda:  # a CPU is never behind
@@ -64,11 +64,11 @@ def build_stretches(config: RunConfig, local: Local, step: TrainStep) -> Stretch
     return Stretches(step)
 
 
-def _lags(config: RunConfig, local: Local, step: TrainStep) -> bool:
+def _lags(config: RunConfig, components: Components, step: TrainStep) -> bool:
     """Whether the host may learn later what became of a step."""
     fused = type(step.optimizer) in STATE and step.optimizer.param_groups[0]["fused"]
     return (
-        isinstance(local.schedule, PureSchedule)
+        isinstance(components.schedule, PureSchedule)
         and bool(fused)
         and isinstance(step.engine, NativeEngine)
         and config.parallel.reduction == "fast"
@@ -76,7 +76,7 @@ def _lags(config: RunConfig, local: Local, step: TrainStep) -> bool:
     )
 
 
-def obstacle(config: RunConfig, local: Local, step: TrainStep) -> str | None:
+def obstacle(config: RunConfig, components: Components, step: TrainStep) -> str | None:
     """What a run would have to be for its steps to be recorded; None if it is that."""
     augment = config.data.augment
     needs = {
@@ -85,12 +85,12 @@ def obstacle(config: RunConfig, local: Local, step: TrainStep) -> str | None:
         "parallel.engine native": isinstance(step.engine, NativeEngine),
         "parallel.reduction fast": config.parallel.reduction == "fast",
         "parallel.activation_checkpointing false": not config.parallel.activation_checkpointing,
-        "data in device memory (see data.placement)": isinstance(local.loader, ResidentLoader),
+        "data in device memory (see data.placement)": isinstance(components.loader, ResidentLoader),
         "no mixup and no cutmix": not (augment.mixup or augment.cutmix),
         "compile.mode default": config.compile.mode == "default",
         "no --profile, which looks at single steps": not config.profile.enabled,
         "optimizer sgd (in fp16: not), adam or adamw, and a schedule that is a function of the "
-        "step": _lags(config, local, step),
+        "step": _lags(config, components, step),
     }
     return next((what for what, met in needs.items() if not met), None)
 

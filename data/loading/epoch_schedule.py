@@ -12,7 +12,7 @@ class _Stage(NamedTuple):
 
     epoch: int
     """The first one."""
-    window: int
+    global_batch: int
     """Global batches before it."""
     size: int
     """Samples of a global batch."""
@@ -20,7 +20,7 @@ class _Stage(NamedTuple):
     """Global batches of an epoch."""
 
 
-class Place(NamedTuple):
+class EpochPosition(NamedTuple):
     """Where a global batch lies."""
 
     epoch: int
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calendar:
+class EpochSchedule:
     """A pure function from the number of a global batch to its place in an epoch, and back.
 
     Args:
@@ -52,11 +52,11 @@ class Calendar:
         found: list[_Stage] = []
         for epoch, size in self.batch_sizes:
             rounding = 0 if self.drop_last else size - 1
-            window = 0
+            global_batch = 0
             if found:
-                window = found[0].window + (epoch - found[0].epoch) * found[0].steps
+                global_batch = found[0].global_batch + (epoch - found[0].epoch) * found[0].steps
             steps = (self.num_samples + rounding) // size
-            found.insert(0, _Stage(epoch, window, size, steps))
+            found.insert(0, _Stage(epoch, global_batch, size, steps))
         return found
 
     def _stage(self, epoch: int) -> _Stage:
@@ -71,32 +71,33 @@ class Calendar:
         """Global batches in that epoch."""
         return self._stage(epoch).steps
 
-    def place(self, window: int) -> Place:
+    def locate(self, global_batch: int) -> EpochPosition:
         """Where a global batch lies; also: epochs ended before it, and global batches since."""
         for stage in self._stages:
-            if stage.window <= window:
-                epochs, step = divmod(window - stage.window, stage.steps)
-                return Place(stage.epoch + epochs, step, stage.steps, stage.size)
-        raise AssertionError(window)
+            if stage.global_batch <= global_batch:
+                epochs, step = divmod(global_batch - stage.global_batch, stage.steps)
+                return EpochPosition(stage.epoch + epochs, step, stage.steps, stage.size)
+        raise AssertionError(global_batch)
 
-    def epochs_ended(self, window: int) -> int | None:
-        """How many epochs have ended if one has just done so after `window` global batches."""
-        place = self.place(window)
-        return place.epoch if place.step == 0 and window else None
+    def epochs_ended(self, global_batch: int) -> int | None:
+        """How many epochs have ended if one has just done so after `global_batch` global
+        batches."""
+        position = self.locate(global_batch)
+        return position.epoch if position.step == 0 and global_batch else None
 
-    def epochs(self, window: int) -> float:
-        """Epochs that `window` global batches are."""
-        place = self.place(window)
-        return place.epoch + place.step / place.steps
+    def epochs(self, global_batch: int) -> float:
+        """Epochs that `global_batch` global batches are."""
+        position = self.locate(global_batch)
+        return position.epoch + position.step / position.steps
 
-    def windows_before(self, epoch: int) -> int:
+    def global_batches_before(self, epoch: int) -> int:
         """Global batches in all epochs before this one."""
         stage = self._stage(epoch)
-        return stage.window + (epoch - stage.epoch) * stage.steps
+        return stage.global_batch + (epoch - stage.epoch) * stage.steps
 
-    def samples_before(self, window: int) -> int:
-        """Samples delivered in `window` global batches."""
-        epoch, step, _, size = self.place(window)
+    def samples_before(self, global_batch: int) -> int:
+        """Samples delivered in `global_batch` global batches."""
+        epoch, step, _, size = self.locate(global_batch)
         samples = step * size
         for stage in self._stages:
             if stage.epoch < epoch:

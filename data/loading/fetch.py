@@ -89,16 +89,16 @@ def _stack(samples: list[Any]) -> Batch:
 class TrainRequests:
     """Batch sampler over the whole rest of a run: workers never idle between two epochs."""
 
-    def __init__(self, plan: Plan, window: int) -> None:
+    def __init__(self, plan: Plan, global_batch: int) -> None:
         self.plan = plan
-        self.window = window
+        self.global_batch = global_batch
 
     def __iter__(self) -> Iterator[Request]:
-        index = self.window
+        index = self.global_batch
         while True:
-            window = self.plan.window(index)
-            for indices in self.plan.indices(window):
-                yield Request(indices, window.epoch)
+            global_batch = self.plan.global_batch(index)
+            for indices in self.plan.indices(global_batch):
+                yield Request(indices, global_batch.epoch)
             index += 1
 
 

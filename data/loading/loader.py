@@ -23,7 +23,7 @@ from data.loading.fetch import (
     end_workers,
     start_worker,
 )
-from data.loading.order import Plan, Window, derive_seed, evaluation_batches
+from data.loading.order import GlobalBatch, Plan, derive_seed, evaluation_batches
 from data.loading.prefetch import prefetch
 from data.samples import ArrayDataset, Batch, MapDataset
 
@@ -42,8 +42,9 @@ def zeros_of(example: Batch, size: int, device: torch.device) -> Batch:
 class Loader(Protocol):
     """Batches on the device, in the order of a plan."""
 
-    def stream(self, window: int) -> Iterator[Batch]:
-        """This rank's micro-batches from global batch `window` on, epoch after epoch, endlessly."""
+    def stream(self, global_batch: int) -> Iterator[Batch]:
+        """This rank's micro-batches from global batch `global_batch` on, epoch after epoch,
+        endlessly."""
         ...
 
     def evaluation(
@@ -66,21 +67,21 @@ class ResidentLoader:
         self.epoch, self.order = -1, torch.empty(0)
         self.next_epoch, self.next_order = -1, torch.empty(0)
 
-    def stream(self, window: int) -> Iterator[Batch]:
+    def stream(self, global_batch: int) -> Iterator[Batch]:
         while True:
-            current = self.plan.window(window)
+            current = self.plan.global_batch(global_batch)
             order = self._order(current.epoch)
             for micro in current.micro_batches:
                 start = current.start + micro.start
                 yield self.train.gather(order.narrow(0, start, micro.size))
-            window += 1
+            global_batch += 1
 
-    def block(self, windows: Sequence[Window], out: Batch | None = None) -> Batch:
+    def block(self, global_batches: Sequence[GlobalBatch], out: Batch | None = None) -> Batch:
         """This rank's samples of some global batches of one epoch, one after the other."""
-        order = self._order(windows[0].epoch)
+        order = self._order(global_batches[0].epoch)
         spans = [
             (w.start + w.micro_batches[0].start, w.start + w.micro_batches[-1].stop)
-            for w in windows
+            for w in global_batches
         ]
         if all(before[1] == after[0] for before, after in itertools.pairwise(spans)):
             return self.train.gather(order[spans[0][0] : spans[-1][1]], out)
@@ -135,8 +136,8 @@ class HostLoader:
             atexit.register(end_workers)
         self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
 
-    def stream(self, window: int) -> Iterator[Batch]:
-        requests = TrainRequests(self.plan, window)
+    def stream(self, global_batch: int) -> Iterator[Batch]:
+        requests = TrainRequests(self.plan, global_batch)
         return prefetch(delivered(self._loader(self.train, requests)), self.device)
 
     def evaluation(

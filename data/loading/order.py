@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
-from data.loading.epoch_schedule import Calendar
+from data.loading.epoch_schedule import EpochSchedule
 
 
 def derive_seed(*parts: object) -> int:
@@ -38,7 +38,7 @@ class MicroBatch(NamedTuple):
     """Which part of the global batch: the rank, or the shard under exact reduction."""
     begins_shard: bool
     ends_shard: bool
-    ends_window: bool
+    ends_global_batch: bool
     """Whether it is this rank's last one before the optimizer step."""
 
     @property
@@ -46,7 +46,7 @@ class MicroBatch(NamedTuple):
         return self.stop - self.start
 
 
-class Window(NamedTuple):
+class GlobalBatch(NamedTuple):
     """One global batch, and this rank's micro-batches of it."""
 
     number: int
@@ -93,7 +93,7 @@ class Plan:
     even: bool = False
 
     def __post_init__(self) -> None:
-        sizes, world = self.calendar.sizes, self.world_size
+        sizes, world = self.epoch_schedule.sizes, self.world_size
         if world > sizes[0]:
             raise InputError(
                 self._name_of(sizes[0]),
@@ -120,8 +120,8 @@ class Plan:
         return "train.global_batch_size" if given else "train.batch_schedule"
 
     @functools.cached_property
-    def calendar(self) -> Calendar:
-        return Calendar(
+    def epoch_schedule(self) -> EpochSchedule:
+        return EpochSchedule(
             num_samples=self.num_samples,
             batch_sizes=((0, self.global_batch_size), *self.batch_schedule),
             drop_last=self.drop_last,
@@ -129,33 +129,36 @@ class Plan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of the largest window on this rank."""
-        return max(len(self._cut(size)) for size in self.calendar.sizes)
+        """Micro-batches of the largest global batch on this rank."""
+        return max(len(self._cut(size)) for size in self.epoch_schedule.sizes)
 
     @functools.cached_property
     def micro_batch_sizes(self) -> list[int]:
-        """Sizes of the micro-batches this rank ever sees, ascending, short windows included."""
-        begin = self.calendar.windows_before
-        epochs = [epoch for epoch, _ in self.calendar.batch_sizes]
-        windows = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
-        return sorted({micro.size for w in windows for micro in self.window(w).micro_batches})
+        """Sizes of the micro-batches this rank ever sees, ascending, short global batches
+        included."""
+        begin = self.epoch_schedule.global_batches_before
+        epochs = [epoch for epoch, _ in self.epoch_schedule.batch_sizes]
+        global_batches = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
+        return sorted(
+            {micro.size for w in global_batches for micro in self.global_batch(w).micro_batches}
+        )
 
     @property
-    def largest_window(self) -> Window:
+    def largest_global_batch(self) -> GlobalBatch:
         """One whose size no other exceeds."""
-        epoch, _ = max(self.calendar.batch_sizes, key=lambda stage: stage[1])
-        return self.window(self.calendar.windows_before(epoch))
+        epoch, _ = max(self.epoch_schedule.batch_sizes, key=lambda stage: stage[1])
+        return self.global_batch(self.epoch_schedule.global_batches_before(epoch))
 
-    def window(self, number: int) -> Window:
+    def global_batch(self, number: int) -> GlobalBatch:
         """The global batch of the run after `number` others."""
         if self._latest[0].number != number:  # the loader asks, and then the loop
             self._latest[0] = self._find(number)
         return self._latest[0]
 
-    def windows(self, number: int, count: int) -> list[Window]:
+    def global_batches(self, number: int, count: int) -> list[GlobalBatch]:
         """Global batches of one epoch and one size from `number` on, `count` at most."""
-        first = self.window(number)
-        epoch, step, steps, full = self.calendar.place(number)
+        first = self.global_batch(number)
+        epoch, step, steps, full = self.epoch_schedule.locate(number)
         left = min(count, steps - step, max((self.num_samples - first.start) // full, 1))
         if left == 1:
             return [first]
@@ -163,34 +166,36 @@ class Plan:
         return [
             first,
             *(
-                Window(number + i, epoch, first.start + i * full, size, step + i + 1 == steps, cut)
+                GlobalBatch(
+                    number + i, epoch, first.start + i * full, size, step + i + 1 == steps, cut
+                )
                 for i in range(1, left)
             ),
         ]
 
     @functools.cached_property
-    def _latest(self) -> list[Window]:
+    def _latest(self) -> list[GlobalBatch]:
         return [self._find(0)]
 
-    def _find(self, number: int) -> Window:
-        epoch, step, steps, full = self.calendar.place(number)
+    def _find(self, number: int) -> GlobalBatch:
+        epoch, step, steps, full = self.epoch_schedule.locate(number)
         start = step * full
         size = min(full, self.num_samples - start)
-        return Window(number, epoch, start, size, step + 1 == steps, self._cut(size))
+        return GlobalBatch(number, epoch, start, size, step + 1 == steps, self._cut(size))
 
     def order(self, epoch: int) -> Tensor:
         """Permutation of all samples in `epoch`, int64 `(num_samples,)`."""
         return _order(self.seed, epoch, self.num_samples)
 
-    def indices(self, window: Window) -> Iterator[Tensor]:
+    def indices(self, global_batch: GlobalBatch) -> Iterator[Tensor]:
         """Sample indices of each of this rank's micro-batches, int64."""
-        order = self.order(window.epoch)
-        for micro in window.micro_batches:
-            yield order[window.start + micro.start : window.start + micro.stop]
+        order = self.order(global_batch.epoch)
+        for micro in global_batch.micro_batches:
+            yield order[global_batch.start + micro.start : global_batch.start + micro.stop]
 
     @functools.cached_property
     def _cuts(self) -> dict[int, tuple[MicroBatch, ...]]:
-        return {}  # few sizes ever occur: full and short windows
+        return {}  # few sizes ever occur: full and short global batches
 
     def _cut(self, size: int) -> tuple[MicroBatch, ...]:
         if size not in self._cuts:
@@ -206,7 +211,7 @@ class Plan:
             bounds = self._bounds(start, stop, -(-size // parts))
             last = len(bounds) - 1
             cuts += [(*bound, shard, i == 0, i == last) for i, bound in enumerate(bounds)]
-        return tuple(MicroBatch(*cut, ends_window=cut is cuts[-1]) for cut in cuts)
+        return tuple(MicroBatch(*cut, ends_global_batch=cut is cuts[-1]) for cut in cuts)
 
     def _bounds(self, start: int, stop: int, largest: int) -> list[tuple[int, int]]:
         """Micro-batches of a part; `largest` is the size of the largest part."""

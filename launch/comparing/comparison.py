@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from configs.errors import InputError
-from launch.comparing.run_record import Run
+from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import Welch, spread, welch
 
 By = Literal["best", "final"]
@@ -36,7 +36,7 @@ class Group:
     """Runs that differ in nothing but their seed; usually one."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Comparison:
     notes: list[str]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunRecord]:
         return [run for group in self.groups for run in group.runs]
 
 
@@ -80,7 +80,7 @@ ABSENT = Absent()
 
 
 def compare(
-    runs: Sequence[Run], *, metric: str | None = None, by: By = "best", by_seed: bool = True
+    runs: Sequence[RunRecord], *, metric: str | None = None, by: By = "best", by_seed: bool = True
 ) -> Comparison:
     """Group, rank and test runs.
 
@@ -115,7 +115,7 @@ def lower_is_better(metric: str) -> bool:
     return any(LOWER.fullmatch(word) for word in words_of(metric))
 
 
-def all_metrics(runs: Sequence[Run]) -> list[str]:
+def all_metrics(runs: Sequence[RunRecord]) -> list[str]:
     """Every metric of any run, but for those of single layers."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     return [name for name in names if not name.startswith(LAYERS)]
@@ -134,7 +134,7 @@ def words_of(metric: str) -> list[str]:
     return re.split(r"[^a-z0-9]+", metric.lower())
 
 
-def default_metric(runs: Sequence[Run]) -> str:
+def default_metric(runs: Sequence[RunRecord]) -> str:
     """`eval/accuracy`, else the metric that looks most like it and that most runs have."""
     names = all_metrics(runs)
     if not names:
@@ -149,17 +149,17 @@ def default_metric(runs: Sequence[Run]) -> str:
     return max(names, key=preference)
 
 
-def group_runs(runs: Sequence[Run], *, by_seed: bool) -> tuple[list[Group], list[str]]:
+def group_runs(runs: Sequence[RunRecord], *, by_seed: bool) -> tuple[list[Group], list[str]]:
     """Runs that differ only in their seed become one group.
 
     Runs with the same seed are repeats of one experiment, or one run read twice; as independent
     samples they would make a difference look surer than it is, so they stay apart.
     """
-    alike: dict[str, list[Run]] = {}
+    alike: dict[str, list[RunRecord]] = {}
     for index, run in enumerate(runs):
         key = _essence(run) if by_seed and _seeds(run) else f"run {index}"
         alike.setdefault(key, []).append(run)
-    parts: list[list[Run]] = []
+    parts: list[list[RunRecord]] = []
     notes = []
     for bucket in alike.values():
         seeds = {_canonical(_seeds(run)) for run in bucket}
@@ -183,7 +183,7 @@ def find_differences(groups: Sequence[Group]) -> dict[str, list[list[Any]]]:
     return found
 
 
-def score(run: Run, metric: str, by: By) -> float | None:
+def score(run: RunRecord, metric: str, by: By) -> float | None:
     """Best or final value of a run; None without one."""
     if by == "final":
         return run.final(metric)
@@ -212,7 +212,7 @@ def _test(best: Group, group: Group, metric: str, by: By) -> Test:
     return Test(group, welch(ours, theirs), (len(ours), len(theirs)))
 
 
-def _essence(run: Run) -> str:
+def _essence(run: RunRecord) -> str:
     """Everything in the config that makes it this config, but for the seed."""
     kept = {
         key: value
@@ -227,7 +227,7 @@ def _is_seed(key: str) -> bool:
     return key.rpartition(".")[2] in SEEDS
 
 
-def _seeds(run: Run) -> dict[str, Any]:
+def _seeds(run: RunRecord) -> dict[str, Any]:
     return {key: value for key, value in run.config.items() if _is_seed(key)}
 
 
@@ -235,12 +235,12 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=repr)
 
 
-def _distinct(runs: Sequence[Run], key: str) -> list[Any]:
+def _distinct(runs: Sequence[RunRecord], key: str) -> list[Any]:
     values = [run.config.get(key, ABSENT) for run in runs]
     return list({_canonical(value): value for value in values}.values())
 
 
-def _group_name(runs: Sequence[Run]) -> str:
+def _group_name(runs: Sequence[RunRecord]) -> str:
     """What the names of a group have in common, without the word that announces the seed."""
     if len(runs) == 1:
         return runs[0].name

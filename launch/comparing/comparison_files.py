@@ -21,7 +21,7 @@ from launch.comparing.comparison import (
     scores,
 )
 from launch.comparing.history import AXES
-from launch.comparing.run_record import Run
+from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
 from launch.comparing.tables import speed, value_text
 
@@ -182,7 +182,7 @@ def _groups(comparison: Comparison) -> Iterator[dict[str, Any]]:
         }
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: RunRecord) -> dict[str, Any]:
     last = run.records[-1]
     return {
         "name": run.name,
@@ -196,7 +196,7 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _metrics(run: Run) -> dict[str, dict[str, float | None]]:
+def _metrics(run: RunRecord) -> dict[str, dict[str, float | None]]:
     """Final and best value of every metric, and the step of the best."""
     found = {}
     for name in all_metrics([run]):

@@ -17,7 +17,7 @@ from launch.comparing.comparison import LAYERS, Comparison, Group, is_held_out, 
 from launch.comparing.comparison_files import INSTALL, finite, replace
 from launch.comparing.history import AXES
 from launch.comparing.panels import panels
-from launch.comparing.run_record import Run
+from launch.comparing.run_record import RunRecord
 from launch.comparing.tables import (
     Cell,
     Table,
@@ -142,7 +142,7 @@ def _cell_html(cell: Cell) -> str:
     )
 
 
-def _run_data(run: Run, group: int) -> dict[str, Any]:
+def _run_data(run: RunRecord, group: int) -> dict[str, Any]:
     names = [name for name in run.metrics if name not in AXES and not name.startswith(LAYERS)]
     classes = run.classes or [str(index) for index in range(len(run.confusion))]
     return {
@@ -156,7 +156,7 @@ def _run_data(run: Run, group: int) -> dict[str, Any]:
     }
 
 
-def _series(run: Run, name: str) -> dict[str, Axis]:
+def _series(run: RunRecord, name: str) -> dict[str, Axis]:
     points = thin([record for record in run.records if name in record], name)
     columns = {"step": "step", "epoch": "epoch", "time": "elapsed_seconds", "value": name}
     return {
@@ -164,7 +164,7 @@ def _series(run: Run, name: str) -> dict[str, Axis]:
     }
 
 
-def _layers(run: Run, kind: str) -> dict[str, Any] | None:
+def _layers(run: RunRecord, kind: str) -> dict[str, Any] | None:
     """A row per parameter in the order of the model, a column per recorded step, as log10."""
     keys = [name for name in run.metrics if name.startswith(LAYERS) and name.endswith(f"/{kind}")]
     records = [record for record in run.records if any(key in record for key in keys)]

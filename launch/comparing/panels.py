@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launch.comparing.comparison import all_metrics, is_held_out, words_of
-from launch.comparing.run_record import Run
+from launch.comparing.run_record import RunRecord
 from launch.comparing.tables import SPEED
 
 COLOURS = (
@@ -28,7 +28,7 @@ class Panel:
     """False for what only some readers want."""
 
 
-def panels(runs: Sequence[Run]) -> list[Panel]:
+def panels(runs: Sequence[RunRecord]) -> list[Panel]:
     """Charts of all metrics: the five that every run has, then one for each other metric."""
     names = all_metrics(runs)
     found = [
@@ -49,7 +49,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     return [panel for panel in found if panel.keys]
 
 
-def main_panels(runs: Sequence[Run]) -> list[Panel]:
+def main_panels(runs: Sequence[RunRecord]) -> list[Panel]:
     """The charts everyone wants; all of them if there are no such."""
     found = panels(runs)
     return [panel for panel in found if panel.main] or found

@@ -21,7 +21,7 @@ EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunRecord:
     """What there is to know of a run, finished or not."""
 
     name: str
@@ -82,7 +82,7 @@ def is_run_directory(path: Path) -> bool:
     return any((path / name).is_file() for name in (FILE_NAME, SUMMARY, CONFIG))
 
 
-def read_run_directory(path: Path) -> Run:
+def read_run_directory(path: Path) -> RunRecord:
     """Read OUTPUT_DIR/NAME/, also while the run is being written.
 
     Raises:
@@ -101,7 +101,7 @@ def read_run_directory(path: Path) -> Run:
     evaluation = _read_json(path / EVALUATION)
     config = flatten_mapping(_read_yaml(path / CONFIG))
     notes = [f"{broken} unreadable lines of {path / FILE_NAME} are left out"] if broken else []
-    return Run(
+    return RunRecord(
         name=str(config.get("name") or path.resolve().name),
         source=str(path),
         config=config,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import InputError
-from launch.comparing.run_record import Run, is_run_directory, read_run_directory
+from launch.comparing.run_record import RunRecord, is_run_directory, read_run_directory
 from launch.comparing.wandb_api import read_wandb_project, read_wandb_run
 from launch.comparing.wandb_offline import find_wandb_files, read_offline
 
@@ -21,7 +21,7 @@ KINDS = (
 
 def read_runs(
     names: Sequence[str], *, group: str | None = None, tag: str | None = None
-) -> tuple[list[Run], list[str]]:
+) -> tuple[list[RunRecord], list[str]]:
     """Read everything that is named, each once, in the order given.
 
     Args:
@@ -35,7 +35,7 @@ def read_runs(
     Raises:
         InputError: For a name that means nothing, a run that is empty or a file that is unreadable.
     """
-    runs: list[Run] = []
+    runs: list[RunRecord] = []
     notes: list[str] = []
     offline: list[Path] = []
     filtered = False
@@ -64,7 +64,7 @@ def _exists(name: str) -> bool:
     return Path(name).expanduser().exists()
 
 
-def _take(path: Path, runs: list[Run]) -> list[Path]:
+def _take(path: Path, runs: list[RunRecord]) -> list[Path]:
     """Read a run directory; return the .wandb files of an offline one, to be read together."""
     if path.is_dir() and is_run_directory(path):
         runs.append(read_run_directory(path))
@@ -79,7 +79,7 @@ def _take(path: Path, runs: list[Run]) -> list[Path]:
     )
 
 
-def _take_pattern(pattern: str, runs: list[Run], notes: list[str]) -> list[Path]:
+def _take_pattern(pattern: str, runs: list[RunRecord], notes: list[str]) -> list[Path]:
     """Every run that a pattern finds; folders without one are named in a note."""
     paths = [Path(found) for found in sorted(glob.glob(str(Path(pattern).expanduser())))]
     before, files, skipped = len(runs), [], []

@@ -22,7 +22,7 @@ from launch.comparing.comparison import (
     scores,
     words_of,
 )
-from launch.comparing.run_record import Run
+from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import SIGNIFICANT, spread
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def value_text(value: Any) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
-def status_text(run: Run, now: float) -> str:
+def status_text(run: RunRecord, now: float) -> str:
     """The status; of a run that should be going on, also for how long it has been silent."""
     times = [record["time"] for record in run.records[-1:] if "time" in record]
     silent = now - times[0] if times else 0.0
@@ -177,12 +177,12 @@ def describe(test: Test) -> str:
     return f"p = {test.result.p:.2g}, {verdict}{few}"
 
 
-def speed_key(run: Run) -> str | None:
+def speed_key(run: RunRecord) -> str | None:
     """The metric that holds the speed of a run."""
     return next((name for name in run.metrics if name.rpartition("/")[2] in SPEED), None)
 
 
-def speed(run: Run) -> float | None:
+def speed(run: RunRecord) -> float | None:
     """The median of the recorded samples per second."""
     key = speed_key(run)
     return run.median(key) if key else None
@@ -233,7 +233,7 @@ def _mean_seconds(group: Group) -> float | None:
     return spread(known).mean if known else None
 
 
-def _texts(groups: Iterable[Group], text: Callable[[Run], object]) -> list[Cell]:
+def _texts(groups: Iterable[Group], text: Callable[[RunRecord], object]) -> list[Cell]:
     """What the runs of each group say, each answer once."""
     cells = []
     for group in groups:

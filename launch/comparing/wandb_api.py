@@ -1,4 +1,4 @@
-"""Runs of a W&B server -> Run, through wandb's own client."""
+"""Runs of a W&B server -> RunRecord, through wandb's own client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.errors import InputError
 from launch.comparing.history import build_history, from_wandb
-from launch.comparing.run_record import Run, count_names, repeated_note, short_commit
+from launch.comparing.run_record import RunRecord, count_names, repeated_note, short_commit
 from launch.comparing.wandb_offline import INSTALL, split_facts
 
 TIMEOUT_SECONDS = 30
@@ -16,7 +16,7 @@ STATUS = {"finished": "completed"}
 """W&B's words that are others than ours."""
 
 
-def read_wandb_run(path: str) -> Run:
+def read_wandb_run(path: str) -> RunRecord:
     """Read one run.
 
     Args:
@@ -29,7 +29,9 @@ def read_wandb_run(path: str) -> Run:
         return _to_run(api.run(path))
 
 
-def read_wandb_project(path: str, *, group: str | None = None, tag: str | None = None) -> list[Run]:
+def read_wandb_project(
+    path: str, *, group: str | None = None, tag: str | None = None
+) -> list[RunRecord]:
     """Read all runs of a project that have recorded anything, oldest first.
 
     Args:
@@ -80,7 +82,7 @@ def _any(run: Any) -> bool:
     return int(run.lastHistoryStep) >= 0
 
 
-def _to_run(run: Any) -> Run:
+def _to_run(run: Any) -> RunRecord:
     # Parquet files that an earlier scan cached may lack the latest steps of a run that goes on.
     history = build_history(from_wandb(list(run.scan_history(use_cache=False))))
     source = "/".join(run.path)
@@ -92,7 +94,7 @@ def _to_run(run: Any) -> Run:
     status = run.summary.get("status") if run.state != "running" else None
     metadata = run.metadata or {}
     commit = facts.get("git_commit") or run.commit or (metadata.get("git") or {}).get("commit")
-    return Run(
+    return RunRecord(
         name=run.name or run.id,
         source=source,
         config=config,

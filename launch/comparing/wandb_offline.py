@@ -1,4 +1,4 @@
-"""An offline W&B directory -> Run, without a network, also while it is being written.
+"""An offline W&B directory -> RunRecord, without a network, also while it is being written.
 
 A .wandb file is seven bytes of header, then a LevelDB log: blocks of 32 KiB that hold chunks of
 (CRC-32, length, kind, payload), whose payloads make up protobuf messages.
@@ -18,7 +18,7 @@ from typing import Any
 from configs.errors import InputError
 from launch.comparing.history import build_history, from_wandb
 from launch.comparing.run_record import (
-    Run,
+    RunRecord,
     count_names,
     flatten_mapping,
     repeated_note,
@@ -56,8 +56,8 @@ def find_wandb_files(path: Path) -> list[Path]:
     return sorted(path.glob("run-*.wandb")) or sorted(path.glob("*run-*/run-*.wandb"))
 
 
-def read_offline(files: list[Path]) -> list[Run]:
-    """Read .wandb files; those of one W&B run, which restarts leave, become one Run.
+def read_offline(files: list[Path]) -> list[RunRecord]:
+    """Read .wandb files; those of one W&B run, which restarts leave, become one RunRecord.
 
     Raises:
         InputError: If a file is damaged or holds no history, or wandb is not installed.
@@ -177,7 +177,7 @@ def _continue(earlier: Offline, later: Offline) -> None:
     earlier.exit_code = later.exit_code
 
 
-def _to_run(found: Offline) -> Run:
+def _to_run(found: Offline) -> RunRecord:
     source = str(found.folders[-1])
     history = build_history(from_wandb(found.rows))
     if not history.records:
@@ -189,7 +189,7 @@ def _to_run(found: Offline) -> Run:
     ended = {None: "running", 0: "completed"}.get(found.exit_code, "failed")
     config, facts = split_facts(found.config)
     status = found.summary.get("status") if found.exit_code is not None else None
-    return Run(
+    return RunRecord(
         name=found.name or found.run_id,
         source=source,
         config=config,

@@ -35,7 +35,7 @@ def samples(num_samples: int = 203, num_test: int = 57) -> Datasets:
     )
 
 
-class Witness(nn.Module):
+class SampleRecorder(nn.Module):
     """A small network with dropout and batch norm that logs the samples of every training pass.
 
     `calls` counts global batches and is part of the state, so a line says which batch of the run it

@@ -22,10 +22,10 @@ from launch.diagnosis.trial import Subject, Trial, collect, plan_alone, predict,
 from launch.using.trained import require_classes
 from trainer.components import check_batch_norm
 from trainer.networks.models import build_model
-from trainer.ranks.collectives import gather_objects, together
+from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
 from trainer.ranks.drift import weight_digest
 from trainer.ranks.runtime import Runtime
-from trainer.ranks.shared_data import load_together
+from trainer.ranks.shared_data import load_on_all_ranks
 
 RATE_STEPS = 20
 MOST_UNSEEN = 500
@@ -46,12 +46,12 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
         InputError: On every rank alike, if the data or the model cannot be had.
     """
     require_classes(config)
-    data = load_together(config, runtime)
+    data = load_on_all_ranks(config, runtime)
     findings = []
     if runtime.world_size > 1:
-        facts = together(runtime, lambda: _first_facts(config, data))
+        facts = raise_on_all_ranks(runtime, lambda: _first_facts(config, data))
         findings.append(check_agreement(runtime, "same_start", facts))
-    return findings + together(
+    return findings + raise_on_all_ranks(
         runtime, lambda: _check_alone(config, runtime, data, steps) if runtime.is_main else []
     )
 
@@ -112,7 +112,7 @@ def _learned(subject: Subject, trial: Trial) -> Score | None:
     """How well the model does, after its short training, on training samples it was not shown."""
     config, dataset = subject.config, subject.data.train
     plan = plan_alone(config, subject.data)
-    unseen = plan.order(0)[plan.calendar.samples_before(len(subject.batches)) :][:MOST_UNSEEN]
+    unseen = plan.order(0)[plan.epoch_schedule.samples_before(len(subject.batches)) :][:MOST_UNSEEN]
     if trial.diverged or len(unseen) < FEWEST_TEST:
         return None
     found = [dataset[int(index)] for index in unseen]

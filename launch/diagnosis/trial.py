@@ -121,9 +121,9 @@ def collect(
     num_bytes = 0
     while len(batches) < steps and num_bytes < MOST_BYTES:
         began = time.perf_counter()
-        window = plan.window(len(batches))
+        global_batch = plan.global_batch(len(batches))
         # A batch without samples stands for nothing here: there are no other ranks.
-        found = [next(stream) for _ in window.micro_batches]
+        found = [next(stream) for _ in global_batch.micro_batches]
         _wait_for(device)
         seconds.append(time.perf_counter() - began)
         batches.append([batch for batch in found if len(batch[1])])

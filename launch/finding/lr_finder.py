@@ -17,7 +17,7 @@ import numpy as np
 from configs.errors import expect
 from configs.imports import import_extra
 from configs.schema_training import ScheduleConfig
-from data.loading.epoch_schedule import Calendar
+from data.loading.epoch_schedule import EpochSchedule
 from trainer.build import Workbench
 from trainer.checkpoints.atomic_files import replacing
 from trainer.checkpoints.run_directory import write_atomically
@@ -121,16 +121,16 @@ def range_test(bench: Workbench, options: FinderOptions) -> Curve:
 
 def _climb(bench: Workbench, options: FinderOptions) -> Curve:
     plan, step, progress, meter = bench.plan, bench.step, bench.state.progress, bench.state.meter
-    total = plan.calendar.steps(0) if options.steps == "epoch" else options.steps
+    total = plan.epoch_schedule.steps(0) if options.steps == "epoch" else options.steps
     curve = Curve(span=max(options.smoothing * total, 1.0))
     step.schedule = rates = exponential_range(options, total)
     meter.collect(bench.runtime)  # empties it
-    progress.step = progress.window = 0
+    progress.step = progress.global_batches = 0
     batches = bench.loader.stream(0)
     while progress.step < total:
         before = progress.step
         try:
-            step(plan.window(progress.window), batches)
+            step(plan.global_batch(progress.global_batches), batches)
         except Diverged as reason:
             curve.stopped = str(reason)
             break
@@ -155,8 +155,8 @@ def exponential_range(options: FinderOptions, total_steps: int) -> PureSchedule:
     def shape(config: ScheduleConfig, progress: float, epochs: float) -> float:
         return math.pow(ratio, 1 - progress)
 
-    calendar = Calendar(num_samples=total_steps, batch_sizes=((0, 1),))
-    return PureSchedule(shape, ScheduleConfig(), options.max_lr, total_steps, calendar)
+    epoch_schedule = EpochSchedule(num_samples=total_steps, batch_sizes=((0, 1),))
+    return PureSchedule(shape, ScheduleConfig(), options.max_lr, total_steps, epoch_schedule)
 
 
 def suggest(curve: Curve) -> Suggestion | None:

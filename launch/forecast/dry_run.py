@@ -28,10 +28,10 @@ from trainer.backward.compiling import should_compile
 from trainer.build import build_state, continue_from
 from trainer.checkpoints.checkpoint import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
-from trainer.checkpoints.state import Stateful
-from trainer.components import build_local, check_batch_norm
+from trainer.checkpoints.state import RunState
+from trainer.components import build_components, check_batch_norm
 from trainer.optim.schedule import Schedule
-from trainer.ranks.runtime import Runtime, place
+from trainer.ranks.runtime import Runtime, choose_device
 
 SCHEDULE_SAMPLES = 1000
 
@@ -41,7 +41,7 @@ class Shares:
     """How one global batch is divided among the ranks."""
 
     name: str
-    window: int
+    global_batch: int
     size: int
     """Samples in it over all ranks."""
     samples: tuple[int, ...]
@@ -63,7 +63,7 @@ class Report:
     compiled: bool
     total_steps: int
     shares: tuple[Shares, ...]
-    proved_windows: tuple[int, ...]
+    proved_global_batches: tuple[int, ...]
     """Global batches whose slices were compared rank by rank."""
     learning_rates: dict[str, float]
     num_test: int
@@ -81,21 +81,21 @@ def examine(config: RunConfig) -> Report:
     libraries = _resident_bytes()
     world_size = config.dry_run.world_size
     assert world_size is not None
-    runtime = place(Runtime(launcher="dry run", world_size=world_size), config.parallel)
+    runtime = choose_device(Runtime(launcher="dry run", world_size=world_size), config.parallel)
     found, data = _find_data(config)
-    local = build_local(config, runtime, data)
-    plans = [replace(local.plan, rank=rank) for rank in range(world_size)]
+    components = build_components(config, runtime, data)
+    plans = [replace(components.plan, rank=rank) for rank in range(world_size)]
     for plan in plans[1:]:
-        check_batch_norm(local.model, plan)
+        check_batch_norm(components.model, plan)
     alone = replace(runtime, world_size=1, backend="")
-    state = build_state(config, alone, local)
+    state = build_state(config, alone, components)
     directory = _decide(config, state)
-    windows = _telling_windows(local.plan)
-    for index in windows:
+    global_batches = _telling_global_batches(components.plan)
+    for index in global_batches:
         prove_shares(plans, index)
     prove_evaluation(len(data.test), config.evaluate.batch_size, world_size)
     shares = _shares(plans)
-    total_steps = local.schedule.total_steps
+    total_steps = components.schedule.total_steps
     largest = max(plans, key=largest_micro_batch)
     memory = [
         Need("Python and its libraries", libraries, False, "resident here before anything is built")
@@ -103,17 +103,17 @@ def examine(config: RunConfig) -> Report:
     return Report(
         config=config,
         runtime=runtime,
-        plan=local.plan,
+        plan=components.plan,
         data=found,
         directory=directory,
         compiled=should_compile(config.compile, runtime.device),
         total_steps=total_steps,
         shares=shares,
-        proved_windows=tuple(windows),
-        learning_rates=_learning_rates(local.schedule, config.schedule.warmup_steps),
+        proved_global_batches=tuple(global_batches),
+        learning_rates=_learning_rates(components.schedule, config.schedule.warmup_steps),
         num_test=len(data.test),
         evaluation_batches=len(evaluation_batches(len(data.test), config.evaluate.batch_size)),
-        memory=(*memory, *memory_of_rank(config, local, state, largest)),
+        memory=(*memory, *memory_of_rank(config, components, state, largest)),
         notes=tuple(_notes(config, shares, len(data.test))),
     )
 
@@ -124,15 +124,17 @@ def prove_shares(plans: Sequence[Plan], index: int) -> None:
     Raises:
         AssertionError: If a sample is taken twice, left out, or not of this batch.
     """
-    whole = plans[0].window(index)
+    whole = plans[0].global_batch(index)
     order = plans[0].order(whole.epoch)
     taken = []
     for plan in plans:
-        window = plan.window(index)
-        assert (window.start, window.size) == (whole.start, whole.size), f"rank {plan.rank}"
-        ends = [micro.ends_window for micro in window.micro_batches]
+        global_batch = plan.global_batch(index)
+        assert (global_batch.start, global_batch.size) == (whole.start, whole.size), (
+            f"rank {plan.rank}"
+        )
+        ends = [micro.ends_global_batch for micro in global_batch.micro_batches]
         assert ends == [False] * (len(ends) - 1) + [True], f"rank {plan.rank}"
-        taken += list(plan.indices(window))
+        taken += list(plan.indices(global_batch))
     every = torch.cat(taken)
     assert len(every) == whole.size, f"{len(every)} samples are taken of {whole.size}"
     assert len(set(every.tolist())) == whole.size, "a sample is taken twice"
@@ -192,7 +194,7 @@ def _stand_in(facts: DatasetFacts) -> Datasets:
     )
 
 
-def _decide(config: RunConfig, state: Stateful) -> str:
+def _decide(config: RunConfig, state: RunState) -> str:
     """What the run would do with its directory; a checkpoint it continues from must fit."""
     directory = RunDirectory(config)
     above = directory.path.parent
@@ -210,32 +212,35 @@ def _decide(config: RunConfig, state: Stateful) -> str:
     return f"{directory.path}: would start there"
 
 
-def _telling_windows(plan: Plan) -> list[int]:
+def _telling_global_batches(plan: Plan) -> list[int]:
     """The first global batches, and those at the ends of an epoch of every batch size."""
-    begin = plan.calendar.windows_before
-    ends = [begin(epoch + 1) for epoch, _ in plan.calendar.batch_sizes]
-    starts = [begin(epoch) for epoch, _ in plan.calendar.batch_sizes]
+    begin = plan.epoch_schedule.global_batches_before
+    ends = [begin(epoch + 1) for epoch, _ in plan.epoch_schedule.batch_sizes]
+    starts = [begin(epoch) for epoch, _ in plan.epoch_schedule.batch_sizes]
     return sorted({0, 1, *starts, *ends, *(end - 1 for end in ends)})
 
 
 def _shares(plans: Sequence[Plan]) -> tuple[Shares, ...]:
-    plan, calendar = plans[0], plans[0].calendar
-    windows = {}
-    for epoch, full in calendar.batch_sizes:
-        stage = "" if len(calendar.batch_sizes) == 1 else f" from epoch {epoch + 1} on"
-        first, last = calendar.windows_before(epoch), calendar.windows_before(epoch + 1) - 1
-        only = plan.window(first).size < full
-        windows[("only batch of an epoch" if only else "full batch") + stage] = first
-        if plan.window(last).size != plan.window(first).size:
-            windows[f"last batch of an epoch{stage}"] = last
+    plan, epoch_schedule = plans[0], plans[0].epoch_schedule
+    global_batches = {}
+    for epoch, full in epoch_schedule.batch_sizes:
+        stage = "" if len(epoch_schedule.batch_sizes) == 1 else f" from epoch {epoch + 1} on"
+        first, last = (
+            epoch_schedule.global_batches_before(epoch),
+            epoch_schedule.global_batches_before(epoch + 1) - 1,
+        )
+        only = plan.global_batch(first).size < full
+        global_batches[("only batch of an epoch" if only else "full batch") + stage] = first
+        if plan.global_batch(last).size != plan.global_batch(first).size:
+            global_batches[f"last batch of an epoch{stage}"] = last
     found = []
-    for name, index in windows.items():
-        cuts = [plan.window(index).micro_batches for plan in plans]
+    for name, index in global_batches.items():
+        cuts = [plan.global_batch(index).micro_batches for plan in plans]
         found.append(
             Shares(
                 name,
                 index,
-                plans[0].window(index).size,
+                plans[0].global_batch(index).size,
                 tuple(sum(micro.size for micro in cut) for cut in cuts),
                 tuple(len(cut) for cut in cuts),
             )

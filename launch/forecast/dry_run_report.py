@@ -44,13 +44,14 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     if reduction == "exact":
         reduction += f", {config.parallel.shards} shards"
     rates = ", ".join(f"{name}: {rate:.4g}" for name, rate in report.learning_rates.items())
-    calendar = plan.calendar
-    epochs = calendar.epochs(report.total_steps)
+    epoch_schedule = plan.epoch_schedule
+    epochs = epoch_schedule.epochs(report.total_steps)
     an_epoch = " to ".join(
-        f"{steps:,}" for steps in sorted({calendar.steps(e) for e, _ in calendar.batch_sizes})
+        f"{steps:,}"
+        for steps in sorted({epoch_schedule.steps(e) for e, _ in epoch_schedule.batch_sizes})
     )
     per_rank = -(-report.evaluation_batches // runtime.world_size)
-    proved = ", ".join(str(window + 1) for window in report.proved_windows)
+    proved = ", ".join(str(global_batch + 1) for global_batch in report.proved_global_batches)
     return [
         ("ranks", f"{runtime.world_size:,} ({runtime.backend or 'no process group'})"),
         ("device", f"{runtime.device.type}, as on this machine"),

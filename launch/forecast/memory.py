@@ -13,8 +13,8 @@ from data.datasets import ArrayDataset, Datasets
 from data.loading.loader import ResidentLoader, zeros_of
 from data.loading.order import Plan
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
-from trainer.checkpoints.state import Stateful
-from trainer.components import Local
+from trainer.checkpoints.state import RunState
+from trainer.components import Components
 from trainer.engines.native import NativeEngine
 from trainer.networks.blocks import blocks
 from trainer.optim.optimizers import needs_closure
@@ -31,33 +31,37 @@ class Need:
     how: str
 
 
-def memory_of_rank(config: RunConfig, local: Local, state: Stateful, plan: Plan) -> list[Need]:
+def memory_of_rank(
+    config: RunConfig, components: Components, state: RunState, plan: Plan
+) -> list[Need]:
     """What a rank holds while it trains: a real forward, backward and optimizer step tells.
 
     The model and the optimizer are moved by that step: they are of no use afterwards.
 
     Args:
         config: The run.
-        local: Parts of any one rank.
+        components: Parts of any one rank.
         state: The same parts, wrapped for training.
         plan: The plan of the rank with the largest micro-batch.
     """
-    module, data = local.model, local.data
+    module, data = components.model, components.data
     size = largest_micro_batch(plan)
-    kept = _train_once(local, state, size)
+    kept = _train_once(components, state, size)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     weights = _num_bytes([*module.parameters(), *module.buffers()])
     gradients = _num_bytes(trained)
     optimizer = _num_bytes(
         value
-        for state in local.optimizer.state.values()
+        for state in components.optimizer.state.values()
         for value in state.values()
         if isinstance(value, Tensor)
     )
-    if isinstance(local.optimizer, torch.optim.LBFGS):  # two vectors for every step it remembers
-        optimizer += 2 * gradients * int(local.optimizer.param_groups[0]["history_size"])
+    if isinstance(
+        components.optimizer, torch.optim.LBFGS
+    ):  # two vectors for every step it remembers
+        optimizer += 2 * gradients * int(components.optimizer.param_groups[0]["history_size"])
     averaged = weights if state.ema is not None else 0
-    resident = isinstance(local.loader, ResidentLoader)
+    resident = isinstance(components.loader, ResidentLoader)
     sharded = config.parallel.strategy == "fsdp"
     parts = plan.world_size if sharded else 1
     here = not config.parallel.cpu_offload
@@ -85,22 +89,22 @@ def memory_of_rank(config: RunConfig, local: Local, state: Stateful, plan: Plan)
 
 
 def largest_micro_batch(plan: Plan) -> int:
-    return max(micro.size for micro in plan.largest_window.micro_batches)
+    return max(micro.size for micro in plan.largest_global_batch.micro_batches)
 
 
-def _train_once(local: Local, state: Stateful, size: int) -> int:
+def _train_once(components: Components, state: RunState, size: int) -> int:
     """One step over zeros; returns the bytes kept for the backward pass.
 
     Autograd's are counted eagerly (a compiled model keeps less), by storage, so that views count
     once, and weights not at all. Passes that are written out have their own workspace.
     """
-    module = local.model.train()
+    module = components.model.train()
     device = next(module.parameters()).device
-    inputs, targets = zeros_of(local.example, size, device)
+    inputs, targets = zeros_of(components.example, size, device)
     engine = state.engine
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
         engine.differentiate(inputs, targets, 1.0)
-        local.optimizer.step()
+        components.optimizer.step()
         return engine.passes.num_bytes
     known = {
         part.untyped_storage().data_ptr() for part in (*module.parameters(), *module.buffers())
@@ -113,13 +117,13 @@ def _train_once(local: Local, state: Stateful, size: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    inputs = local.normalize(inputs)
+    inputs = components.normalize(inputs)
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        with local.precision.autocast():
+        with components.precision.autocast():
             outputs = module(inputs)
-        loss, _ = local.task.learn(outputs, targets)
+        loss, _ = components.task.learn(outputs, targets)
     loss.backward()  # type: ignore[no-untyped-call]
-    local.optimizer.step(loss.item if needs_closure(local.optimizer) else None)
+    components.optimizer.step(loss.item if needs_closure(components.optimizer) else None)
     return sum(kept.values())
 
 

@@ -20,7 +20,7 @@ from data.facts import InputFacts
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
 from trainer.networks.models import build_model
 from trainer.ranks.precision import Precision, build_precision
-from trainer.ranks.runtime import Runtime, place, use_device
+from trainer.ranks.runtime import Runtime, choose_device, use_device
 
 log = logging.getLogger("convoy")
 
@@ -86,7 +86,7 @@ def load_trained(
     command = ["--config", str(directory / "config.yaml"), *overrides]
     config = load_config(command, prog="", description="")
     facts = read_facts(directory)
-    runtime = place(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
+    runtime = choose_device(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
     use_device(runtime, config.parallel)
     module = build_model(
         config.model,

@@ -123,8 +123,8 @@ class Jitter:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         top, left = (int(torch.randint(side - self.size + 1, ())) for side in image.shape[1:])
-        window = image[:, top : top + self.size, left : left + self.size]
-        return (window * (0.5 + 0.5 * torch.rand(()))).to(torch.uint8)
+        global_batch = image[:, top : top + self.size, left : left + self.size]
+        return (global_batch * (0.5 + 0.5 * torch.rand(()))).to(torch.uint8)
 
 
 def to_float(image: torch.Tensor) -> torch.Tensor:

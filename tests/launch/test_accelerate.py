@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 Arguments = Callable[..., list[str]]
 ENGINE = "--parallel.engine=accelerate"
-# Accumulation in micro-batches of 6, and a short last window, which 2 ranks share as 3 + 2.
+# Accumulation in micro-batches of 6, and a short last global batch, which 2 ranks share as 3 + 2.
 EXTRA = (
     "--train.micro_batch_size=6",
     "--train.clip_norm=0.5",

@@ -290,7 +290,7 @@ def browse(page: Path, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]
         text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + WATCH, 1)
         head, end, tail = text.rpartition("</body>")
         (tmp_path / "page.html").write_text(head + PROBE + end + tail, encoding="utf-8")
-        # A frame, because a headless window is never narrower than 500 pixels.
+        # A frame, because a headless global batch is never narrower than 500 pixels.
         (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
         command = [
             CHROMIUM or "", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",

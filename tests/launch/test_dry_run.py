@@ -63,16 +63,16 @@ def test_the_numbers_of_every_rank_are_those_of_its_plan(
         "--train.global_batch_size=4100",
         "--train.micro_batch_size=2",
     )
-    assert report.total_steps == 10 * report.plan.calendar.steps(0) == 10 * 15
+    assert report.total_steps == 10 * report.plan.epoch_schedule.steps(0) == 10 * 15
     assert [share.size for share in report.shares] == [4100, 60_000 - 14 * 4100]
     for share in report.shares:
         assert len(share.samples) == 1024
         assert sum(share.samples) == share.size
         for rank in (0, 1, 511, 1023):
-            micros = replace(report.plan, rank=rank).window(share.window).micro_batches
+            micros = replace(report.plan, rank=rank).global_batch(share.global_batch).micro_batches
             assert share.samples[rank] == sum(micro.size for micro in micros)
             assert share.micro_batches[rank] == len(micros)
-    assert report.proved_windows == (0, 1, 14, 15)
+    assert report.proved_global_batches == (0, 1, 14, 15)
     show(report)
     printed = capsys.readouterr().out
     assert "4 samples on 1,020 ranks, 5 samples on 4 ranks" in " ".join(

@@ -48,7 +48,7 @@ def test_a_profiled_run_is_the_same_run(
 
     events = read_trace(profiled / "profile/trace.json.gz")
     steps = sorted(e.name for e in events if e.name.startswith(STEP) and e.kind != "cpu_op")
-    assert steps == sorted(f"{STEP}{window}" for window in range(6, 16))
+    assert steps == sorted(f"{STEP}{global_batch}" for global_batch in range(6, 16))
     found = break_down(events)
     assert sum(found.seconds.values()) == pytest.approx(found.total_seconds)
     assert found.seconds[FORWARD] > 0

@@ -41,7 +41,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
             "--evaluate.batch_size=500",
             "--optimizer.name=sgd",
             "--compile.backward=autograd",  # DDP is watched
-            "--optimizer.lr=1e-30",  # the two windows are compared at the same weights
+            "--optimizer.lr=1e-30",  # the two global batches are compared at the same weights
             ranks=ranks,
             env={"PYTHONPATH": str(Path.cwd())},
         )
@@ -60,16 +60,16 @@ def test_evaluation_counts_are_equal_on_1_2_and_3_ranks(
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("window", ["full", "short"])
+@pytest.mark.parametrize("global_batch", ["full", "short"])
 def test_gradient_is_that_of_one_concatenated_batch(
-    probes: dict[int, list[dict[str, Any]]], ranks: int, window: str
+    probes: dict[int, list[dict[str, Any]]], ranks: int, global_batch: str
 ) -> None:
-    """Accumulated in micro-batches of 4, in a window of 24 and in the last one of 11."""
+    """Accumulated in micro-batches of 4, in a global batch of 24 and in the last one of 11."""
     for probe in probes[ranks]:
-        assert probe["gradients"][window]["size"] == {"full": 24, "short": 11}[window]
-        assert probe["gradients"][window]["error"] < 1e-5
-    shares = [sum(probe["gradients"][window]["mine"]) for probe in probes[ranks]]
-    assert sum(shares) == probes[ranks][0]["gradients"][window]["size"]
+        assert probe["gradients"][global_batch]["size"] == {"full": 24, "short": 11}[global_batch]
+        assert probe["gradients"][global_batch]["error"] < 1e-5
+    shares = [sum(probe["gradients"][global_batch]["mine"]) for probe in probes[ranks]]
+    assert sum(shares) == probes[ranks][0]["gradients"][global_batch]["size"]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -77,9 +77,9 @@ def test_no_sync_covers_forward_and_backward_of_all_but_the_last_micro_batch(
     probes: dict[int, list[dict[str, Any]]], ranks: int
 ) -> None:
     for probe in probes[ranks]:
-        for window in probe["gradients"].values():
-            micros = len(window["mine"])
-            assert window["syncs"] == [False, False] * (micros - 1) + [True, True]
+        for global_batch in probe["gradients"].values():
+            micros = len(global_batch["mine"])
+            assert global_batch["syncs"] == [False, False] * (micros - 1) + [True, True]
 
 
 def test_dropout_streams_differ_between_ranks(probes: dict[int, list[dict[str, Any]]]) -> None:
@@ -89,7 +89,8 @@ def test_dropout_streams_differ_between_ranks(probes: dict[int, list[dict[str, A
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same 24 steps (the last window of the first epoch is short) on 1, 2, 3 and 4 ranks."""
+    """The same 24 steps (the last global batch of the first epoch is short) on 1, 2, 3 and 4
+    ranks."""
     folder = tmp_path_factory.mktemp("matrix")
     make_idx(folder / "files")
     for ranks in (1, 2, 3, 4):

@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 from configs.load import load_config
 from launch.entry import run_command
 from trainer.build import build
-from trainer.loop import Parts, fit
-from trainer.ranks.runtime import detect, place, process_group
+from trainer.loop import Run, fit
+from trainer.ranks.runtime import choose_device, detect, process_group
 from trainer.ranks.stop_signals import stop_on_signals
 
 
@@ -22,7 +22,7 @@ def graphs() -> int:
 
 def main(argv: Sequence[str]) -> int:
     config = load_config(argv, prog="compiled", description="")
-    runtime = place(detect(os.environ), config.parallel)
+    runtime = choose_device(detect(os.environ), config.parallel)
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
         parts = build(config, runtime, stop)
         after: list[int] = []
@@ -31,15 +31,15 @@ def main(argv: Sequence[str]) -> int:
         class Counting:
             """Notes the number of graphs at the end of every epoch."""
 
-            def __call__(self, windows, batches):  # type: ignore[no-untyped-def]
-                stretches(windows, batches)
-                if windows[-1].ends_epoch:
+            def __call__(self, global_batches, batches):  # type: ignore[no-untyped-def]
+                stretches(global_batches, batches)
+                if global_batches[-1].ends_epoch:
                     after.append(graphs())
 
             def __getattr__(self, name: str) -> object:
                 return getattr(stretches, name)
 
-        counted: Parts = parts
+        counted: Run = parts
         counted.stretches = Counting()  # type: ignore[assignment]
         fit(counted)
         parts.sinks.finish("completed")

@@ -16,17 +16,19 @@ from launch.entry import run_command
 from trainer.backward.autograd import AutogradPasses
 from trainer.build import build
 from trainer.engines.native import NativeEngine
-from trainer.loop import Parts
+from trainer.loop import Run
 from trainer.objective.evaluation import evaluate
-from trainer.ranks.runtime import detect, place, process_group
+from trainer.ranks.runtime import choose_device, detect, process_group
 from trainer.ranks.stop_signals import stop_on_signals
 
 
-def reference_gradient(parts: Parts, window_index: int) -> torch.Tensor:
+def reference_gradient(parts: Run, global_batch_index: int) -> torch.Tensor:
     """Gradient of the mean loss over one concatenated global batch, by plain autograd."""
     plan = parts.plan
-    window = plan.window(window_index)
-    indices = plan.order(window.epoch)[window.start : window.start + window.size]
+    global_batch = plan.global_batch(global_batch_index)
+    indices = plan.order(global_batch.epoch)[
+        global_batch.start : global_batch.start + global_batch.size
+    ]
     inputs, targets = parts.loader.train.gather(indices)  # type: ignore[attr-defined]
     module = parts.state.engine.module
     loss = F.cross_entropy(module(parts.normalize(inputs)), targets)
@@ -34,14 +36,14 @@ def reference_gradient(parts: Parts, window_index: int) -> torch.Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def gradient_errors(parts: Parts) -> dict[str, Any]:
-    """Largest relative difference to the reference in a full and in the short last window."""
+def gradient_errors(parts: Run) -> dict[str, Any]:
+    """Largest relative difference to the reference in a full and in the short last global batch."""
     engine = parts.state.engine
     assert isinstance(engine, NativeEngine)
     found: dict[str, Any] = {}
-    for name, index in (("full", 0), ("short", parts.plan.calendar.steps(0) - 1)):
+    for name, index in (("full", 0), ("short", parts.plan.epoch_schedule.steps(0) - 1)):
         expected = reference_gradient(parts, index)
-        window = parts.plan.window(index)
+        global_batch = parts.plan.global_batch(index)
         syncs: list[bool] = []
         passes = engine.passes
         ddp = passes.model if isinstance(passes, AutogradPasses) else None
@@ -53,14 +55,14 @@ def gradient_errors(parts: Parts) -> dict[str, Any]:
                 outputs[0].register_hook(lambda _: syncs.append(ddp.require_backward_grad_sync))
 
             hooks.append(ddp.register_forward_hook(watched))
-        parts.stretches.step(window, parts.loader.stream(index))
+        parts.stretches.step(global_batch, parts.loader.stream(index))
         for hook in hooks:
             hook.remove()
         module = engine.module
         actual = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
         found[name] = {
-            "size": window.size,
-            "mine": [micro.size for micro in window.micro_batches],
+            "size": global_batch.size,
+            "mine": [micro.size for micro in global_batch.micro_batches],
             "error": float((actual - expected).abs().max() / expected.abs().max()),
             "syncs": syncs,
         }
@@ -69,7 +71,7 @@ def gradient_errors(parts: Parts) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     config = load_config(argv, prog="probe", description="")
-    runtime = place(detect(os.environ), config.parallel)
+    runtime = choose_device(detect(os.environ), config.parallel)
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
         parts = build(config, runtime, stop)
         counts = evaluate(

@@ -14,7 +14,7 @@ from launch.diagnosis.check_cluster import check_agreement, check_network
 from launch.diagnosis.check_pace import check_all_reduce, check_stragglers, matmul_seconds
 from launch.entry import run_command
 from trainer.ranks.collectives import sum_
-from trainer.ranks.runtime import Runtime, detect, place, process_group
+from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
 
 
 def bad_link(runtime: Runtime, tensor: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def slow_work(device: torch.device) -> float:
 
 def main(_: Sequence[str]) -> int:
     parallel = ParallelConfig(device="cpu")
-    runtime = place(detect(os.environ), parallel)
+    runtime = choose_device(detect(os.environ), parallel)
     planted = {"RANK 1": "x"} if runtime.rank else {"RANK 1": "y"}
     with process_group(runtime, parallel):
         closed = dict(os.environ) | {"MASTER_PORT": "1"} if runtime.rank else dict(os.environ)

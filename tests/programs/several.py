@@ -18,8 +18,8 @@ from launch.entry import run_command
 from trainer.build import build
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.checkpoints.state import capture
-from trainer.loop import Parts, fit
-from trainer.ranks.runtime import Runtime, detect, place, process_group
+from trainer.loop import Run, fit
+from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
 from trainer.ranks.stop_signals import StopRequest, stop_on_signals
 
 
@@ -34,7 +34,7 @@ def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
     return [] if ours == theirs else [name]
 
 
-def compare_with_checkpoint(parts: Parts) -> list[str]:
+def compare_with_checkpoint(parts: Run) -> list[str]:
     latest = parts.directory.checkpoints / "latest"
     weights, trainer = capture(parts.state)
     if not (parts.runtime.is_main and latest.exists()):
@@ -60,7 +60,7 @@ def train(argv: Sequence[str], runtime: Runtime, stop: StopRequest) -> list[str]
 def main(argv: Sequence[str]) -> int:
     runs = json.loads(argv[0])
     config = load_config(runs[0], prog="several", description="")
-    runtime = place(detect(os.environ), config.parallel)
+    runtime = choose_device(detect(os.environ), config.parallel)
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
         found = [train(run, runtime, stop) for run in runs]
     if runtime.is_main:

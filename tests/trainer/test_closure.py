@@ -29,9 +29,9 @@ def lbfgs(**keys: Any) -> Rig:
 
 
 def closure_of(rig: Rig) -> Closure:
-    window = rig.plan.window(rig.progress.window)
-    batches = rig.loader.stream(rig.progress.window)
-    return Closure(rig.step, window, batches, rig.module, ALONE)
+    global_batch = rig.plan.global_batch(rig.progress.global_batches)
+    batches = rig.loader.stream(rig.progress.global_batches)
+    return Closure(rig.step, global_batch, batches, rig.module, ALONE)
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -94,7 +94,7 @@ def test_a_step_moves_generators_and_statistics_by_one_evaluation() -> None:
     assert next(iter(rig.optimizer.state.values()))["func_evals"] > 2
     after = capture_rng(torch.device("cpu"))
     torch.set_rng_state(state)
-    once.step.differentiate(once.plan.window(0), once.loader.stream(0), Meter())
+    once.step.differentiate(once.plan.global_batch(0), once.loader.stream(0), Meter())
     assert_same_bits(after["torch"], torch.get_rng_state())
     counts = {n: int(b) for n, b in rig.module.named_buffers() if n.endswith("tracked")}
     assert counts
@@ -102,7 +102,7 @@ def test_a_step_moves_generators_and_statistics_by_one_evaluation() -> None:
 
 
 def test_metrics_and_gradient_norm_are_those_before_the_step() -> None:
-    rig, still = lbfgs(clip=0.1), make(clip=0.1)
+    rig, still = lbfgs(clip=0.1), make(clip=0.1, backward="autograd")
     still.drive()
     expected = still.meter.collect(ALONE), float(still.step.gradient_norm())
     rig.drive()

@@ -12,18 +12,18 @@ from configs.errors import InputError
 from configs.load import load_config
 from tests.conftest import launch
 from trainer.build import build
-from trainer.loop import Parts
+from trainer.loop import Run
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopRequest
 from trainer.stretching import BLOCK_BYTES, MOST_EXECUTED
 
 
 @pytest.fixture
-def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[..., Parts]]:
-    built: list[Parts] = []
+def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[..., Run]]:
+    built: list[Run] = []
     before = torch.get_rng_state(), torch.get_float32_matmul_precision()
 
-    def make(*overrides: str) -> Parts:
+    def make(*overrides: str) -> Run:
         command = ["--config=idx", f"--data.root={idx_folder}", f"--output_dir={tmp_path}"]
         command += ["--train.global_batch_size=16", "--logging.progress=off"]
         command += ["--parallel.device=cpu", *overrides]
@@ -60,13 +60,13 @@ def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[..., Parts]]:
     ],
 )
 def test_a_cpu_takes_steps_in_a_row_where_that_pays(
-    parts: Callable[..., Parts], overrides: list[str], most: int
+    parts: Callable[..., Run], overrides: list[str], most: int
 ) -> None:
     assert parts(*overrides).stretches.most == most
 
 
 def test_large_batches_are_not_made_ready_together(
-    parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+    parts: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lies ready has to stay in the caches."""
     made = parts("--train.global_batch_size=100")
@@ -95,7 +95,7 @@ def test_recording_that_is_asked_for_and_impossible_is_refused(tmp_path: Path) -
     ],
 )
 def test_what_a_gpu_cannot_record_is_named(
-    gpu: torch.device, parts: Callable[..., Parts], overrides: list[str], words: str
+    gpu: torch.device, parts: Callable[..., Run], overrides: list[str], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         parts("--parallel.device=cuda", "--compile.capture=true", *overrides)

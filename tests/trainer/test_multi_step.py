@@ -16,7 +16,7 @@ from torch import Tensor
 import trainer.cuda_graphs.recorded_steps
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
-from data.loading.order import Window
+from data.loading.order import GlobalBatch
 from tests.trainer.test_step import TOO_LARGE, Rig, assert_same_bits, make, one_thread
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.side_streams import Branches
@@ -53,7 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fp16, accumulated": {**NOISY, "dtype": "fp16", "micro": 5, "clip": 0.1, "init_scale": 1e9},
 }
 CUTS = ([1] * 24, [2, 3, 2, 1, 6, 7, 1, 2], [7, 1, 2, 6, 8])
-"""Windows of 37 samples in batches of 16: every third one is short."""
+"""Global batches of 37 samples in batches of 16: every third one is short."""
 
 
 class Again:
@@ -109,17 +109,19 @@ def stretches(rig: Rig, *, most: int = 8, recorder: Any = None, ahead: bool = Tr
 
 
 def drive(rig: Rig, steps: Stretches, cuts: list[int]) -> None:
-    """Train, a stretch of at most that many windows after another."""
+    """Train, a stretch of at most that many global batches after another."""
     batches: Iterator[Any] = iter(())  # nobody takes from it
     for count in cuts:
-        windows: list[Window] = []
-        for number in range(rig.progress.window, rig.progress.window + count):
-            window = rig.plan.window(number)
-            if windows and (window.size != windows[0].size or windows[-1].ends_epoch):
-                steps(windows, batches)
-                windows = []
-            windows.append(window)
-        steps(windows, batches)
+        global_batches: list[GlobalBatch] = []
+        for number in range(rig.progress.global_batches, rig.progress.global_batches + count):
+            global_batch = rig.plan.global_batch(number)
+            if global_batches and (
+                global_batch.size != global_batches[0].size or global_batches[-1].ends_epoch
+            ):
+                steps(global_batches, batches)
+                global_batches = []
+            global_batches.append(global_batch)
+        steps(global_batches, batches)
 
 
 def everything(rig: Rig) -> list[Any]:
@@ -129,7 +131,7 @@ def everything(rig: Rig) -> list[Any]:
         dict(rig.ema.module.state_dict()) if rig.ema else {},
         rig.optimizer.state_dict()["state"],
         rig.scaler.state_dict(),
-        {name: getattr(rig.progress, name) for name in ("step", "window", "skipped_steps")},
+        {name: getattr(rig.progress, name) for name in ("step", "global_batches", "skipped_steps")},
         rig.step.learning_rate,
         float(rig.step.gradient_norm()),
         rig.meter.state_dict(),
@@ -188,10 +190,10 @@ def test_fp16_decides_on_the_device_as_it_does_on_the_host(how: str) -> None:
             if not steps:
                 rig.drive(8)
             elif how == "stream":
-                batches = rig.loader.stream(rig.progress.window)
+                batches = rig.loader.stream(rig.progress.global_batches)
                 for count in (2, 1, 2, 1, 2):
-                    first = rig.progress.window
-                    taken([rig.plan.window(first + index) for index in range(count)], batches)
+                    first = rig.progress.global_batches
+                    taken([rig.plan.global_batch(first + index) for index in range(count)], batches)
             else:
                 drive(rig, taken, [8])
             rig.set_scale(TOO_LARGE)
@@ -274,7 +276,7 @@ def test_nothing_that_is_due_is_passed_over(
 ) -> None:
     """Law: every step at which something is due ends a stretch, whatever fp16 skips."""
     plan, total = make().plan, 60
-    progress = SimpleNamespace(window=0, step=0)
+    progress = SimpleNamespace(global_batches=0, step=0)
     parts: Any = SimpleNamespace(
         config=SimpleNamespace(
             train=SimpleNamespace(max_steps=max_steps),
@@ -285,23 +287,23 @@ def test_nothing_that_is_due_is_passed_over(
         state=SimpleNamespace(progress=progress),
         stretches=SimpleNamespace(most=most),
         plan=plan,
-        total_windows=total,
+        total_global_batches=total,
         gradients=GradientLog(torch.nn.Linear(1, 1), gradients),
     )
     passed, ends, watched = set(), set(), set()
-    while progress.window < total and progress.step < (max_steps or total):
-        windows = upcoming(parts)
-        assert 1 <= len(windows) <= most
-        assert len({window.size for window in windows}) == 1
-        assert not any(window.ends_epoch for window in windows[:-1])
+    while progress.global_batches < total and progress.step < (max_steps or total):
+        global_batches = upcoming(parts)
+        assert 1 <= len(global_batches) <= most
+        assert len({global_batch.size for global_batch in global_batches}) == 1
+        assert not any(global_batch.ends_epoch for global_batch in global_batches[:-1])
         before = progress.step
-        for window in windows:
-            assert window.number == progress.window
-            progress.window += 1
-            progress.step += window.number not in skipped
+        for global_batch in global_batches:
+            assert global_batch.number == progress.global_batches
+            progress.global_batches += 1
+            progress.step += global_batch.number not in skipped
             passed.add(progress.step)
         ends.add(progress.step)
-        if len(windows) == 1 and progress.step > before:
+        if len(global_batches) == 1 and progress.step > before:
             watched.add(progress.step)
     assert progress.step <= (max_steps or total)
     for every in (logging, drift, saving):

@@ -85,9 +85,9 @@ class Run(RunSubject):
     def advance(self, step: int) -> None:
         super().advance(step)
         progress, plan = self.rig.progress, self.rig.plan
-        if progress.window % plan.calendar.steps(0) == 0:
-            accuracy = {3: 0.5, 6: 0.4, 9: 0.6}.get(progress.window, 0.1)
-            self.rig.schedule.evaluated({"accuracy": accuracy}, progress.window)
+        if progress.global_batches % plan.epoch_schedule.steps(0) == 0:
+            accuracy = {3: 0.5, 6: 0.4, 9: 0.6}.get(progress.global_batches, 0.1)
+            self.rig.schedule.evaluated({"accuracy": accuracy}, progress.global_batches)
 
 
 def assert_law(make: Any, *, stop: int, total: int) -> list[Subject]:

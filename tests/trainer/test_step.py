@@ -24,7 +24,8 @@ from trainer.checkpoints.state import Progress
 from trainer.engines.native import NativeEngine, flatten_parameters
 from trainer.networks.models import MLP
 from trainer.objective.meter import Meter
-from trainer.objective.task import Best, classification
+from trainer.objective.selection import Selection
+from trainer.objective.task import classification
 from trainer.optim.average import EMA
 from trainer.optim.optimizers import build_optimizer, one_kernel
 from trainer.optim.parameter_groups import group_parameters
@@ -69,9 +70,9 @@ class Rig:
 
     def drive(self, count: int = 1) -> None:
         """Train on the next `count` global batches."""
-        batches = self.loader.stream(self.progress.window)
+        batches = self.loader.stream(self.progress.global_batches)
         for _ in range(count):
-            self.step(self.plan.window(self.progress.window), batches)
+            self.step(self.plan.global_batch(self.progress.global_batches), batches)
 
     def rate(self, step: int) -> float:
         assert isinstance(self.schedule, PureSchedule)
@@ -88,7 +89,7 @@ class Rig:
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """All samples of a global batch, picked from the order of its epoch here and now."""
-        epoch, step = divmod(index, self.plan.calendar.steps(0))
+        epoch, step = divmod(index, self.plan.epoch_schedule.steps(0))
         picked = self.plan.order(epoch)[step * BATCH : (step + 1) * BATCH].to(
             self.data.inputs.device
         )
@@ -177,8 +178,8 @@ def make(
         optimizer=built,
         peak=config.lr,
         total_steps=20,
-        calendar=plan.calendar,
-        best=Best("accuracy", True),
+        epoch_schedule=plan.epoch_schedule,
+        selection=Selection("accuracy", True),
         evaluate_every=1,
     )
     meter, progress = Meter(), Progress()
@@ -248,10 +249,11 @@ def assert_same_bits(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("reduction", ["fast", "exact"])
 @pytest.mark.parametrize("micro", [None, 1, 2, 3, 4, 8, 15, 16])
 @pytest.mark.parametrize("num_samples", [37, 35, 33])
-def test_the_gradient_is_that_of_one_concatenated_batch_in_full_and_short_windows(
+def test_the_gradient_is_that_of_one_concatenated_batch_in_full_and_short_global_batches(
     num_samples: int, micro: int | None, reduction: Literal["fast", "exact"], smoothing: float
 ) -> None:
-    """The third window of an epoch has 5, 3 or 1 samples, the fourth window is the next epoch."""
+    """The third global batch of an epoch has 5, 3 or 1 samples, the fourth global batch is the next
+    epoch."""
     rig = make(num_samples=num_samples, micro=micro, reduction=reduction, smoothing=smoothing)
     for index in range(4):
         _, expected = plain_gradient(rig, index, smoothing)
@@ -348,7 +350,7 @@ def test_each_step_is_taken_at_the_rate_of_the_steps_before_it(warmup: int) -> N
     for index in range(4):
         rig.drive()
         assert rig.optimizer.param_groups[0]["lr"] == rig.rate(index)
-    assert (rig.progress.step, rig.progress.window) == (4, 4)
+    assert (rig.progress.step, rig.progress.global_batches) == (4, 4)
 
 
 def test_the_average_moves_once_after_every_step() -> None:
@@ -364,7 +366,7 @@ def test_the_average_moves_once_after_every_step() -> None:
 @pytest.mark.parametrize("num_before", [1, 3])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("micro", [None, 4])
-def test_a_step_whose_gradient_overflows_moves_nothing_but_the_window(
+def test_a_step_whose_gradient_overflows_moves_nothing_but_the_global_batch(
     optimizer: str, micro: int | None, num_before: int
 ) -> None:
     rig = make(dtype="fp16", optimizer=optimizer, micro=micro, decay=0.9, clip=1.0, warmup=9)
@@ -379,7 +381,7 @@ def test_a_step_whose_gradient_overflows_moves_nothing_but_the_window(
     after = (rig.weights(), rig.optimizer.state_dict()["state"], rig.ema.module.state_dict())
     for mine, theirs in zip(after, before, strict=True):
         assert_same_bits(dict(mine), dict(theirs))
-    assert (rig.progress.step, rig.progress.window) == (num_before, num_before + 1)
+    assert (rig.progress.step, rig.progress.global_batches) == (num_before, num_before + 1)
     assert rig.progress.skipped_steps == 1
     assert rig.scaler.get_scale() == pytest.approx(TOO_LARGE / 2)
     assert rig.meter.collect(Runtime(launcher="python")).loss == 0.0
@@ -387,7 +389,7 @@ def test_a_step_whose_gradient_overflows_moves_nothing_but_the_window(
     rig.set_scale(MODERATE)
     rig.drive()
     assert rig.optimizer.param_groups[0]["lr"] == rig.rate(num_before)
-    assert (rig.progress.step, rig.progress.window) == (num_before + 1, num_before + 2)
+    assert (rig.progress.step, rig.progress.global_batches) == (num_before + 1, num_before + 2)
     assert rig.meter.collect(Runtime(launcher="python")).loss > 0.0
 
 
@@ -412,7 +414,7 @@ def test_a_run_whose_first_steps_overflow_goes_on_as_if_it_had_begun_after_them(
     rig.set_scale(MODERATE)
     rig.drive(3)
     late = make(dtype="fp16", optimizer=optimizer, init_scale=MODERATE)
-    late.progress.window = num_skipped
+    late.progress.global_batches = num_skipped
     late.drive(3)
     assert_same_bits(rig.weights(), late.weights())
     assert_same_bits(rig.optimizer.state_dict()["state"], late.optimizer.state_dict()["state"])
@@ -443,7 +445,7 @@ def test_overflows_with_good_steps_between_them_are_not_divergence(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_an_overflow_on_the_gpu_moves_nothing_but_the_window(
+def test_an_overflow_on_the_gpu_moves_nothing_but_the_global_batch(
     gpu: torch.device, optimizer: str
 ) -> None:
     rig = make(dtype="fp16", optimizer=optimizer, device=gpu, decay=0.9)
@@ -454,7 +456,7 @@ def test_an_overflow_on_the_gpu_moves_nothing_but_the_window(
     rig.drive()
     assert_same_bits(rig.weights(), before[0])
     assert_same_bits(dict(rig.ema.module.state_dict()), before[1])
-    assert (rig.progress.step, rig.progress.window) == (2, 3)
+    assert (rig.progress.step, rig.progress.global_batches) == (2, 3)
 
 
 def test_without_fp16_nothing_is_ever_skipped() -> None:
@@ -464,4 +466,4 @@ def test_without_fp16_nothing_is_ever_skipped() -> None:
         next(rig.module.parameters()).fill_(float("nan"))
     rig.drive()
     assert (rig.progress.step, rig.progress.skipped_steps) == (1, 0)
-    assert rig.meter.first_bad_window(Runtime(launcher="python")) == 0
+    assert rig.meter.first_bad_global_batch(Runtime(launcher="python")) == 0

@@ -22,8 +22,10 @@ class Passes(Protocol):
         """Forget the gradient: the next micro-batch begins a new sum."""
         ...
 
-    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Add the gradient of `share` times the summed loss of a micro-batch.
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of `loss_weight` times the summed loss of a micro-batch.
 
         Args:
             inputs: `(B, ...)` as the data set holds them, not normalised.
@@ -77,9 +79,11 @@ class AutogradPasses:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
         loss, score = self.model(inputs, targets)
-        self.scaler.scale(loss * share).backward()
+        self.scaler.scale(loss * loss_weight).backward()
         return loss.detach(), score
 
     def take(self, out: Tensor) -> None:

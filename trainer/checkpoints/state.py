@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
-from trainer.engines.dtensor import load_whole_state, whole_state
+from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.native import Engine
 from trainer.objective.meter import Meter
-from trainer.objective.task import Best
+from trainer.objective.selection import Selection
 from trainer.optim.average import Average
 from trainer.optim.schedule import Schedule
 from trainer.ranks.collectives import gather_objects
@@ -28,7 +28,7 @@ class Progress:
 
     step: int = 0
     """Optimizer steps taken."""
-    window: int = 0
+    global_batches: int = 0
     """Global batches delivered; more than `step` by the steps that fp16 skipped."""
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
@@ -49,7 +49,7 @@ class Progress:
     """The evaluation that another must beat by `train.min_gain`."""
 
     def evaluated(
-        self, values: dict[str, float], best: Best, *, min_gain: float, regular: bool
+        self, values: dict[str, float], selection: Selection, *, min_gain: float, regular: bool
     ) -> None:
         """Take note of an evaluation at this step.
 
@@ -58,17 +58,26 @@ class Progress:
         """
         self.evaluation_due = False
         self.metrics, self.evaluated_step = values, self.step
-        if best.improves(values, self.best):
+        if selection.improves(values, self.best):
             self.best, self.best_step = values, self.step
         if not regular:
             return
         self.evaluations_without_gain += 1
-        if best.improves(values, self.to_beat, by=min_gain):
+        if selection.improves(values, self.to_beat, by=min_gain):
             self.to_beat, self.evaluations_without_gain = values, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """As checkpoints hold it; there `global_batches` is called `window`."""
+        state = asdict(self)
+        return {"step": state.pop("step"), "window": state.pop("global_batches"), **state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, "global_batches" if name == "window" else name, value)
 
 
 @dataclass(frozen=True, slots=True)
-class Stateful:
+class RunState:
     """The objects of a run that change while it trains."""
 
     engine: Engine
@@ -82,7 +91,7 @@ class Stateful:
     runtime: Runtime
 
 
-def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture(run: RunState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights under their own names, and everything else; copies in host memory.
 
     Every rank must call it: random generators and unlogged metrics are gathered from all.
@@ -94,12 +103,12 @@ def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "reduction": host_copy(run.engine.reduction_state()),
     }
     trainer = {
-        "progress": asdict(run.progress),
+        "progress": run.progress.state_dict(),
         "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
         "optimizer_class": type(run.optimizer).__name__,
         "schedule": run.schedule.state_dict(),
         "scaler": run.precision.scaler.state_dict(),
-        "ema": host_copy(whole_state(run.ema.module)) if run.ema else None,
+        "ema": host_copy(full_state(run.ema.module)) if run.ema else None,
         "device_type": run.runtime.device.type,
         "ranks": gather_objects(run.runtime, mine),
     }
@@ -107,7 +116,7 @@ def capture(run: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(
-    run: Stateful, weights: dict[str, Tensor], trainer: dict[str, Any], *, exact: bool
+    run: RunState, weights: dict[str, Tensor], trainer: dict[str, Any], *, exact: bool
 ) -> list[str]:
     """Put a captured state back, on any number of ranks.
 
@@ -120,13 +129,12 @@ def restore(
     try:
         run.engine.load_weights(weights)
         if run.ema is not None:  # an average begun later starts from the weights
-            load_whole_state(run.ema.module, trainer["ema"] or weights)
+            load_full_state(run.ema.module, trainer["ema"] or weights)
         _restore_optimizer(run.engine, run.optimizer, trainer)
         run.schedule.load_state_dict(trainer.get("schedule", {}))
         if run.precision.scaler.is_enabled() and trainer["scaler"]:
             run.precision.scaler.load_state_dict(trainer["scaler"])
-        for name, value in trainer["progress"].items():
-            setattr(run.progress, name, value)
+        run.progress.load_state_dict(trainer["progress"])
         ranks = trainer["ranks"]
         device_type = trainer["device_type"]
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -147,7 +155,7 @@ def restore(
         part = Meter()
         part.load_state_dict(saved["meter"])
         run.meter.merge(part)
-    seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.window)
+    seed_stream(run.seed, "rank", runtime.rank, "from window", run.progress.global_batches)
     if exact:
         return []  # every shard has a stream of its own, whoever computes it
     notes = []

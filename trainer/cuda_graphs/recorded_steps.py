@@ -11,13 +11,13 @@ from torch import Tensor
 
 from configs.errors import InputError
 from data.loading.loader import ResidentLoader
-from data.loading.order import Window
+from data.loading.order import GlobalBatch
 from data.samples import Batch
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.cuda_graphs.recorder import Recorder
 from trainer.objective.meter import Meter
 from trainer.step import TrainStep
-from trainer.stretches import Knobs, Stretches, slices
+from trainer.stretches import StepHyperparameters, Stretches, slices
 
 LENGTHS = (50, 12, 3, 1)
 """Steps of a recording. A launch costs the device about as much as a step of the MNIST network."""
@@ -48,7 +48,7 @@ class Recording:
     """Steps that can be taken again, on other samples and at other rates."""
 
     block: Batch
-    knobs: Tensor
+    hyperparameters: Tensor
     outcome: Outcome
     replay: Callable[[], None]
 
@@ -82,36 +82,46 @@ class RecordedStretches(Stretches):
         self.warm: dict[int, int] = {}
         self.recordings: dict[tuple[int, int], Recording] = {}
 
-    def __call__(self, windows: Sequence[Window], batches: Iterator[Batch]) -> None:
-        while windows:
-            count = next(n for n in LENGTHS if n <= min(len(windows), self.most))
-            self._take(windows[:count])
-            windows = windows[count:]
+    def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
+        while global_batches:
+            count = next(n for n in LENGTHS if n <= min(len(global_batches), self.most))
+            self._take(global_batches[:count])
+            global_batches = global_batches[count:]
 
-    def _take(self, windows: Sequence[Window]) -> None:
-        size, knobs = windows[0].size, self._knobs(len(windows))
+    def _take(self, global_batches: Sequence[GlobalBatch]) -> None:
+        size, hyperparameters = global_batches[0].size, self._knobs(len(global_batches))
         if not self.warm.get(size) or sum(self.warm.values()) < WARMUP_STEPS:
             self.warm[size] = self.warm.get(size, 0) + 1
-            block, ready = self.loader.block(windows), self._on_device(knobs)
-            outcome = self.recorder.eagerly(lambda: self._outcome(windows, block, ready))
+            block, ready = self.loader.block(global_batches), self._on_device(hyperparameters)
+            outcome = self.recorder.eagerly(lambda: self._outcome(global_batches, block, ready))
         else:
-            key = (len(windows), size)
+            key = (len(global_batches), size)
             if key not in self.recordings:
-                self.recordings[key] = self._record(windows, knobs)
-            outcome = self._replay(self.recordings[key], windows, knobs)
-        self.loader.look_ahead(windows[0].epoch + 1)  # the device is busy, and the host is not
+                self.recordings[key] = self._record(global_batches, hyperparameters)
+            outcome = self._replay(self.recordings[key], global_batches, hyperparameters)
+        self.loader.look_ahead(
+            global_batches[0].epoch + 1
+        )  # the device is busy, and the host is not
         self.step.norm = outcome.norm
         for parameter, gradient in zip(self.step.parameters, outcome.gradients, strict=True):
             parameter.grad = gradient
-        self._remember(windows, outcome.losses, outcome.scores)
-        self._finish(windows, outcome.taken, knobs[0])
+        self._remember(global_batches, outcome.losses, outcome.scores)
+        self._finish(global_batches, outcome.taken, hyperparameters[0])
 
-    def _outcome(self, windows: Sequence[Window], block: Batch, knobs: Tensor) -> Outcome:
+    def _outcome(
+        self, global_batches: Sequence[GlobalBatch], block: Batch, hyperparameters: Tensor
+    ) -> Outcome:
         if self.ahead is not None:
-            losses, scores, taken = self._run_ahead(self.ahead, windows, block, knobs)
+            losses, scores, taken = self._run_ahead(
+                self.ahead, global_batches, block, hyperparameters
+            )
         else:
             meter = Meter()
-            taken = self._run(windows, self._following(slices(windows, block), meter), knobs)
+            taken = self._run(
+                global_batches,
+                self._following(slices(global_batches, block), meter),
+                hyperparameters,
+            )
             losses, scores = torch.stack(meter.losses), torch.stack(meter.scores)
         return Outcome(
             losses,
@@ -121,10 +131,14 @@ class RecordedStretches(Stretches):
             [parameter.grad for parameter in self.step.parameters],
         )
 
-    def _record(self, windows: Sequence[Window], knobs: Knobs) -> Recording:
-        block, ready = self.loader.block(windows), self._on_device(knobs)
+    def _record(
+        self, global_batches: Sequence[GlobalBatch], hyperparameters: StepHyperparameters
+    ) -> Recording:
+        block, ready = self.loader.block(global_batches), self._on_device(hyperparameters)
         try:
-            outcome, replay = self.recorder.record(lambda: self._outcome(windows, block, ready))
+            outcome, replay = self.recorder.record(
+                lambda: self._outcome(global_batches, block, ready)
+            )
         except RuntimeError as error:
             raise InputError(
                 "compile.capture",
@@ -134,11 +148,16 @@ class RecordedStretches(Stretches):
             ) from error
         return Recording(block, ready, outcome, replay)
 
-    def _replay(self, recording: Recording, windows: Sequence[Window], knobs: Knobs) -> Outcome:
-        self.loader.block(windows, out=recording.block)
-        recording.knobs.copy_(torch.tensor(knobs), non_blocking=True)
+    def _replay(
+        self,
+        recording: Recording,
+        global_batches: Sequence[GlobalBatch],
+        hyperparameters: StepHyperparameters,
+    ) -> Outcome:
+        self.loader.block(global_batches, out=recording.block)
+        recording.hyperparameters.copy_(torch.tensor(hyperparameters), non_blocking=True)
         if not self.paced:
-            float(recording.knobs[0, 0])  # waits for the device: once, to learn the pace
+            float(recording.hyperparameters[0, 0])  # waits for the device: once, to learn the pace
             began = time.perf_counter()
         recording.replay()
         if not self.paced:

@@ -19,19 +19,19 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.errors import InputError
 from configs.imports import import_extra
 from configs.schema_execution import CompileConfig, ParallelConfig
-from data.loading.order import MicroBatch, Plan, Window
+from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Batch
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.compiling import compile_if_asked
 from trainer.engines.accelerate_config import MIXED_PRECISION
-from trainer.engines.native import Engine, WholeModel, settle_buckets
+from trainer.engines.native import Engine, ReplicatedModel, freeze_buckets
 from trainer.ranks.precision import DTYPES
 from trainer.ranks.runtime import MPI_SIZES, Runtime
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
-class AccelerateEngine(WholeModel):
+class AccelerateEngine(ReplicatedModel):
     """Autograd's passes, distributed, synchronised and run backward by an `Accelerator`.
 
     Numbers are cast where the native engine casts them, in LossModule, and the loss is scaled by
@@ -68,11 +68,13 @@ class AccelerateEngine(WholeModel):
         if runtime.world_size > 1:
             assert isinstance(self.model, DistributedDataParallel)
             self.gradient_scale = float(runtime.world_size)  # it averages, we want the sum
-            settle_buckets(self.model, self.module, plan, example, runtime.device)
+            freeze_buckets(self.model, self.module, plan, example, runtime.device)
         self.passes = AcceleratedPasses(self.model, loss, self.accelerator)
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
-        if micro.ends_window:
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
+        if micro.ends_global_batch:
             return nullcontext()
         found: AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
         return found
@@ -98,9 +100,11 @@ class AcceleratedPasses(AutogradPasses):
         super().__init__(model, loss.module, loss.precision.scaler)
         self.accelerator = accelerator
 
-    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
         loss, score = self.model(inputs, targets)
-        self.accelerator.backward(loss * share)
+        self.accelerator.backward(loss * loss_weight)
         return loss.detach(), score
 
 

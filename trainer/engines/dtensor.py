@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All parts of a sharded tensor together; a collective."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
+def full_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module with whole tensors, on rank 0; elsewhere without sharded ones.
 
     Every rank calls it. Sharded tensors are gathered one by one and moved to host memory, so that
@@ -27,19 +27,19 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     return _gather(module.state_dict())
 
 
-def load_whole_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_full_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Take over whole tensors, which every rank has; each keeps its part. No communication."""
     own = module.state_dict()
     module.load_state_dict({name: _part(value, own.get(name)) for name, value in state.items()})
 
 
-def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The same of an optimizer, its parameters numbered as torch.optim does."""
     state = optimizer.state_dict()
     return state | {"state": {index: _gather(own) for index, own in state["state"].items()}}
 
 
-def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take over whole state; tensors of a parameter's shape are sharded like it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {

@@ -24,17 +24,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
-from data.loading.order import MicroBatch, Plan, Window
+from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Batch
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.compiling import should_compile
 from trainer.engines.dtensor import (
-    load_whole_optimizer_state,
-    load_whole_state,
-    whole_optimizer_state,
-    whole_state,
+    full_optimizer_state,
+    full_state,
+    load_full_optimizer_state,
+    load_full_state,
 )
-from trainer.engines.native import WholeModel
+from trainer.engines.native import ReplicatedModel
 from trainer.networks.blocks import blocks
 from trainer.optim.muon import MuonWithAdamW
 from trainer.ranks.runtime import Runtime
@@ -42,7 +42,7 @@ from trainer.ranks.runtime import Runtime
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 UNFUSED = (torch.optim.SGD, torch.optim.Adagrad)
 """Their fused kernels do not take sharded tensors."""
-WHOLE_WEIGHTS = (
+NEED_FULL_WEIGHTS = (
     torch.optim.Adafactor,
     torch.optim.LBFGS,
     torch.optim.Muon,
@@ -53,7 +53,7 @@ WHOLE_WEIGHTS = (
 """Optimizers that look at a weight as a whole, or whose operations do not take sharded tensors."""
 
 
-class ShardedEngine(WholeModel):
+class ShardedEngine(ReplicatedModel):
     """Autograd over blocks of weights that are gathered before and freed after they are used.
 
     Weights, gradients and optimizer state are float32 and cut along their first dimension. With a
@@ -103,15 +103,17 @@ class ShardedEngine(WholeModel):
         parts = dict(zip(parameters, self.module.parameters(), strict=True))
         for group in optimizer.param_groups:
             group["params"] = [parts[parameter] for parameter in group["params"]]
-        load_whole_optimizer_state(optimizer, state)
+        load_full_optimizer_state(optimizer, state)
         for group in optimizer.param_groups if isinstance(optimizer, UNFUSED) else []:
             group["fused"] = False
         self.passes = AutogradPasses(loss, self.module, loss.precision.scaler)
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
         """Gradients of all micro-batches but the last stay whole, and are summed where they are."""
-        if self.reduces != micro.ends_window:
-            self.reduces = micro.ends_window
+        if self.reduces != micro.ends_global_batch:
+            self.reduces = micro.ends_global_batch
             assert isinstance(self.module, FSDPModule)
             self.module.set_requires_gradient_sync(self.reduces)
         return nullcontext()
@@ -125,16 +127,16 @@ class ShardedEngine(WholeModel):
             module(self.loss.normalize(self.sample))
 
     def weights(self) -> dict[str, Tensor]:
-        return whole_state(self.module)
+        return full_state(self.module)
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        load_whole_state(self.module, weights)
+        load_full_state(self.module, weights)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return whole_optimizer_state(optimizer)
+        return full_optimizer_state(optimizer)
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        load_whole_optimizer_state(optimizer, state)
+        load_full_optimizer_state(optimizer, state)
 
 
 def shard(
@@ -183,7 +185,7 @@ def check_sharding(config: RunConfig, optimizer: torch.optim.Optimizer) -> None:
     Raises:
         InputError: With what to do instead.
     """
-    if isinstance(optimizer, WHOLE_WEIGHTS):
+    if isinstance(optimizer, NEED_FULL_WEIGHTS):
         raise InputError(
             "optimizer.name",
             given=type(optimizer).__name__,

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loading.loader import zeros_of
-from data.loading.order import MicroBatch, Plan, Window
+from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Batch
 from trainer.backward.autograd import AutogradPasses, LossModule, Passes
 from trainer.backward.compiling import compile_if_asked, should_compile
@@ -43,12 +43,16 @@ class Engine(Protocol):
         """Forget the gradient of the step before."""
         ...
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
         """Around the forward and backward pass of one micro-batch."""
         ...
 
-    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Add the gradient of `share` times the summed loss; see `passes.Passes`."""
+    def differentiate(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of `loss_weight` times the summed loss; see `passes.Passes`."""
         ...
 
     def reduce(self) -> None:
@@ -84,7 +88,7 @@ class Engine(Protocol):
         ...
 
 
-class WholeModel:
+class ReplicatedModel:
     """Every rank holds all weights and all of the optimizer's state, and has passes of its own."""
 
     module: nn.Module
@@ -96,8 +100,10 @@ class WholeModel:
     def clear(self) -> None:
         self.passes.clear()
 
-    def differentiate(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        return self.passes(inputs, targets, share)
+    def differentiate(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        return self.passes(inputs, targets, loss_weight)
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.module.state_dict())
@@ -121,7 +127,7 @@ class WholeModel:
         pass
 
 
-class NativeEngine(WholeModel):
+class NativeEngine(ReplicatedModel):
     """Written-out passes where the network allows it, else autograd, with DDP for several ranks."""
 
     def __init__(
@@ -192,11 +198,13 @@ class NativeEngine(WholeModel):
             static_graph=plan.micro_batches_per_step == 1,
             bucket_cap_mb=parallel.bucket_mb,
         )
-        settle_buckets(ddp, self.module, plan, example, runtime.device)
+        freeze_buckets(ddp, self.module, plan, example, runtime.device)
         return ddp
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
-        return self.reduction.micro_batch(window, micro)
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
+        return self.reduction.micro_batch(global_batch, micro)
 
     def reduce(self) -> None:
         self.reduction.finish()
@@ -208,7 +216,7 @@ class NativeEngine(WholeModel):
         self.reduction.load_state_dict(state, self.device)
 
 
-def settle_buckets(
+def freeze_buckets(
     ddp: DistributedDataParallel,
     module: nn.Module,
     plan: Plan,
@@ -221,7 +229,7 @@ def settle_buckets(
     one), and with three ranks or more the order of additions depends on the layout: without this
     the first steps after a restart would not have the bits of the same steps in an undisturbed run.
     """
-    inputs, targets = zeros_of(example, plan.window(0).micro_batches[0].size, device)
+    inputs, targets = zeros_of(example, plan.global_batch(0).micro_batches[0].size, device)
     before = [buffer.clone() for buffer in module.buffers()]
     ddp.train()  # type: ignore[no-untyped-call]
     for _ in range(2):

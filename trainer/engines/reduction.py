@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.loading.order import MicroBatch, Window
+from data.loading.order import GlobalBatch, MicroBatch
 from trainer.backward.autograd import Passes
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
@@ -21,7 +21,9 @@ class Reduction(Protocol):
     gradient_scale: float
     """Factor of the loss that undoes an average over ranks."""
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
         """Around the forward and backward pass of one micro-batch."""
         ...
 
@@ -53,7 +55,9 @@ class SingleRank(Memoryless):
 
     gradient_scale = 1.0
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def finish(self) -> None:
@@ -67,8 +71,10 @@ class AllReduce(Memoryless):
         self.ddp = ddp
         self.gradient_scale = float(world_size)  # DDP averages over ranks, we want the sum
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
-        return nullcontext() if micro.ends_window else self.ddp.no_sync()
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
+        return nullcontext() if micro.ends_global_batch else self.ddp.no_sync()
 
     def finish(self) -> None:
         pass
@@ -91,7 +97,9 @@ class FlatAllReduce(Memoryless):
         self.gradients = gradients
         self.dtype = dtype
 
-    def micro_batch(self, window: Window, micro: MicroBatch) -> AbstractContextManager[Any]:
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def finish(self) -> None:
@@ -106,8 +114,8 @@ class FlatAllReduce(Memoryless):
 class PairwiseTree(Memoryless):
     """Shard gradients summed along one fixed binary tree, whoever computes them.
 
-    Every shard draws its random numbers from a stream of its own, f(seed, window, shard). A rank
-    sums its contiguous shards as a subtree; then ranks exchange partial sums with partners at
+    Every shard draws its random numbers from a stream of its own, f(seed, global batch, shard). A
+    rank sums its contiguous shards as a subtree; then ranks exchange partial sums with partners at
     distance 1, 2, 4, ... IEEE addition is commutative, so both partners get the same bits, and the
     sequence of additions does not depend on the number of ranks. Floating-point buffers (batch-norm
     statistics) start each shard from the same value and become the mean over shards; integer ones
@@ -131,9 +139,9 @@ class PairwiseTree(Memoryless):
         self.counted: list[Tensor] = []
 
     @contextmanager
-    def micro_batch(self, window: Window, micro: MicroBatch) -> Iterator[None]:
+    def micro_batch(self, global_batch: GlobalBatch, micro: MicroBatch) -> Iterator[None]:
         if micro.begins_shard:
-            seed_stream(self.seed, "shard", window.number, micro.shard)
+            seed_stream(self.seed, "shard", global_batch.number, micro.shard)
             if not self.subtrees:
                 self.start = [buffer.clone() for buffer in (*self.buffers, *self.counters)]
             for buffer, start in zip((*self.buffers, *self.counters), self.start, strict=True):

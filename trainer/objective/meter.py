@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ class Totals:
     score: float
 
 
-class Copies:
+class HostCopies:
     """Tensors on their way to the host; whoever asks for them waits for the device."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -46,14 +45,14 @@ def _pinned(like: Tensor) -> Tensor:
 
 
 @dataclass(slots=True)
-class Cut:
+class UnreadMetrics:
     """Metrics of some micro-batches."""
 
-    windows: list[int] = field(default_factory=list)
+    global_batches: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    coming: list[Copies] = field(default_factory=list)
+    coming: list[HostCopies] = field(default_factory=list)
     """Losses and scores `(n,)` of the micro-batches after those."""
 
     def fetch(self) -> None:
@@ -76,14 +75,14 @@ class Cut:
         loss, score, count = sums
         return Totals(loss / max(count, 1), score / max(count, 1))
 
-    def first_bad_window(self, runtime: Runtime) -> int | None:
+    def first_bad_global_batch(self, runtime: Runtime) -> int | None:
         """First global batch whose loss was not finite on some rank.
 
         Waits for the device; one all-reduce.
         """
         self.fetch()
         latest = torch.iinfo(torch.int64).max
-        losses = zip(self.windows, self.losses, strict=True)
+        losses = zip(self.global_batches, self.losses, strict=True)
         first = min((w for w, loss in losses if not math.isfinite(loss)), default=latest)
         if runtime.world_size > 1:
             first = -int(max_(runtime, torch.tensor(-first, device=runtime.device)))
@@ -94,50 +93,50 @@ class Cut:
 class Meter:
     """Remembers every micro-batch; nothing is fetched from the device before somebody asks."""
 
-    known: Cut = field(default_factory=Cut)
-    windows: list[int] = field(default_factory=list)
+    known: UnreadMetrics = field(default_factory=UnreadMetrics)
+    global_batches: list[int] = field(default_factory=list)
     """Of the micro-batches since, whose tensors have not set out yet."""
     counts: list[int] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
 
-    def add(self, window: int, loss_sum: Tensor, score: Tensor, count: int) -> None:
+    def add(self, global_batch: int, loss_sum: Tensor, score: Tensor, count: int) -> None:
         """Remember the summed loss and the summed score of a micro-batch."""
-        self.windows.append(window)
+        self.global_batches.append(global_batch)
         self.counts.append(count)
         self.losses.append(loss_sum)
         self.scores.append(score)
 
     def extend(
-        self, windows: Sequence[int], losses: Tensor, scores: Tensor, counts: Sequence[int]
+        self, global_batches: Sequence[int], losses: Tensor, scores: Tensor, counts: Sequence[int]
     ) -> None:
         """Remember some micro-batches in a row, `(n,)`; the tensors may be overwritten then."""
         self._send()
-        self.known.windows += windows
+        self.known.global_batches += global_batches
         self.known.counts += counts
-        self.known.coming.append(Copies([losses, scores]))
+        self.known.coming.append(HostCopies([losses, scores]))
 
-    def cut(self) -> Cut:
+    def cut(self) -> UnreadMetrics:
         """What has come together since the last time; starts anew. Does not wait."""
         self._send()
-        found, self.known = self.known, Cut()
+        found, self.known = self.known, UnreadMetrics()
         return found
 
     def collect(self, runtime: Runtime) -> Totals:
         """Average over micro-batches and ranks, and start anew. Waits for the device."""
         return self.cut().totals(runtime)
 
-    def first_bad_window(self, runtime: Runtime) -> int | None:
-        """See `Cut.first_bad_window`; nothing is forgotten."""
+    def first_bad_global_batch(self, runtime: Runtime) -> int | None:
+        """See `UnreadMetrics.first_bad_global_batch`; nothing is forgotten."""
         self._send()
-        return self.known.first_bad_window(runtime)
+        return self.known.first_bad_global_batch(runtime)
 
-    def forget(self, window: int) -> None:
+    def forget(self, global_batch: int) -> None:
         """Drop a global batch whose optimizer step was skipped. Waits for the device."""
         cut = self._all()
-        kept = [index for index, number in enumerate(cut.windows) if number != window]
-        self.known = Cut(
-            [cut.windows[index] for index in kept],
+        kept = [index for index, number in enumerate(cut.global_batches) if number != global_batch]
+        self.known = UnreadMetrics(
+            [cut.global_batches[index] for index in kept],
             [cut.counts[index] for index in kept],
             [cut.losses[index] for index in kept],
             [cut.scores[index] for index in kept],
@@ -146,7 +145,7 @@ class Meter:
     def merge(self, other: Meter) -> None:
         """Take over the micro-batches of another one. Waits for the device."""
         mine, theirs = self._all(), other._all()
-        mine.windows += theirs.windows
+        mine.global_batches += theirs.global_batches
         mine.counts += theirs.counts
         mine.losses += theirs.losses
         mine.scores += theirs.scores
@@ -154,7 +153,7 @@ class Meter:
     def state_dict(self) -> dict[str, Any]:
         cut = self._all()
         return {
-            "windows": list(cut.windows),
+            "windows": list(cut.global_batches),
             "losses": torch.tensor(cut.losses, dtype=torch.float64),
             "scores": torch.tensor(cut.scores, dtype=torch.float64),
             "counts": list(cut.counts),
@@ -163,45 +162,18 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         losses, scores = (state[name].tolist() for name in ("losses", "scores"))
         self.cut()
-        self.known = Cut(list(state["windows"]), list(state["counts"]), losses, scores)
+        self.known = UnreadMetrics(list(state["windows"]), list(state["counts"]), losses, scores)
 
     def _send(self) -> None:
         """Let what lies on the device set out for the host."""
         if self.losses:
-            self.known.windows += self.windows
+            self.known.global_batches += self.global_batches
             self.known.counts += self.counts
-            copies = Copies([torch.stack(self.losses), torch.stack(self.scores)])
+            copies = HostCopies([torch.stack(self.losses), torch.stack(self.scores)])
             self.known.coming.append(copies)
-            self.windows, self.counts, self.losses, self.scores = [], [], [], []
+            self.global_batches, self.counts, self.losses, self.scores = [], [], [], []
 
-    def _all(self) -> Cut:
+    def _all(self) -> UnreadMetrics:
         self._send()
         self.known.fetch()
         return self.known
-
-
-class Stopwatch:
-    """Training time and throughput; time between a `lap` and the next `mark` is not counted."""
-
-    def __init__(self) -> None:
-        self.total_seconds = 0.0
-        self._since_read = 0.0
-        self._samples = 0
-        self._mark = time.perf_counter()
-
-    def mark(self) -> None:
-        self._mark = time.perf_counter()
-
-    def lap(self, samples: int) -> None:
-        """The work since the last mark was on this many samples."""
-        seconds = time.perf_counter() - self._mark
-        self._mark += seconds
-        self.total_seconds += seconds
-        self._since_read += seconds
-        self._samples += samples
-
-    def read(self) -> float:
-        """Samples per second since the last reading."""
-        rate = self._samples / max(self._since_read, 1e-9)
-        self._since_read, self._samples = 0.0, 0
-        return rate

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +13,7 @@ from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.registry import resolve
 from configs.schema_training import TaskConfig
+from trainer.objective.losses import LOSS_PROTOCOL, Loss, summed
 from trainer.objective.metrics import (
     Accuracy,
     Errors,
@@ -25,9 +23,6 @@ from trainer.objective.metrics import (
     Metric,
     hits,
 )
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs `(B, ...)` in float32 or float64 and targets `(B, ...)` -> the loss, summed over B."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,33 +170,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "regression": regression,
 }
 
-LOSS_PROTOCOL = (
-    "a callable (outputs, targets) -> the loss of every sample or of every output, `(B, ...)`, or "
-    "its mean over the batch; it is called with reduction='none' if it takes that"
-)
 METRIC_PROTOCOL = (
     "a class or an object with `width`, `higher_is_better`, `sums(outputs, targets)` -> `(width,)` "
     "and `compute(sums, count)` -> a dict of values by name (see trainer/objective/metrics.py)"
 )
-
-
-def summed(loss: Callable[..., Tensor]) -> Loss:
-    """A loss as torch's functions and users write them -> the sum over samples.
-
-    Several outputs of a sample are averaged. Of a loss that returns one number, the mean over the
-    batch is assumed.
-    """
-    options = {"reduction": "none"} if _takes(loss, "reduction") else {}
-
-    def total(outputs: Tensor, targets: Tensor) -> Tensor:
-        if targets.is_floating_point() or outputs.shape == targets.shape:
-            targets = targets.to(outputs.dtype)
-        value = loss(outputs, targets, **options)
-        if value.dim() == 0:
-            return value * len(outputs)
-        return value.reshape(len(outputs), -1).mean(1).sum()
-
-    return total
 
 
 def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
@@ -242,43 +214,3 @@ def _metric(path: str) -> Metric:
     if not isinstance(found, Metric):
         raise InputError("task.metrics", given=path, expected=METRIC_PROTOCOL)
     return found
-
-
-def _takes(function: Callable[..., Any], name: str) -> bool:
-    try:
-        return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built into torch
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """Which of two evaluations is the better one."""
-
-    metric: str
-    higher: bool
-
-    def score(self, values: dict[str, float]) -> float:
-        """The metric, negated where less of it is better."""
-        value = values[self.metric]
-        return value if self.higher else -value
-
-    def improves(self, values: dict[str, float], best: dict[str, float], by: float = 0.0) -> bool:
-        """Whether an evaluation beats the best one so far; what is not a number never does."""
-        score = self.score(values)
-        if math.isnan(score):
-            return False
-        return self.metric not in best or score - self.score(best) > by
-
-
-def choose_best(task: Task, metric: str | None, mode: str) -> Best:
-    """What `evaluate.best` and `evaluate.best_mode` ask for.
-
-    Raises:
-        InputError: For a metric that no evaluation reports.
-    """
-    known = task.names()
-    name = metric or task.best
-    if name not in known:
-        raise InputError("evaluate.best", given=name, expected=f"one of {', '.join(known)}")
-    return Best(name, {"auto": known[name], "max": True, "min": False}[mode])

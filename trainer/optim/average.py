@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema_training import TrainConfig
-from data.loading.epoch_schedule import Calendar
+from data.loading.epoch_schedule import EpochSchedule
 
 
 class Average(Protocol):
@@ -27,8 +27,9 @@ class Average(Protocol):
         """Go that part of the way to the weights."""
         ...
 
-    def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:
-        """After the `num_updates`-th optimizer step, on the `num_windows`-th global batch."""
+    def update(self, model: nn.Module, num_updates: int, num_global_batches: int) -> None:
+        """After the `num_updates`-th optimizer step, on the `num_global_batches`-th global
+        batch."""
         ...
 
 
@@ -49,7 +50,7 @@ class EMA:
     def weight(self, num_updates: int) -> float:
         return 1 - min(self.decay, (1 + num_updates) / (10 + num_updates))
 
-    def update(self, model: nn.Module, num_updates: int, num_windows: int = 0) -> None:
+    def update(self, model: nn.Module, num_updates: int, num_global_batches: int = 0) -> None:
         """Take one step towards `model`, after its `num_updates`-th optimizer step."""
         self.move(model, self.weight(num_updates))
 
@@ -76,9 +77,9 @@ class SWA:
 
     follows_every_step = False
 
-    def __init__(self, model: nn.Module, first_epoch: int, calendar: Calendar) -> None:
+    def __init__(self, model: nn.Module, first_epoch: int, epoch_schedule: EpochSchedule) -> None:
         self.first_epoch = first_epoch
-        self.calendar = calendar
+        self.epoch_schedule = epoch_schedule
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
 
     def weight(self, num_updates: int) -> float:
@@ -88,9 +89,9 @@ class SWA:
         pass
 
     @torch.no_grad()
-    def update(self, model: nn.Module, num_updates: int, num_windows: int) -> None:
+    def update(self, model: nn.Module, num_updates: int, num_global_batches: int) -> None:
         """Take the weights into the mean if this global batch ended an epoch."""
-        epoch, step, *_ = self.calendar.place(num_windows)
+        epoch, step, *_ = self.epoch_schedule.locate(num_global_batches)
         before = max(epoch - self.first_epoch, 0)
         if step and epoch >= self.first_epoch:
             return
@@ -103,10 +104,12 @@ class SWA:
                 average.copy_(current)
 
 
-def build_average(config: TrainConfig, model: nn.Module, calendar: Calendar) -> Average | None:
+def build_average(
+    config: TrainConfig, model: nn.Module, epoch_schedule: EpochSchedule
+) -> Average | None:
     """The average that a config asks for, as a copy of the raw module."""
     if config.ema_decay is not None:
         return EMA(model, config.ema_decay)
     if config.swa_from_epoch is not None:
-        return SWA(model, config.swa_from_epoch, calendar)
+        return SWA(model, config.swa_from_epoch, epoch_schedule)
     return None

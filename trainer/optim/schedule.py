@@ -15,8 +15,8 @@ import torch
 from configs.errors import InputError
 from configs.registry import any_case, resolve
 from configs.schema_training import ScheduleConfig
-from data.loading.epoch_schedule import Calendar
-from trainer.objective.task import Best
+from data.loading.epoch_schedule import EpochSchedule
+from trainer.objective.selection import Selection
 from trainer.optim.torch_schedule import SCHEDULERS, TorchSchedule, makes_scheduler, set_rate
 
 
@@ -28,7 +28,7 @@ class Schedule(Protocol):
         """Optimizer steps of the run."""
         ...
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:
+    def apply(self, optimizer: torch.optim.Optimizer, step: int, global_batch: int) -> float:
         """Set the rate of the step that comes after `step` finished ones.
 
         A group's rate is the schedule's times the group's `lr_scale`. Asking again changes nothing.
@@ -36,15 +36,15 @@ class Schedule(Protocol):
         Args:
             optimizer: Its groups are set.
             step: Optimizer steps taken, without those that fp16 skipped.
-            window: Global batches delivered.
+            global batch: Global batches delivered.
 
         Returns:
             The rate of a group without a scale.
         """
         ...
 
-    def evaluated(self, values: dict[str, float], window: int) -> None:
-        """What an evaluation said after `window` global batches."""
+    def evaluated(self, values: dict[str, float], global_batch: int) -> None:
+        """What an evaluation said after `global_batch` global batches."""
         ...
 
     def preview(self, steps: Sequence[int]) -> list[float]:
@@ -104,7 +104,7 @@ class PureSchedule:
     config: ScheduleConfig
     peak: float
     total_steps: int
-    calendar: Calendar
+    epoch_schedule: EpochSchedule
 
     def __call__(self, step: int) -> float:
         warmup = self.config.warmup_steps
@@ -113,15 +113,17 @@ class PureSchedule:
         after = step - warmup
         # The last step of the run is at progress 1.
         progress = min(after / max(self.total_steps - warmup - 1, 1), 1.0)
-        epochs = self.calendar.epochs(step) - (self.calendar.epochs(warmup) if warmup else 0.0)
+        epochs = self.epoch_schedule.epochs(step) - (
+            self.epoch_schedule.epochs(warmup) if warmup else 0.0
+        )
         return self.peak * self.shape(self.config, progress, epochs)
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:
+    def apply(self, optimizer: torch.optim.Optimizer, step: int, global_batch: int) -> float:
         rate = self(step)
         set_rate(optimizer, rate)
         return rate
 
-    def evaluated(self, values: dict[str, float], window: int) -> None:
+    def evaluated(self, values: dict[str, float], global_batch: int) -> None:
         pass
 
     def preview(self, steps: Sequence[int]) -> list[float]:
@@ -142,8 +144,8 @@ def build_schedule(
     optimizer: torch.optim.Optimizer,
     peak: float,
     total_steps: int,
-    calendar: Calendar,
-    best: Best,
+    epoch_schedule: EpochSchedule,
+    selection: Selection,
     evaluate_every: int | None,
 ) -> Schedule:
     """The schedule of a run of `total_steps` optimizer steps.
@@ -154,7 +156,7 @@ def build_schedule(
         peak: The learning rate of the config.
         total_steps: Optimizer steps of the run.
         calendar: Global batches of the epochs.
-        best: The metric that ReduceLROnPlateau watches.
+        selection: The metric that ReduceLROnPlateau watches.
         evaluate_every: Epochs between evaluations, if there are any before the end.
 
     Raises:
@@ -176,8 +178,8 @@ def build_schedule(
             optimizer,
             peak=peak,
             total_steps=total_steps,
-            calendar=calendar,
-            best=best,
+            epoch_schedule=epoch_schedule,
+            selection=selection,
             evaluate_every=evaluate_every,
         )
     if config.kwargs and config.name in SHAPES:
@@ -187,7 +189,7 @@ def build_schedule(
             expected=f"none with schedule.name={config.name}, which has keys of its own",
             remedy="See schedule.final_fraction, peak_fraction, every_epochs and gamma.",
         )
-    return PureSchedule(shape, config, peak, total_steps, calendar)
+    return PureSchedule(shape, config, peak, total_steps, epoch_schedule)
 
 
 def _anneal(start: float, end: float, progress: float) -> float:

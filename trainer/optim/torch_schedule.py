@@ -17,8 +17,8 @@ from configs.errors import InputError
 from configs.imports import call_with, import_object, is_import_path
 from configs.registry import any_case, resolve
 from configs.schema_training import ScheduleConfig
-from data.loading.epoch_schedule import Calendar
-from trainer.objective.task import Best
+from data.loading.epoch_schedule import EpochSchedule
+from trainer.objective.selection import Selection
 
 Scheduler = lr_scheduler.LRScheduler
 
@@ -78,8 +78,8 @@ class TorchSchedule:
         *,
         peak: float,
         total_steps: int,
-        calendar: Calendar,
-        best: Best,
+        epoch_schedule: EpochSchedule,
+        selection: Selection,
         evaluate_every: int | None,
     ) -> None:
         """See `schedule.build_schedule`; `factory` is a class or a function with its arguments.
@@ -88,16 +88,16 @@ class TorchSchedule:
             InputError: If it cannot be built, or could not be saved.
         """
         self.total_steps = total_steps
-        self.calendar = calendar
+        self.epoch_schedule = epoch_schedule
         self.per_epoch = config.interval == "epoch"
         self.warmup = config.warmup_steps
-        self.metric = best.metric
+        self.metric = selection.metric
         self.evaluate_every = evaluate_every
         self.count = 0
         self.stand_in = StandIn(optimizer, peak)
-        epochs = calendar.place(total_steps - 1).epoch + 1
+        epochs = epoch_schedule.locate(total_steps - 1).epoch + 1
         length = epochs if self.per_epoch else total_steps - self.warmup
-        offered = _offer(factory, config.kwargs, peak=peak, length=length, best=best)
+        offered = _offer(factory, config.kwargs, peak=peak, length=length, selection=selection)
         self.made_of = [config.name, config.kwargs, offered, peak, config.interval, self.warmup]
         self.scheduler = _build(factory, config.kwargs, self.stand_in, peak, offered)
         self.wants_metric = _wants_metric(self.scheduler)
@@ -133,26 +133,26 @@ class TorchSchedule:
                 remedy=f"A checkpoint could not be loaded: {str(error).splitlines()[0]}",
             ) from None
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int, window: int) -> float:
-        rate = self._rate(step, window)
+    def apply(self, optimizer: torch.optim.Optimizer, step: int, global_batch: int) -> float:
+        rate = self._rate(step, global_batch)
         mine = self.stand_in.param_groups[0]
         for group in optimizer.param_groups:
             group.update({key: mine[key] for key in self.moved if key in group})
         set_rate(optimizer, rate)
         return rate
 
-    def _rate(self, step: int, window: int) -> float:
+    def _rate(self, step: int, global_batch: int) -> float:
         done = max(step - self.warmup, 0)
         if self.per_epoch:
-            done = self.calendar.place(window).epoch
+            done = self.epoch_schedule.locate(global_batch).epoch
         while self.count < done and not self.wants_metric:
             self.scheduler.step()
             self.count += 1
         rising = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
         return float(self.stand_in.param_groups[0]["lr"]) * rising
 
-    def evaluated(self, values: dict[str, float], window: int) -> None:
-        ended = self.calendar.epochs_ended(window)
+    def evaluated(self, values: dict[str, float], global_batch: int) -> None:
+        ended = self.epoch_schedule.epochs_ended(global_batch)
         if self.wants_metric and ended and ended % (self.evaluate_every or 1) == 0:
             self.scheduler.step(values[self.metric])  # type: ignore[arg-type]
             self.count += 1
@@ -195,7 +195,12 @@ def makes_scheduler(found: Callable[..., Any]) -> bool:
 
 
 def _offer(
-    factory: Callable[..., Any], kwargs: dict[str, Any], *, peak: float, length: int, best: Best
+    factory: Callable[..., Any],
+    kwargs: dict[str, Any],
+    *,
+    peak: float,
+    length: int,
+    selection: Selection,
 ) -> dict[str, Any]:
     """What a class of torch's need not be told: the highest rate, how long, which way is better."""
     if factory not in SCHEDULERS.values():
@@ -204,7 +209,7 @@ def _offer(
     if not {"epochs", "steps_per_epoch"} & set(kwargs):
         known["total_steps"] = length
     if factory is lr_scheduler.ReduceLROnPlateau:
-        known["mode"] = "max" if best.higher else "min"
+        known["mode"] = "max" if selection.higher else "min"
     takes = inspect.signature(factory).parameters
     return {key: value for key, value in known.items() if key in takes}
 

@@ -17,12 +17,12 @@ from configs.schema_execution import ProfileConfig
 from data.samples import Batch
 from trainer.checkpoints.run_directory import write_atomically
 from trainer.checkpoints.state import Progress
-from trainer.objective.meter import Stopwatch
 from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.summary import Facts, markdown
 from trainer.profiling.trace import read_trace
 from trainer.ranks.precision import Precision
 from trainer.ranks.runtime import Runtime
+from trainer.records.stopwatch import Stopwatch
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 MATMUL_SECONDS = 0.3
@@ -85,13 +85,13 @@ class TorchProfiler:
         self.progress = progress
         self.watch = watch
         self.steps = config.steps
-        self.start = progress.window + config.warmup_steps
+        self.start = progress.global_batches + config.warmup_steps
         # The second half of the warm-up is timed, without the profiler's own cost.
-        self.timed_from = progress.window + config.warmup_steps // 2
+        self.timed_from = progress.global_batches + config.warmup_steps // 2
         self.timed: list[tuple[int, float]] = []
         self.profile: profile | None = None
         self.recording = False
-        self.windows = (0, 0)
+        self.global_batches = (0, 0)
         self.input_shape: tuple[int, ...] = ()
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -101,17 +101,20 @@ class TorchProfiler:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        window = self.progress.window
-        if window >= self.timed_from and not self.timed:
-            self._time(window)
-        if window >= self.start and self.profile is None:
-            self._time(window)
-            self._begin(window)
-        with record_function(f"{STEP}{window}") if self.recording else nullcontext():
+        global_batch = self.progress.global_batches
+        if global_batch >= self.timed_from and not self.timed:
+            self._time(global_batch)
+        if global_batch >= self.start and self.profile is None:
+            self._time(global_batch)
+            self._begin(global_batch)
+        with record_function(f"{STEP}{global_batch}") if self.recording else nullcontext():
             yield
-            if self.recording and self.progress.window >= self.windows[0] + self.steps:
+            if (
+                self.recording
+                and self.progress.global_batches >= self.global_batches[0] + self.steps
+            ):
                 self._synchronize()  # work still queued belongs to the last step
-        if self.recording and self.progress.window >= self.windows[0] + self.steps:
+        if self.recording and self.progress.global_batches >= self.global_batches[0] + self.steps:
             self._end()
 
     def report(self, module: nn.Module, sizes: Sequence[int]) -> str | None:
@@ -135,7 +138,7 @@ class TorchProfiler:
         text = markdown(
             break_down(read_trace(trace)),
             Facts(
-                windows=self.windows,
+                global_batches=self.global_batches,
                 rank=self.runtime.rank,
                 world_size=self.runtime.world_size,
                 device=_device_name(self.runtime.device),
@@ -156,24 +159,24 @@ class TorchProfiler:
                 return
             yield batch
 
-    def _time(self, window: int) -> None:
+    def _time(self, global_batch: int) -> None:
         self._synchronize()
-        self.timed.append((window, self.watch.total_seconds))
+        self.timed.append((global_batch, self.watch.total_seconds))
 
-    def _begin(self, window: int) -> None:
+    def _begin(self, global_batch: int) -> None:
         activities = [ProfilerActivity.CPU]
         if self.runtime.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         self.profile = profile(activities=activities)
         self.profile.start()
         self.recording = True
-        self.windows = (window, window)
+        self.global_batches = (global_batch, global_batch)
 
     def _end(self) -> None:
         assert self.profile is not None
         self.profile.stop()
         self.recording = False
-        self.windows = (self.windows[0], self.progress.window)
+        self.global_batches = (self.global_batches[0], self.progress.global_batches)
 
     def _synchronize(self) -> None:
         if self.runtime.device.type == "cuda":

@@ -18,7 +18,7 @@ EXPLANATIONS = {
 class Facts:
     """What a trace does not tell."""
 
-    windows: tuple[int, int]
+    global_batches: tuple[int, int]
     """First profiled global batch, and the one after the last."""
     rank: int
     world_size: int
@@ -33,7 +33,7 @@ class Facts:
 
     @property
     def num_steps(self) -> int:
-        return self.windows[1] - self.windows[0]
+        return self.global_batches[1] - self.global_batches[0]
 
 
 def utilisation(found: Breakdown, facts: Facts) -> float:
@@ -60,11 +60,12 @@ def _operations(found: Breakdown, facts: Facts) -> str:
 def markdown(found: Breakdown, facts: Facts) -> str:
     """The page; tables that read well as plain text, too."""
     steps = facts.num_steps
+    first, last = facts.global_batches
     profiled = found.total_seconds / steps
     lines = [
         "# Profile",
         "",
-        f"Steps {facts.windows[0] + 1} to {facts.windows[1]} of the run on rank {facts.rank} of "
+        f"Steps {first + 1} to {last} of the run on rank {facts.rank} of "
         f"{facts.world_size}: {facts.device}, {facts.dtype}. Time is divided by what "
         + ("the GPU executed." if found.on_device else "the training thread executed."),
         "",

@@ -60,7 +60,7 @@ def barrier(runtime: Runtime) -> None:
     sum_(runtime, torch.zeros(1, device=runtime.device))
 
 
-def together(runtime: Runtime, work: Callable[[], T]) -> T:
+def raise_on_all_ranks(runtime: Runtime, work: Callable[[], T]) -> T:
     """Do rank-local work; if it is refused on any rank, every rank raises that one InputError.
 
     Without this a rank that fails alone would leave the others waiting for it.

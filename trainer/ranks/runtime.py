@@ -102,7 +102,7 @@ def _contradiction(env: Mapping[str, str], names: tuple[str, ...], expected: str
     )
 
 
-def place(runtime: Runtime, config: ParallelConfig) -> Runtime:
+def choose_device(runtime: Runtime, config: ParallelConfig) -> Runtime:
     """Choose the device and the backend, or say why the ones asked for cannot be had.
 
     Raises:

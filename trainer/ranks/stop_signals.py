@@ -63,7 +63,7 @@ def stop_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
 
 
-class Poll:
+class StopPoll:
     """Asks at every step whether any rank was told to stop, but talks to the others rarely.
 
     Every rank must call it equally often. How many calls lie between two exchanges follows from

@@ -114,7 +114,7 @@ def _score(record: Record, facts: RunFacts) -> str:
 
 
 def _evaluation_line(record: Record, facts: RunFacts) -> str:
-    names = dict.fromkeys((facts.best.metric, "loss"))
+    names = dict.fromkeys((facts.selection.metric, "loss"))
     values = "  ".join(f"test {name} {shown(name, record[f'eval/{name}'])}" for name in names)
     return f"epoch {record['epoch']:g}  step {record['step']}  {values}"
 

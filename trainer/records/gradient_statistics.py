@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.engines.dtensor import whole
+from trainer.engines.dtensor import full_tensor
 from trainer.records.sinks import Record
 
 
@@ -53,7 +53,7 @@ class GradientLog:
         self.before = []
         if not names:
             return {}
-        norms = torch.stack([whole(torch.linalg.vector_norm(c.float())) for c in columns])
+        norms = torch.stack([full_tensor(torch.linalg.vector_norm(c.float())) for c in columns])
         gradient, moved, before, after = norms.view(-1, 4).unbind(1)
         ratio = (moved / torch.where(before > 0, before, after)).where(moved != 0, 0.0)
         record: Record = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.objective.task import Best
+from trainer.objective.selection import Selection
 
 Record = dict[str, float]
 """`step`, `epoch`, `time`, and values such as `train/loss` or `eval/accuracy`."""
@@ -25,7 +25,7 @@ class RunFacts:
     samples_per_epoch: int
     score_name: str
     """What `train/SCORE_NAME` records beside the loss."""
-    best: Best
+    selection: Selection
     """Which evaluation is better."""
     first_step: int
     """Step the run starts or continues from; records after it from an earlier try are void."""

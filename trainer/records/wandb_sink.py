@@ -12,7 +12,7 @@ from typing import Any
 
 from configs.identity import nest
 from configs.schema_execution import WandbConfig
-from trainer.objective.task import Best
+from trainer.objective.selection import Selection
 from trainer.records.sinks import Record, RunFacts
 
 log = logging.getLogger("convoy")
@@ -35,10 +35,10 @@ class WandbSink:
         self.sent: dict[str, float] = {}
         """Last step of each group of keys that W&B has."""
         self.best: dict[str, float] = {}
-        self.which: Best | None = None
+        self.selection: Selection | None = None
 
     def start(self, facts: RunFacts) -> None:
-        self.which = facts.best
+        self.selection = facts.selection
         mode = os.environ.get("WANDB_MODE") or self.config.mode
         if mode == "disabled":
             return
@@ -102,7 +102,7 @@ class WandbSink:
             self.run.log({key: v for key, v in record.items() if "/" not in key or key in new})
             values = {key[5:]: value for key, value in record.items() if key.startswith("eval/")}
             known = {key[5:]: value for key, value in self.best.items()}
-            if values and self.which is not None and self.which.improves(values, known):
+            if values and self.selection is not None and self.selection.improves(values, known):
                 self.best = {f"best/{name}": value for name, value in values.items()}
                 self.best["best/step"] = step
                 self.run.summary.update(self.best)

@@ -87,7 +87,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
 
 
 def test_batches_depend_neither_on_workers_nor_on_where_a_run_starts(data: Datasets) -> None:
-    """Law: window i is the same with 0 and 2 workers, from the start and from the middle."""
+    """Law: global batch i is the same with 0 and 2 workers, from the start and from the middle."""
     alone = take(host(data, 0).stream(0), 8)
     assert_same(take(host(data, 2).stream(0), 8), alone)
     assert_same(take(host(data, 0).stream(3), 5), alone[3:])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import InputError
-from data.loading.epoch_schedule import Calendar
+from data.loading.epoch_schedule import EpochSchedule
 from data.loading.order import Plan
 
 LAWS = settings(max_examples=100, deadline=None)
@@ -45,18 +45,18 @@ def written_out(keys: dict[str, Any]) -> list[list[int]]:
 @LAWS
 @given(keys=calendars())
 def test_every_global_batch_is_where_counting_finds_it(keys: dict[str, Any]) -> None:
-    calendar, epochs = Calendar(**keys), written_out(keys)
-    window = samples = 0
+    epoch_schedule, epochs = EpochSchedule(**keys), written_out(keys)
+    global_batch = samples = 0
     for epoch, sizes in enumerate(epochs):
-        assert calendar.windows_before(epoch) == window
-        assert calendar.steps(epoch) == len(sizes)
-        assert calendar.epochs_ended(window) == (epoch or None)
+        assert epoch_schedule.global_batches_before(epoch) == global_batch
+        assert epoch_schedule.steps(epoch) == len(sizes)
+        assert epoch_schedule.epochs_ended(global_batch) == (epoch or None)
         for step, size in enumerate(sizes):
-            assert calendar.place(window)[:3] == (epoch, step, len(sizes))
-            assert calendar.samples_before(window) == samples
-            assert calendar.epochs(window) == pytest.approx(epoch + step / len(sizes))
-            assert step == 0 or calendar.epochs_ended(window) is None
-            window += 1
+            assert epoch_schedule.locate(global_batch)[:3] == (epoch, step, len(sizes))
+            assert epoch_schedule.samples_before(global_batch) == samples
+            assert epoch_schedule.epochs(global_batch) == pytest.approx(epoch + step / len(sizes))
+            assert step == 0 or epoch_schedule.epochs_ended(global_batch) is None
+            global_batch += 1
             samples += size
 
 
@@ -65,7 +65,8 @@ def test_every_global_batch_is_where_counting_finds_it(keys: dict[str, Any]) -> 
 def test_ranks_share_every_global_batch_of_every_stage(
     keys: dict[str, Any], ranks: int, micro: int | None
 ) -> None:
-    """Each window is the next slice of its epoch's order, complete and disjoint over the ranks."""
+    """Each global batch is the next slice of its epoch's order, complete and disjoint over the
+    ranks."""
     sizes = [size for _, size in keys["batch_sizes"]]
     ranks = min(ranks, *sizes)
     plans = [
@@ -80,19 +81,23 @@ def test_ranks_share_every_global_batch_of_every_stage(
         )
         for rank in range(ranks)
     ]
-    window, seen = 0, set()
+    global_batch, seen = 0, set()
     for epoch, expected in enumerate(written_out(keys)):
         order = plans[0].order(epoch)
         starts = itertools.accumulate(expected, initial=0)
         for start, size in zip(starts, expected, strict=False):
-            windows = [plan.window(window) for plan in plans]
-            parts = [torch.cat([*plan.indices(w)]) for plan, w in zip(plans, windows, strict=True)]
+            global_batches = [plan.global_batch(global_batch) for plan in plans]
+            parts = [
+                torch.cat([*plan.indices(w)]) for plan, w in zip(plans, global_batches, strict=True)
+            ]
             assert torch.equal(torch.cat(parts), order[start : start + size])
-            assert {(w.number, w.epoch, w.size) for w in windows} == {(window, epoch, size)}
-            seen |= {part.size for w in windows for part in w.micro_batches}
-            window += 1
+            assert {(w.number, w.epoch, w.size) for w in global_batches} == {
+                (global_batch, epoch, size)
+            }
+            seen |= {part.size for w in global_batches for part in w.micro_batches}
+            global_batch += 1
     assert seen <= {size for plan in plans for size in plan.micro_batch_sizes}
-    largest = plans[0].largest_window.size
+    largest = plans[0].largest_global_batch.size
     assert all(largest >= size for sizes in written_out(keys) for size in sizes)
 
 

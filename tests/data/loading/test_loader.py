@@ -119,10 +119,12 @@ KINDS = pytest.mark.parametrize(
 )
 
 
-def expected_batches(plan: Plan, window: int, count: int) -> list[list[int]]:
-    """Sample indices of the first micro-batches from a window on."""
+def expected_batches(plan: Plan, global_batch: int, count: int) -> list[list[int]]:
+    """Sample indices of the first micro-batches from a global batch on."""
     parts = (
-        part.tolist() for w in itertools.count(window) for part in plan.indices(plan.window(w))
+        part.tolist()
+        for w in itertools.count(global_batch)
+        for part in plan.indices(plan.global_batch(w))
     )
     return list(itertools.islice(parts, count))
 
@@ -148,16 +150,16 @@ def assert_samples(batch: Batch, indices: list[int]) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("window", [0, 3, 4, 5, 13])
-def test_every_loader_streams_the_plan_from_any_window_across_epochs(
-    kind: str, window: int
+@pytest.mark.parametrize("global_batch", [0, 3, 4, 5, 13])
+def test_every_loader_streams_the_plan_from_any_global_batch_across_epochs(
+    kind: str, global_batch: int
 ) -> None:
     """Law: stream(w) is the plan's micro-batches from w on, epoch after epoch."""
     plan = make_plan(rank=1, world_size=2, micro_batch_size=4)
     count = 4 * plan.micro_batches_per_step + 6
-    batches = take(make_loader(kind, plan).stream(window), count)
+    batches = take(make_loader(kind, plan).stream(global_batch), count)
     assert len(batches) == count
-    for batch, indices in zip(batches, expected_batches(plan, window, count), strict=True):
+    for batch, indices in zip(batches, expected_batches(plan, global_batch, count), strict=True):
         assert_samples(batch, indices)
 
 
@@ -173,7 +175,7 @@ def test_every_loader_streams_the_shards_of_exact_reduction(kind: str) -> None:
 def test_a_rank_without_samples_in_a_short_batch_gets_an_empty_one(kind: str) -> None:
     """Law: every rank takes part in every step, whatever the data set."""
     plan = make_plan(num_samples=BATCH + 1, rank=0, world_size=4)
-    sizes = [part.numel() for part in plan.indices(plan.window(1))]
+    sizes = [part.numel() for part in plan.indices(plan.global_batch(1))]
     assert sizes == [0], "the case this test is about"
     batches = take(make_loader(kind, plan).stream(0), 3)
     for batch, indices in zip(batches, expected_batches(plan, 0, 3), strict=True):
@@ -263,19 +265,21 @@ def rng_states() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), kind, np.asarray(keys).tolist(), rest, random.getstate()
 
 
-def augmented(workers: int, window: int, count: int, **arguments: Any) -> list[Tensor]:
+def augmented(workers: int, global_batch: int, count: int, **arguments: Any) -> list[Tensor]:
     loader = host(make_plan(**arguments), workers, Augmented(NUM_TRAIN), Augmented(NUM_TEST))
-    return [inputs for inputs, _ in take(loader.stream(window), count)]
+    return [inputs for inputs, _ in take(loader.stream(global_batch), count)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("window", [0, 3, 6])
-def test_augmentation_depends_on_seed_epoch_and_sample_alone(workers: int, window: int) -> None:
+@pytest.mark.parametrize("global_batch", [0, 3, 6])
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(
+    workers: int, global_batch: int
+) -> None:
     """Law: not on workers, nor on where the run was interrupted, nor on what was drawn before."""
     reference = augmented(0, 0, 10)
-    seed_everything(window + 1)
-    found = augmented(workers, window, 10 - window)
-    for batch, expected in zip(found, reference[window:], strict=True):
+    seed_everything(global_batch + 1)
+    found = augmented(workers, global_batch, 10 - global_batch)
+    for batch, expected in zip(found, reference[global_batch:], strict=True):
         assert torch.equal(batch, expected)
 
 
@@ -290,7 +294,9 @@ def test_augmentation_does_not_depend_on_the_number_of_ranks_or_micro_batches() 
     for rank in range(3):
         arguments = {"rank": rank, "world_size": 3, "micro_batch_size": 2}
         plan = make_plan(**arguments)
-        count = sum(len(plan.window(i).micro_batches) for i in range(plan.calendar.steps(0)))
+        count = sum(
+            len(plan.global_batch(i).micro_batches) for i in range(plan.epoch_schedule.steps(0))
+        )
         shared |= by_sample(augmented(0, 0, count, **arguments))
     assert sorted(shared) == list(range(NUM_TRAIN))
     assert shared == alone

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import InputError
-from data.loading.order import MicroBatch, Plan, Window, derive_seed, evaluation_batches
+from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed, evaluation_batches
 from tests.conftest import ROOT, environment
 
 LAWS = settings(max_examples=50, deadline=None)
@@ -38,12 +38,12 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def two_epochs(plan: Plan) -> range:
-    return range(2 * plan.calendar.steps(0))
+    return range(2 * plan.epoch_schedule.steps(0))
 
 
-def samples(plan: Plan, window: Window) -> list[int]:
-    """What one rank trains on in a window."""
-    return [index for part in plan.indices(window) for index in part.tolist()]
+def samples(plan: Plan, global_batch: GlobalBatch) -> list[int]:
+    """What one rank trains on in a global batch."""
+    return [index for part in plan.indices(global_batch) for index in part.tolist()]
 
 
 # -- the order -----------------------------------------------------------------------------------
@@ -105,7 +105,8 @@ def test_derived_seeds_fit_every_generator_and_differ_by_purpose() -> None:
     assert derive_seed(1, "order", 2) == derive_seed(1, "order", 2)
 
 
-# -- windows -------------------------------------------------------------------------------------
+# -- global batches
+# -------------------------------------------------------------------------------------
 
 
 @LAWS
@@ -113,17 +114,18 @@ def test_derived_seeds_fit_every_generator_and_differ_by_purpose() -> None:
 def test_the_ranks_together_train_on_each_sample_of_a_global_batch_once(
     run: dict[str, Any], world_size: int
 ) -> None:
-    """Law: over all ranks, window s of epoch e is order(e)[s * G : (s + 1) * G], whatever W."""
+    """Law: over all ranks, global batch s of epoch e is order(e)[s * G : (s + 1) * G], whatever
+    W."""
     size = run["global_batch_size"]
     assume(world_size <= size)
     plans = [Plan(**run, rank=rank, world_size=world_size) for rank in range(world_size)]
     for index in two_epochs(plans[0]):
-        epoch, step = divmod(index, plans[0].calendar.steps(0))
-        windows = [plan.window(index) for plan in plans]
-        found = [i for p, w in zip(plans, windows, strict=True) for i in samples(p, w)]
+        epoch, step = divmod(index, plans[0].epoch_schedule.steps(0))
+        global_batches = [plan.global_batch(index) for plan in plans]
+        found = [i for p, w in zip(plans, global_batches, strict=True) for i in samples(p, w)]
         expected = plans[0].order(epoch)[step * size : (step + 1) * size].tolist()
         assert found == expected
-        described = {(w.number, w.epoch, w.start, w.size) for w in windows}
+        described = {(w.number, w.epoch, w.start, w.size) for w in global_batches}
         assert described == {(index, epoch, step * size, len(expected))}
 
 
@@ -134,8 +136,8 @@ def test_ranks_get_shares_that_differ_by_one_sample_at_most(
 ) -> None:
     assume(world_size <= run["global_batch_size"])
     plans = [Plan(**run, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for index in range(plans[0].calendar.steps(0)):
-        shares = [sum(m.size for m in plan.window(index).micro_batches) for plan in plans]
+    for index in range(plans[0].epoch_schedule.steps(0)):
+        shares = [sum(m.size for m in plan.global_batch(index).micro_batches) for plan in plans]
         assert max(shares) - min(shares) <= 1
 
 
@@ -149,16 +151,16 @@ def test_a_micro_batch_keeps_to_its_limit_and_to_its_shape(
     rank = data.draw(st.integers(0, world_size - 1))
     plan = Plan(**run, rank=rank, world_size=world_size)
     limit = run["micro_batch_size"] or run["global_batch_size"]
-    smallest = min(m.size for i in two_epochs(plan) for m in plan.window(i).micro_batches)
+    smallest = min(m.size for i in two_epochs(plan) for m in plan.global_batch(i).micro_batches)
     assert plan.micro_batch_sizes[0] == smallest
     for index in two_epochs(plan):
-        window = plan.window(index)
-        sizes = [micro.size for micro in window.micro_batches]
-        assert [len(part) for part in plan.indices(window)] == sizes
+        global_batch = plan.global_batch(index)
+        sizes = [micro.size for micro in global_batch.micro_batches]
+        assert [len(part) for part in plan.indices(global_batch)] == sizes
         assert all(size <= limit for size in sizes)
         assert run["micro_batch_size"] is not None or len(sizes) == 1
         assert len(set(sizes[:-1])) <= 1
-        if window.size == run["global_batch_size"]:
+        if global_batch.size == run["global_batch_size"]:
             assert len(sizes) == plan.micro_batches_per_step
 
 
@@ -176,14 +178,15 @@ def test_a_micro_batch_keeps_to_its_limit_and_to_its_shape(
 def test_the_smallest_micro_batch_is_one_that_occurs(
     arguments: dict[str, Any], expected: int
 ) -> None:
-    """Law: the short window counts, and a full one that never comes does not."""
+    """Law: the short global batch counts, and a full one that never comes does not."""
     assert Plan(**arguments).micro_batch_sizes[0] == expected
 
 
 def check_flags(micro_batches: tuple[MicroBatch, ...]) -> None:
-    """Law: shards are contiguous runs that begin and end once, and the window ends with them."""
+    """Law: shards are contiguous runs that begin and end once, and the global batch ends with
+    them."""
     assert micro_batches
-    ends = [micro.ends_window for micro in micro_batches]
+    ends = [micro.ends_global_batch for micro in micro_batches]
     assert ends == [False] * (len(ends) - 1) + [True]
     shards = [micro.shard for micro in micro_batches]
     assert shards == sorted(shards)
@@ -197,15 +200,15 @@ def check_flags(micro_batches: tuple[MicroBatch, ...]) -> None:
 
 @LAWS
 @given(run=runs(), world_size=st.integers(1, 7))
-def test_flags_mark_where_shards_and_windows_begin_and_end(
+def test_flags_mark_where_shards_and_global_batches_begin_and_end(
     run: dict[str, Any], world_size: int
 ) -> None:
     """Law: every rank takes part in every step, with an empty micro-batch if need be."""
     assume(world_size <= run["global_batch_size"])
     for rank in range(world_size):
         plan = Plan(**run, rank=rank, world_size=world_size)
-        for index in range(plan.calendar.steps(0)):
-            micro_batches = plan.window(index).micro_batches
+        for index in range(plan.epoch_schedule.steps(0)):
+            micro_batches = plan.global_batch(index).micro_batches
             check_flags(micro_batches)
             assert {micro.shard for micro in micro_batches} == {rank}
 
@@ -215,21 +218,23 @@ def test_flags_mark_where_shards_and_windows_begin_and_end(
 def test_an_epoch_leaves_out_only_what_drop_last_says(run: dict[str, Any]) -> None:
     plan = Plan(**run)
     total, size = run["num_samples"], run["global_batch_size"]
-    sizes = [plan.window(index).size for index in range(plan.calendar.steps(0))]
+    sizes = [plan.global_batch(index).size for index in range(plan.epoch_schedule.steps(0))]
     assert all(s == size for s in sizes[:-1])
     assert sum(sizes) == (total // size * size if run["drop_last"] else total)
     assert all(size > 0 for size in sizes)
-    assert plan.window(plan.calendar.steps(0)).epoch == 1
+    assert plan.global_batch(plan.epoch_schedule.steps(0)).epoch == 1
 
 
 @LAWS
 @given(run=runs(), index=st.integers(0, 400))
-def test_samples_before_a_window_are_the_sizes_of_those_before_it(
+def test_samples_before_a_global_batch_are_the_sizes_of_those_before_it(
     run: dict[str, Any], index: int
 ) -> None:
     plan = Plan(**run)
-    index = index % (3 * plan.calendar.steps(0) + 1)
-    assert plan.calendar.samples_before(index) == sum(plan.window(i).size for i in range(index))
+    index = index % (3 * plan.epoch_schedule.steps(0) + 1)
+    assert plan.epoch_schedule.samples_before(index) == sum(
+        plan.global_batch(i).size for i in range(index)
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,15 +252,15 @@ def test_steps_per_epoch_count_the_short_last_batch(
     num_samples: int, batch: int, drop_last: bool, steps: int, last: int
 ) -> None:
     plan = Plan(num_samples=num_samples, global_batch_size=batch, drop_last=drop_last)
-    assert plan.calendar.steps(0) == steps
-    assert plan.window(steps - 1).size == last
+    assert plan.epoch_schedule.steps(0) == steps
+    assert plan.global_batch(steps - 1).size == last
 
 
 # -- exact reduction -----------------------------------------------------------------------------
 
 
 def shard_cuts(plan: Plan, index: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    micro_batches = plan.window(index).micro_batches
+    micro_batches = plan.global_batch(index).micro_batches
     for shard, group in itertools.groupby(micro_batches, key=lambda micro: micro.shard):
         yield shard, [(micro.start, micro.stop) for micro in group]
 
@@ -273,12 +278,12 @@ def test_under_exact_reduction_a_shard_is_the_same_on_any_number_of_ranks(
             Plan(**run, shards=shards, rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
-        for index in range(alone.calendar.steps(0)):
-            together = [cut for plan in plans for cut in shard_cuts(plan, index)]
-            assert together == list(shard_cuts(alone, index))
-            assert [shard for shard, _ in together] == list(range(shards))
+        for index in range(alone.epoch_schedule.steps(0)):
+            raise_on_all_ranks = [cut for plan in plans for cut in shard_cuts(plan, index)]
+            assert raise_on_all_ranks == list(shard_cuts(alone, index))
+            assert [shard for shard, _ in raise_on_all_ranks] == list(range(shards))
             for plan in plans:
-                check_flags(plan.window(index).micro_batches)
+                check_flags(plan.global_batch(index).micro_batches)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
@@ -320,8 +325,8 @@ def test_a_plan_that_leaves_a_rank_or_an_epoch_without_samples_is_refused(
 
 def test_as_many_ranks_as_samples_in_a_batch_are_enough() -> None:
     plans = [Plan(num_samples=9, global_batch_size=4, rank=r, world_size=4) for r in range(4)]
-    assert [[m.size for m in plan.window(0).micro_batches] for plan in plans] == [[1]] * 4
-    assert sum(m.size for plan in plans for m in plan.window(2).micro_batches) == 1
+    assert [[m.size for m in plan.global_batch(0).micro_batches] for plan in plans] == [[1]] * 4
+    assert sum(m.size for plan in plans for m in plan.global_batch(2).micro_batches) == 1
 
 
 @LAWS
@@ -333,16 +338,16 @@ def test_even_ranks_go_through_the_model_equally_often(
     assume(world_size <= run["global_batch_size"])
     plans = [Plan(**run, rank=rank, world_size=world_size, even=True) for rank in range(world_size)]
     most = run["micro_batch_size"] or run["global_batch_size"]
-    for index in {0, plans[0].calendar.steps(0) - 1}:
-        cuts = [plan.window(index).micro_batches for plan in plans]
+    for index in {0, plans[0].epoch_schedule.steps(0) - 1}:
+        cuts = [plan.global_batch(index).micro_batches for plan in plans]
         assert len({len(cut) for cut in cuts}) == 1
         for plan, cut in zip(plans, cuts, strict=True):
-            uneven = replace(plan, even=False).window(index).micro_batches
+            uneven = replace(plan, even=False).global_batch(index).micro_batches
             assert len(cut) >= len(uneven)
             assert (cut[0].start, cut[-1].stop) == (uneven[0].start, uneven[-1].stop)
             assert all(a.stop == b.start for a, b in itertools.pairwise(cut))
             assert all(0 <= micro.size <= most for micro in cut)
-            assert [micro.ends_window for micro in cut] == [False] * (len(cut) - 1) + [True]
+            assert [micro.ends_global_batch for micro in cut] == [False] * (len(cut) - 1) + [True]
             assert [micro.begins_shard for micro in cut] == [True] + [False] * (len(cut) - 1)
 
 
@@ -367,7 +372,7 @@ def test_evaluation_batches_cover_each_sample_once(num_samples: int, batch_size:
     number=st.integers(0, 40),
     count=st.integers(1, 9),
 )
-def test_windows_in_a_row_are_windows_one_by_one(
+def test_global_batches_in_a_row_are_global_batches_one_by_one(
     num_samples: int, size: int, later: int, drop_last: bool, number: int, count: int
 ) -> None:
     """Law: they are of one epoch and one size, and as many of them as asked for if there are."""
@@ -380,7 +385,7 @@ def test_windows_in_a_row_are_windows_one_by_one(
         drop_last=drop_last,
         micro_batch_size=3,
     )
-    found = plan.windows(number, count)
+    found = plan.global_batches(number, count)
     fresh = [plan._find(number + index) for index in range(count)]
     alike = [w for w in fresh if (w.epoch, w.size) == (fresh[0].epoch, fresh[0].size)]
     assert found == fresh[: len(found)]

@@ -15,11 +15,11 @@ from launch.comparing.comparison import (
     default_metric,
     lower_is_better,
 )
-from launch.comparing.run_record import Run
+from launch.comparing.run_record import RunRecord
 
 
-def run(name: str, values: list[float], metric: str = "eval/accuracy", **config: Any) -> Run:
-    return Run(
+def run(name: str, values: list[float], metric: str = "eval/accuracy", **config: Any) -> RunRecord:
+    return RunRecord(
         name=name,
         source=f"runs/{name}",
         config={"name": name, "optimizer.lr": 0.1, **config},
@@ -28,7 +28,7 @@ def run(name: str, values: list[float], metric: str = "eval/accuracy", **config:
     )
 
 
-def names(runs: list[Run], **options: Any) -> list[list[str]]:
+def names(runs: list[RunRecord], **options: Any) -> list[list[str]]:
     return [[run.name for run in group.runs] for group in compare(runs, **options).groups]
 
 
@@ -59,7 +59,7 @@ def test_the_ranking_metric_is_the_one_closest_to_test_accuracy(
     known: list[str], chosen: str
 ) -> None:
     record = {"step": 1.0} | dict.fromkeys(known, 0.5)
-    one = Run(name="a", source="a", config={}, records=[record], status="running")
+    one = RunRecord(name="a", source="a", config={}, records=[record], status="running")
     assert default_metric([one]) == chosen
 
 
@@ -143,7 +143,7 @@ def test_differences_are_the_keys_that_are_not_the_same_in_all() -> None:
 
 
 def test_every_group_is_tested_against_the_best() -> None:
-    def seeds(name: str, values: list[float], lr: float) -> list[Run]:
+    def seeds(name: str, values: list[float], lr: float) -> list[RunRecord]:
         return [
             run(f"{name}-s{seed}", [value], **{"seed": seed, "optimizer.lr": lr})
             for seed, value in enumerate(values)

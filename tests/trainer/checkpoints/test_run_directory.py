@@ -27,7 +27,7 @@ from tests.conftest import ROOT, environment, wait
 from trainer.build import build
 from trainer.checkpoints.checkpoint import Position, list_checkpoints, save_checkpoint, step_of
 from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
-from trainer.loop import Parts
+from trainer.loop import Run
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopRequest
 
@@ -491,12 +491,12 @@ def test_the_environment_names_the_gpus(gpu: torch.device) -> None:
 @pytest.fixture
 def parts(
     tmp_path: Path, idx_folder: Path, opened: list[RunDirectory]
-) -> Iterator[Callable[[], Parts]]:
+) -> Iterator[Callable[[], Run]]:
     """Assembles a small run as the train command does."""
     precision, state = torch.get_float32_matmul_precision(), torch.get_rng_state()
-    built: list[Parts] = []
+    built: list[Run] = []
 
-    def make() -> Parts:
+    def make() -> Run:
         config = RunConfig(
             name="small",
             output_dir=str(tmp_path),
@@ -516,7 +516,7 @@ def parts(
 
 
 def test_a_run_that_is_assembled_has_described_itself(
-    parts: Callable[[], Parts], tmp_path: Path
+    parts: Callable[[], Run], tmp_path: Path
 ) -> None:
     made = parts()
     made.log.summary("running")

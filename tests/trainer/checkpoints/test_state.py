@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.schema_training import OptimizerConfig, PrecisionConfig
 from tests.trainer.test_step import Rig, assert_same_bits, make
-from trainer.checkpoints.state import Stateful, capture, restore
+from trainer.checkpoints.state import RunState, capture, restore
 from trainer.objective.meter import Meter
 from trainer.optim.average import EMA
 from trainer.optim.optimizers import build_optimizer
@@ -157,8 +157,8 @@ class MeterSubject:
         self.meter.load_state_dict(state)
 
     def bits(self) -> Any:
-        windows = self.meter.state_dict()
-        return [windows, dataclasses.asdict(self.meter.collect(ALONE))]
+        global_batches = self.meter.state_dict()
+        return [global_batches, dataclasses.asdict(self.meter.collect(ALONE))]
 
 
 class RngSubject:
@@ -208,8 +208,8 @@ class RunSubject:
         return self.save()
 
 
-def stateful(rig: Rig, runtime: Runtime = ALONE) -> Stateful:
-    return Stateful(
+def stateful(rig: Rig, runtime: Runtime = ALONE) -> RunState:
+    return RunState(
         engine=rig.step.engine,
         optimizer=rig.optimizer,
         schedule=rig.schedule,
@@ -371,7 +371,7 @@ def test_fewer_ranks_take_over_the_metrics_and_say_what_cannot_be_the_same(
     trained: RunSubject,
 ) -> None:
     mine = copy.deepcopy(trained.rig.meter).collect(ALONE)
-    count = sum(trained.rig.plan.window(index).size for index in range(3))
+    count = sum(trained.rig.plan.global_batch(index).size for index in range(3))
     fresh = RunSubject(optimizer="adam")
     state = of_two_ranks(trained)
     (note,) = restore(fresh.state, **state, exact=False)

@@ -22,7 +22,7 @@ from tests.conftest import assert_same_bits, series, start, wait
 from trainer.build import assemble
 from trainer.engines.accelerate import AccelerateEngine
 from trainer.engines.accelerate_config import check_accelerate
-from trainer.ranks.runtime import Runtime, place
+from trainer.ranks.runtime import Runtime, choose_device
 
 pytest.importorskip("accelerate")
 
@@ -215,7 +215,7 @@ def test_the_cpu_that_accelerate_asks_for_is_used_where_the_config_leaves_it_ope
 ) -> None:
     """With a GPU that the config asks for, it is a contradiction."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    placed = place(ALONE, ACCELERATE.parallel)
+    placed = choose_device(ALONE, ACCELERATE.parallel)
     assert placed.device == torch.device("cpu")
     with pytest.raises(InputError, match="ACCELERATE_USE_CPU"):
         check_accelerate(ACCELERATE, replace(ALONE, device=torch.device("cuda", 0)), os.environ)

@@ -87,17 +87,17 @@ class Rig:
 
     def step(self) -> None:
         """One step of either, with the same dropout."""
-        window = self.plan.window(0)
+        global_batch = self.plan.global_batch(0)
         torch.manual_seed(2)
         self.engine.clear()
-        for micro in window.micro_batches:
+        for micro in global_batch.micro_batches:
             part = slice(micro.start, micro.stop)
-            with self.engine.micro_batch(window, micro):
+            with self.engine.micro_batch(global_batch, micro):
                 self.engine.differentiate(self.inputs[part], self.targets[part], 1 / 8)
         self.optimizer.step()
         torch.manual_seed(2)
         self.plain_optimizer.zero_grad()
-        for micro in window.micro_batches:
+        for micro in global_batch.micro_batches:
             part = slice(micro.start, micro.stop)
             (self.plain(self.inputs[part], self.targets[part])[0] / 8).backward()
         self.plain_optimizer.step()

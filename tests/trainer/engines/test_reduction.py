@@ -62,7 +62,7 @@ class Counting(nn.Module):
 
 @dataclass
 class Share:
-    """What one rank, or all together, have after a window."""
+    """What one rank, or all together, have after a global batch."""
 
     gradient: list[Tensor]
     buffers: dict[str, Tensor]
@@ -95,10 +95,10 @@ def run_rank(
     )
     passes = AutogradPasses(module, module, torch.amp.GradScaler("cpu", enabled=False))
     tree = PairwiseTree(module, passes, ALONE, shards=shards // world_size, seed=SEED)
-    window = plan.window(index)
-    for part, indices in zip(window.micro_batches, plan.indices(window), strict=True):
-        with tree.micro_batch(window, part):
-            (loss_of(module, indices) / window.size).backward()
+    global_batch = plan.global_batch(index)
+    for part, indices in zip(global_batch.micro_batches, plan.indices(global_batch), strict=True):
+        with tree.micro_batch(global_batch, part):
+            (loss_of(module, indices) / global_batch.size).backward()
     tree.finish()
     gradient = [p.grad.clone() for p in module.parameters() if p.grad is not None]
     return Share(gradient, {name: b.clone() for name, b in module.named_buffers()})
@@ -157,12 +157,12 @@ def test_the_sum_over_shards_is_the_gradient_of_the_whole_batch(
 def test_shards_are_added_along_a_balanced_binary_tree(shards: int, size: int) -> None:
     """Each shard computed alone, under its own stream, and added by the reference."""
     plan = Plan(num_samples=size, global_batch_size=size, seed=SEED, shards=shards)
-    window = plan.window(0)
+    global_batch = plan.global_batch(0)
     alone: list[list[Tensor]] = []
-    for part, indices in zip(window.micro_batches, plan.indices(window), strict=True):
+    for part, indices in zip(global_batch.micro_batches, plan.indices(global_batch), strict=True):
         module = network(dropout=0.5)
-        seed_stream(SEED, "shard", window.number, part.shard)
-        (loss_of(module, indices) / window.size).backward()
+        seed_stream(SEED, "shard", global_batch.number, part.shard)
+        (loss_of(module, indices) / global_batch.size).backward()
         alone.append([p.grad for p in module.parameters() if p.grad is not None])
     found = run_rank(network(dropout=0.5), size=size, shards=shards)
     for mine, parts in zip(found.gradient, zip(*alone, strict=True), strict=True):
@@ -197,7 +197,7 @@ def test_batch_norm_statistics_become_the_mean_over_shards(size: int) -> None:
     module, shards = network(batch_norm=True), 4
     plan = Plan(num_samples=size, global_batch_size=size, seed=SEED, shards=shards)
     per_shard = []
-    for indices in plan.indices(plan.window(0)):
+    for indices in plan.indices(plan.global_batch(0)):
         fresh = copy.deepcopy(module).train()
         fresh(INPUTS[indices])
         per_shard.append(dict(fresh.named_buffers()))
@@ -219,7 +219,7 @@ def test_integer_buffers_do_not_depend_on_the_rank_that_computed_them(world_size
     assert [int(s.buffers["calls"]) for s in shares] == [int(one.buffers["calls"])] * world_size
 
 
-def test_every_window_and_every_shard_draw_their_own_numbers() -> None:
+def test_every_global_batch_and_every_shard_draw_their_own_numbers() -> None:
     module = network(dropout=0.5)
     found = run_rank(module, size=64, shards=8)
     assert_same_bits(run_rank(module, size=64, shards=8), found)
@@ -228,8 +228,8 @@ def test_every_window_and_every_shard_draw_their_own_numbers() -> None:
     tree = PairwiseTree(module, passes, ALONE, shards=1, seed=SEED)
     masks = []
     for index in (0, 1):
-        window = plan.window(index)
-        with tree.micro_batch(window, window.micro_batches[0]):
+        global_batch = plan.global_batch(index)
+        with tree.micro_batch(global_batch, global_batch.micro_batches[0]):
             masks.append(F.dropout(torch.ones(64)))
             module(INPUTS).sum().backward()
         tree.finish()
@@ -251,6 +251,8 @@ def test_a_frozen_parameter_has_no_gradient() -> None:
 
 def test_a_single_rank_without_shards_changes_nothing() -> None:
     reduction, plan = SingleRank(), Plan(num_samples=8, global_batch_size=8)
-    window = plan.window(0)
+    global_batch = plan.global_batch(0)
     assert reduction.gradient_scale == 1.0
-    assert isinstance(reduction.micro_batch(window, window.micro_batches[0]), nullcontext)
+    assert isinstance(
+        reduction.micro_batch(global_batch, global_batch.micro_batches[0]), nullcontext
+    )

@@ -7,18 +7,19 @@ import time
 import pytest
 import torch
 
-from trainer.objective.meter import Meter, Stopwatch
+from trainer.objective.meter import Meter
 from trainer.ranks.runtime import Runtime
+from trainer.records.stopwatch import Stopwatch
 
 ALONE = Runtime(launcher="python")
 NAN, INF = float("nan"), float("inf")
 
 
 def meter(*micro_batches: tuple[int, float, int, int]) -> Meter:
-    """From (window, summed loss, correct, count)."""
+    """From (global batch, summed loss, correct, count)."""
     made = Meter()
-    for window, loss, correct, count in micro_batches:
-        made.add(window, torch.tensor(loss), torch.tensor(correct), count)
+    for global_batch, loss, correct, count in micro_batches:
+        made.add(global_batch, torch.tensor(loss), torch.tensor(correct), count)
     return made
 
 
@@ -40,22 +41,22 @@ def test_sums_are_taken_in_double_precision() -> None:
     assert totals.loss == (2.0**24 + 63) / 64
 
 
-def test_an_empty_meter_has_means_of_zero_and_no_bad_window() -> None:
-    assert Meter().first_bad_window(ALONE) is None
+def test_an_empty_meter_has_means_of_zero_and_no_bad_global_batch() -> None:
+    assert Meter().first_bad_global_batch(ALONE) is None
     totals = Meter().collect(ALONE)
     assert (totals.loss, totals.score) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("num_skipped", [1, 3])
-def test_a_forgotten_window_counts_neither_its_loss_nor_its_samples(num_skipped: int) -> None:
+def test_a_forgotten_global_batch_counts_neither_its_loss_nor_its_samples(num_skipped: int) -> None:
     made = meter((0, 8.0, 2, 4), *[(1, INF, 0, 4)] * num_skipped)
     made.forget(1)
-    assert made.first_bad_window(ALONE) is None
+    assert made.first_bad_global_batch(ALONE) is None
     totals = made.collect(ALONE)
     assert (totals.loss, totals.score) == (2.0, 0.5)
 
 
-def test_a_window_is_forgotten_wherever_it_stands() -> None:
+def test_a_global_batch_is_forgotten_wherever_it_stands() -> None:
     """With fp16 a stretch of steps is over before the host hears which one was skipped."""
     made = meter((0, 8.0, 2, 4), (1, 4.0, 4, 4), (1, 2.0, 3, 4), (2, 1.0, 1, 4))
     made.forget(1)
@@ -79,18 +80,19 @@ def test_forgetting_in_an_empty_meter_is_nothing() -> None:
         ([(0, 1.0), (1, 2.0)], None),
     ],
 )
-def test_the_first_window_whose_loss_is_not_finite_is_named(
+def test_the_first_global_batch_whose_loss_is_not_finite_is_named(
     losses: list[tuple[int, float | str]], expected: int | None, bad: float
 ) -> None:
     made = meter(*[(w, bad if isinstance(loss, str) else loss, 0, 1) for w, loss in losses])
-    assert made.first_bad_window(ALONE) == expected
-    assert made.first_bad_window(ALONE) == expected  # asking changes nothing
+    assert made.first_bad_global_batch(ALONE) == expected
+    assert made.first_bad_global_batch(ALONE) == expected  # asking changes nothing
 
 
-def test_the_first_bad_window_is_the_earliest_on_any_rank() -> None:
-    """After a restart on fewer ranks one meter holds the windows of several, one after another."""
+def test_the_first_bad_global_batch_is_the_earliest_on_any_rank() -> None:
+    """After a restart on fewer ranks one meter holds the global batches of several, one after
+    another."""
     made = meter((0, 1.0, 0, 1), (1, NAN, 0, 1), (0, NAN, 0, 1), (1, 1.0, 0, 1))
-    assert made.first_bad_window(ALONE) == 0
+    assert made.first_bad_global_batch(ALONE) == 0
 
 
 def test_no_value_is_read_before_somebody_asks() -> None:
@@ -111,8 +113,8 @@ def test_a_cut_holds_what_came_before_it() -> None:
     made.extend([1, 1], torch.tensor([1.0, INF]), torch.tensor([1, 0]), [1, 5])
     cut = made.cut()
     made.add(2, torch.tensor(3.0), torch.tensor(1), 2)
-    assert cut.first_bad_window(ALONE) == 1
-    assert (cut.windows, cut.counts, cut.losses) == ([0, 1, 1], [4, 1, 5], [8.0, 1.0, INF])
+    assert cut.first_bad_global_batch(ALONE) == 1
+    assert (cut.global_batches, cut.counts, cut.losses) == ([0, 1, 1], [4, 1, 5], [8.0, 1.0, INF])
     assert cut.totals(ALONE).score == 3 / 10
     assert made.collect(ALONE).loss == 1.5
 
@@ -122,14 +124,14 @@ def test_a_stopwatch_counts_what_lies_between_mark_and_lap(monkeypatch: pytest.M
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     watch = Stopwatch()
     now = 102.0
-    watch.lap(40)
+    watch.stop(40)
     now = 103.0
-    watch.mark()  # the second before it was an evaluation
+    watch.start()  # the second before it was an evaluation
     now = 105.0
-    watch.lap(60)
+    watch.stop(60)
     assert watch.total_seconds == 4.0
     assert watch.read() == 25.0
     now = 106.0
-    watch.lap(10)
+    watch.stop(10)
     assert watch.read() == 10.0  # since the last reading
     assert watch.total_seconds == 5.0

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from configs.errors import InputError
 from configs.schema_training import TaskConfig
-from trainer.objective.task import TASKS, Best, build_task, choose_best
+from trainer.objective.selection import Selection, choose_selection
+from trainer.objective.task import TASKS, build_task
 
 
 def samples(name: str, count: int) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,7 @@ def test_a_metric_of_the_user_is_reported_with_the_others() -> None:
     outputs, targets = samples("classification", 9)
     found = task.report(task.measure(outputs, targets).tolist())
     assert found["first"] == float((outputs.argmax(1) == 0).double().mean())
-    assert choose_best(task, "first", "auto") == Best("first", higher=True)
+    assert choose_selection(task, "first", "auto") == Selection("first", higher=True)
 
 
 @pytest.mark.parametrize(
@@ -163,15 +164,15 @@ def test_targets_of_another_task_are_refused(name: str, target: Tensor) -> None:
 def test_the_best_metric_must_be_one_that_is_reported() -> None:
     task = build_task(TaskConfig(), label_smoothing=0.0)
     with pytest.raises(InputError, match="loss, accuracy"):
-        choose_best(task, "f1", "auto")
-    assert choose_best(task, None, "auto") == Best("accuracy", higher=True)
-    assert choose_best(task, "loss", "auto") == Best("loss", higher=False)
-    assert choose_best(task, "loss", "max") == Best("loss", higher=True)
+        choose_selection(task, "f1", "auto")
+    assert choose_selection(task, None, "auto") == Selection("accuracy", higher=True)
+    assert choose_selection(task, "loss", "auto") == Selection("loss", higher=False)
+    assert choose_selection(task, "loss", "max") == Selection("loss", higher=True)
 
 
 @pytest.mark.parametrize("higher", [True, False])
 def test_only_what_is_better_improves(higher: bool) -> None:
-    best, sign = Best("value", higher=higher), 1 if higher else -1
+    best, sign = Selection("value", higher=higher), 1 if higher else -1
     assert best.improves({"value": 0.0}, {})
     assert best.improves({"value": sign * 2.0}, {"value": sign * 1.0})
     assert not best.improves({"value": sign * 1.0}, {"value": sign * 1.0})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.loading.epoch_schedule import Calendar
+from data.loading.epoch_schedule import EpochSchedule
 from trainer.optim.average import EMA, SWA
 
 
@@ -96,13 +96,13 @@ def test_an_update_leaves_the_model_and_its_gradients_alone() -> None:
 def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs() -> None:
     """Law: after epoch E the mean of epochs first..E; before, the latest weights."""
     model, per_epoch, first = network(), 4, 3
-    swa = SWA(model, first, Calendar(num_samples=per_epoch, batch_sizes=((0, 1),)))
+    swa = SWA(model, first, EpochSchedule(num_samples=per_epoch, batch_sizes=((0, 1),)))
     ends: list[dict[str, torch.Tensor]] = []
-    for window in range(1, 6 * per_epoch + 1):
-        drift(model, window)
-        swa.update(model, window, window)
+    for global_batch in range(1, 6 * per_epoch + 1):
+        drift(model, global_batch)
+        swa.update(model, global_batch, global_batch)
         state = {name: value.clone().double() for name, value in model.state_dict().items()}
-        epoch, rest = divmod(window, per_epoch)
+        epoch, rest = divmod(global_batch, per_epoch)
         if rest == 0 and epoch >= first:
             ends.append(state)
         expected = state

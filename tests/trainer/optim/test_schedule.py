@@ -18,8 +18,8 @@ from torch.optim import lr_scheduler
 
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
-from data.loading.epoch_schedule import Calendar
-from trainer.objective.task import Best
+from data.loading.epoch_schedule import EpochSchedule
+from trainer.objective.selection import Selection
 from trainer.optim.schedule import SHAPES, PureSchedule, build_schedule
 
 PEAK = 0.3
@@ -31,8 +31,8 @@ def make(total: int = 60, per_epoch: int = 10, peak: float = PEAK, **keys: Any) 
         optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak),
         peak=peak,
         total_steps=total,
-        calendar=Calendar(num_samples=per_epoch, batch_sizes=((0, 1),)),
-        best=Best("accuracy", True),
+        epoch_schedule=EpochSchedule(num_samples=per_epoch, batch_sizes=((0, 1),)),
+        selection=Selection("accuracy", True),
         evaluate_every=1,
     )
     assert isinstance(built, PureSchedule)

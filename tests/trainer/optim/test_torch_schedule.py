@@ -15,10 +15,10 @@ from torch.optim import lr_scheduler
 
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
-from data.loading.epoch_schedule import Calendar
+from data.loading.epoch_schedule import EpochSchedule
 from tests.trainer.test_optimisation_law import SCHEDULES, halved, shrinking
 from tests.trainer.test_step import TOO_LARGE, make
-from trainer.objective.task import Best
+from trainer.objective.selection import Selection
 from trainer.optim.schedule import PureSchedule, Schedule, build_schedule
 from trainer.optim.torch_schedule import TorchSchedule
 
@@ -50,8 +50,8 @@ def schedule_of(
         optimizer=real,
         peak=PEAK,
         total_steps=total,
-        calendar=Calendar(num_samples=PER_EPOCH, batch_sizes=((0, 1),)),
-        best=Best("accuracy", higher),
+        epoch_schedule=EpochSchedule(num_samples=PER_EPOCH, batch_sizes=((0, 1),)),
+        selection=Selection("accuracy", higher),
         evaluate_every=evaluate_every,
     )
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from configs.schema_execution import ProfileConfig
 from configs.schema_training import PrecisionConfig
 from trainer.checkpoints.state import Progress
-from trainer.objective.meter import Stopwatch
 from trainer.profiling.events import DATA, break_down
 from trainer.profiling.profiler import (
     NoProfiler,
@@ -24,6 +23,7 @@ from trainer.profiling.profiler import (
 from trainer.profiling.trace import read_trace
 from trainer.ranks.precision import build_precision
 from trainer.ranks.runtime import Runtime
+from trainer.records.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -58,12 +58,12 @@ def drive(profiler: Profiler, progress: Progress, steps: int) -> None:
         with profiler.step():
             inputs, _ = next(stream)
             inputs.sum()
-            progress.window += 1
+            progress.global_batches += 1
 
 
 def test_the_steps_after_the_warm_up_are_recorded(tmp_path: Path) -> None:
     """Steps 5, 6 and 7 of a run that begins at 100; data is what the batches took."""
-    progress = Progress(window=100)
+    progress = Progress(global_batches=100)
     profiler = make(tmp_path / "profile", progress)
     drive(profiler, progress, 10)
     page = profiler.report(nn.Linear(5, 3), [2])

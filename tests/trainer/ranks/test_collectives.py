@@ -15,8 +15,8 @@ from trainer.ranks.collectives import (
     broadcast_object,
     gather_objects,
     max_,
+    raise_on_all_ranks,
     sum_,
-    together,
 )
 from trainer.ranks.runtime import Runtime
 
@@ -50,7 +50,7 @@ def test_a_lone_rank_waits_for_nobody() -> None:
 
 
 def test_work_done_together_returns_its_result() -> None:
-    assert together(ALONE, lambda: [1, 2]) == [1, 2]
+    assert raise_on_all_ranks(ALONE, lambda: [1, 2]) == [1, 2]
 
 
 def test_work_refused_together_keeps_its_message() -> None:
@@ -58,7 +58,7 @@ def test_work_refused_together_keeps_its_message() -> None:
         raise InputError("data.root", given="x", expected="a folder", remedy="Make one.")
 
     with pytest.raises(InputError) as caught:
-        together(ALONE, refuse)
+        raise_on_all_ranks(ALONE, refuse)
     assert str(caught.value) == str(
         InputError("data.root", given="x", expected="a folder", remedy="Make one.")
     )
@@ -69,4 +69,4 @@ def test_an_error_that_is_no_refusal_keeps_its_type() -> None:
         raise ZeroDivisionError("a bug, not an input")
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        together(ALONE, fail)
+        raise_on_all_ranks(ALONE, fail)

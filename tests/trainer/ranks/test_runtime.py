@@ -12,7 +12,14 @@ import torch.distributed as dist
 
 from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
-from trainer.ranks.runtime import Runtime, _first_host, _rendezvous, detect, place, process_group
+from trainer.ranks.runtime import (
+    Runtime,
+    _first_host,
+    _rendezvous,
+    choose_device,
+    detect,
+    process_group,
+)
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {
@@ -152,12 +159,12 @@ def test_ranks_meet_where_the_launcher_says_or_on_the_first_node(
 )
 def test_a_gpu_that_is_not_there_is_refused(config: ParallelConfig, key: str) -> None:
     with pytest.raises(InputError, match=key):
-        place(Runtime(launcher="python"), config)
+        choose_device(Runtime(launcher="python"), config)
 
 
 def test_nccl_on_a_cpu_is_refused_even_where_there_is_a_gpu() -> None:
     with pytest.raises(InputError, match="gloo"):
-        place(Runtime(launcher="python"), ParallelConfig(device="cpu", backend="nccl"))
+        choose_device(Runtime(launcher="python"), ParallelConfig(device="cpu", backend="nccl"))
 
 
 @pytest.mark.parametrize(("world_size", "backend"), [(1, ""), (2, "gloo")])
@@ -165,7 +172,7 @@ def test_cpu_ranks_talk_over_gloo_and_a_single_rank_to_nobody(
     world_size: int, backend: str
 ) -> None:
     runtime = Runtime(launcher="torchrun", world_size=world_size, local_world_size=world_size)
-    placed = place(runtime, ParallelConfig(device="cpu"))
+    placed = choose_device(runtime, ParallelConfig(device="cpu"))
     assert placed == dataclasses.replace(runtime, device=torch.device("cpu"), backend=backend)
 
 
@@ -177,7 +184,7 @@ def test_cpu_ranks_talk_over_gloo_and_a_single_rank_to_nobody(
 def test_each_rank_has_the_gpu_of_its_local_rank(
     gpu: torch.device, config: ParallelConfig, backend: str
 ) -> None:
-    placed = place(Runtime(launcher="torchrun", world_size=2), config)
+    placed = choose_device(Runtime(launcher="torchrun", world_size=2), config)
     assert (placed.device, placed.backend) == (torch.device(gpu.type, 0), backend)
 
 
@@ -192,8 +199,8 @@ def test_more_ranks_than_gpus_are_refused(gpu: torch.device) -> None:
         local_world_size=num_gpus + 1,
     )
     with pytest.raises(InputError, match=f"{num_gpus} GPUs"):
-        place(runtime, ParallelConfig())
-    assert place(runtime, ParallelConfig(device="cpu")).device == torch.device("cpu")
+        choose_device(runtime, ParallelConfig())
+    assert choose_device(runtime, ParallelConfig(device="cpu")).device == torch.device("cpu")
 
 
 @pytest.mark.usefixtures("threads")
@@ -228,17 +235,17 @@ def test_the_device_of_another_maker_is_taken_under_accelerate_only(
     device = None if found is None else torch.device(found)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
     alone = Runtime(launcher="python")
-    assert place(alone, ACCELERATE).device == placed
-    assert place(alone, ParallelConfig()).device == torch.device("cpu")
-    assert place(alone, dataclasses.replace(ACCELERATE, device="cpu")).device.type == "cpu"
+    assert choose_device(alone, ACCELERATE).device == placed
+    assert choose_device(alone, ParallelConfig()).device == torch.device("cpu")
+    assert choose_device(alone, dataclasses.replace(ACCELERATE, device="cpu")).device.type == "cpu"
     if found is not None:
         asked = ParallelConfig(engine="accelerate", device=found)  # type: ignore[arg-type]
-        assert place(alone, asked).device == placed
+        assert choose_device(alone, asked).device == placed
         with pytest.raises(InputError, match=rf"given 2, expected 1 on {found}.*device cpu"):
-            place(dataclasses.replace(alone, world_size=2), asked)
+            choose_device(dataclasses.replace(alone, world_size=2), asked)
     wanted = ParallelConfig(engine="accelerate", device="mps" if found == "xpu" else "xpu")
     with pytest.raises(InputError, match=rf"which has {found or 'a CPU'}"):
-        place(alone, wanted)
+        choose_device(alone, wanted)
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu"])

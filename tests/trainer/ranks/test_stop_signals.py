@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT, environment
 from trainer.ranks import stop_signals as preempt
 from trainer.ranks.runtime import Runtime
-from trainer.ranks.stop_signals import SIGNALS, Poll, StopRequest, stop_on_signals
+from trainer.ranks.stop_signals import SIGNALS, StopPoll, StopRequest, stop_on_signals
 
 ALONE = Runtime(launcher="python")
 
@@ -93,7 +93,7 @@ def test_a_later_second_signal_ends_the_process_at_once(second: signal.Signals) 
 
 def test_a_single_rank_hears_of_a_request_at_the_very_next_poll() -> None:
     request = StopRequest()
-    poll = Poll(request, ALONE)
+    poll = StopPoll(request, ALONE)
     assert [poll() for _ in range(1000)] == [False] * 1000
     request.handle(signal.SIGTERM, None)
     assert [poll() for _ in range(3)] == [True] * 3

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from configs.schema_execution import WandbConfig
-from trainer.objective.task import Best
+from trainer.objective.selection import Selection
 from trainer.records.console import PlainSink, RichSink, build_console
 from trainer.records.jsonl import JsonlSink
 from trainer.records.sinks import Record, RunFacts, Sinks
@@ -28,7 +28,7 @@ def facts(folder: Path, *, first_step: int = 0) -> RunFacts:
         total_epochs=10.0,
         samples_per_epoch=500,
         score_name="accuracy",
-        best=Best("accuracy", higher=True),
+        selection=Selection("accuracy", higher=True),
         first_step=first_step,
     )
 

@@ -109,7 +109,7 @@ class ExplicitPasses:
     def put(self, flat: Tensor) -> None:
         self.flat.gradients.copy_(flat)
 
-    def prepare(self, inputs: Tensor, targets: Tensor, share: float, count: int) -> Prepared:
+    def prepare(self, inputs: Tensor, targets: Tensor, loss_weight: float, count: int) -> Prepared:
         """Make `count` batches of equal size ready, one for each `advance` that follows.
 
         What does not depend on the weights is done for all of them at once. Random numbers are
@@ -130,9 +130,9 @@ class ExplicitPasses:
                 work.inputs.copy_(work.normalized.view(work.inputs.shape))
             self._draw(work)
             others = smoothing / self.num_classes
-            work.goals.fill_(-share * others)
+            work.goals.fill_(-loss_weight * others)
             self.prepared = prepared = Prepared(work, targets)
-            hot = -share * (1 - smoothing + others)
+            hot = -loss_weight * (1 - smoothing + others)
             work.goals.scatter_(2, prepared.targets, hot)
         return prepared
 
@@ -150,8 +150,10 @@ class ExplicitPasses:
                 self.prepared = None
         self.fresh = False
 
-    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        prepared = self.prepare(inputs, targets, share, 1)
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        prepared = self.prepare(inputs, targets, loss_weight, 1)
         self.advance()
         return prepared.losses[0], prepared.hits[0]
 

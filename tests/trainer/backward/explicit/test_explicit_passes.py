@@ -165,17 +165,17 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
 ) -> None:
     """Law: loss, hits, gradient and generator do not tell; nor do they when a sum goes on."""
     module = network(dropout=dropout)
-    together = explicit(copy.deepcopy(module), smoothing, dtype)
+    raise_on_all_ranks = explicit(copy.deepcopy(module), smoothing, dtype)
     alone = explicit(module, smoothing, dtype)
     parts = [batch(6, seed) for seed in range(5)]
     inputs, targets = (torch.cat(part) for part in zip(*parts, strict=True))
     for first, count in ((0, 3), (3, 2), (0, 5)):
         found = []
-        for passes in (together, alone):
+        for passes in (raise_on_all_ranks, alone):
             torch.manual_seed(first)
             rows: list[Tensor] = []
             span = slice(6 * first, 6 * (first + count))
-            if passes is together:
+            if passes is raise_on_all_ranks:
                 ready = passes.prepare(inputs[span], targets[span], 0.5, count)
                 metrics = [ready.losses, ready.hits]
             else:
@@ -183,7 +183,7 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
             for index in range(first, first + count):
                 if index % 2:
                     passes.clear()
-                if passes is together:
+                if passes is raise_on_all_ranks:
                     passes.advance()
                 else:
                     metrics += passes(*parts[index], 0.5)

@@ -1,0 +1,42 @@
+"""Which of several evaluations is the best one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from configs.errors import InputError
+from trainer.objective.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which of two evaluations is the better one."""
+
+    metric: str
+    higher: bool
+
+    def score(self, values: dict[str, float]) -> float:
+        """The metric, negated where less of it is better."""
+        value = values[self.metric]
+        return value if self.higher else -value
+
+    def improves(self, values: dict[str, float], best: dict[str, float], by: float = 0.0) -> bool:
+        """Whether an evaluation beats the best one so far; what is not a number never does."""
+        score = self.score(values)
+        if math.isnan(score):
+            return False
+        return self.metric not in best or score - self.score(best) > by
+
+
+def choose_selection(task: Task, metric: str | None, mode: str) -> Selection:
+    """What `evaluate.best` and `evaluate.best_mode` ask for.
+
+    Raises:
+        InputError: For a metric that no evaluation reports.
+    """
+    known = task.names()
+    name = metric or task.best
+    if name not in known:
+        raise InputError("evaluate.best", given=name, expected=f"one of {', '.join(known)}")
+    return Selection(name, {"auto": known[name], "max": True, "min": False}[mode])

@@ -1,0 +1,32 @@
+"""How long a run has trained, and at what pace."""
+
+from __future__ import annotations
+
+import time
+
+
+class Stopwatch:
+    """Training time and throughput; time from a `stop` to the next `start` is not counted."""
+
+    def __init__(self) -> None:
+        self.total_seconds = 0.0
+        self._since_read = 0.0
+        self._samples = 0
+        self._started = time.perf_counter()
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self, samples: int) -> None:
+        """The work since it was started, or stopped last, was on this many samples."""
+        seconds = time.perf_counter() - self._started
+        self._started += seconds
+        self.total_seconds += seconds
+        self._since_read += seconds
+        self._samples += samples
+
+    def read(self) -> float:
+        """Samples per second since the last reading."""
+        rate = self._samples / max(self._since_read, 1e-9)
+        self._since_read, self._samples = 0.0, 0
+        return rate
