@@ -166,14 +166,19 @@ class HostLoader:
         )
 
 
-def build_loader(
-    config: DataConfig, train: MapDataset, test: MapDataset, *, plan: Plan, device: torch.device
-) -> Loader:
-    """Choose where the data lives (`data.placement`) and how it reaches the device.
+def placement(
+    config: DataConfig, train: MapDataset, test: MapDataset, free_bytes: int | None
+) -> tuple[bool, str]:
+    """Whether the data set lives on the device that trains, and why.
+
+    Args:
+        config: `data.placement` and `data.workers`.
+        train: The training set.
+        test: The test set.
+        free_bytes: Of the device's memory; None where it is the host's.
 
     Raises:
-        InputError: If data that is read sample by sample is to live on the device, or workers could
-            not answer.
+        InputError: If data that is read sample by sample is to live on the device.
     """
     arrays = isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset)
     if config.placement == "device" and not arrays:
@@ -183,12 +188,49 @@ def build_loader(
             expected="auto or host for a data set that is read sample by sample",
             remedy="Only data.datasets.ArrayDataset can live on the device.",
         )
-    if arrays and config.workers == 0 and config.placement != "host":
+    if not arrays:
+        return False, "the data set is read sample by sample"
+    if config.placement != "auto":
+        return config.placement == "device", f"data.placement {config.placement}"
+    if config.workers:
+        return False, f"data.workers {config.workers}"
+    assert isinstance(train, ArrayDataset)
+    assert isinstance(test, ArrayDataset)
+    if free_bytes is None or train.num_bytes + test.num_bytes <= RESIDENT_FRACTION * free_bytes:
+        return True, "it fits, and has no workers"
+    return False, f"it takes more than {RESIDENT_FRACTION:.0%} of the device's free memory"
+
+
+def build_loader(
+    config: DataConfig,
+    train: MapDataset,
+    test: MapDataset,
+    *,
+    plan: Plan,
+    device: torch.device,
+    on_device: bool | None = None,
+) -> Loader:
+    """How the data reaches the device.
+
+    Args:
+        config: Workers, and where the data lives unless `on_device` says so.
+        train: The training set.
+        test: The test set.
+        plan: Who trains on what.
+        device: Where batches go.
+        on_device: Whether the data lives there; None: as `placement` says.
+
+    Raises:
+        InputError: If data that is read sample by sample is to live on the device, or workers could
+            not answer.
+    """
+    if on_device is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        on_device, _ = placement(config, train, test, free)
+    if on_device:
         assert isinstance(train, ArrayDataset)
         assert isinstance(test, ArrayDataset)
-        needed = train.num_bytes + test.num_bytes
-        if config.placement == "device" or _fits(needed, device):
-            return ResidentLoader(train, test, plan=plan, device=device)
+        return ResidentLoader(train, test, plan=plan, device=device)
     return HostLoader(
         train,
         test,
@@ -197,13 +239,6 @@ def build_loader(
         workers=config.workers,
         prefetch_factor=config.prefetch_factor,
     )
-
-
-def _fits(num_bytes: int, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return num_bytes <= RESIDENT_FRACTION * free
 
 
 def _check_sockets() -> None:

@@ -24,12 +24,12 @@ from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.loading.order import Plan, evaluation_batches
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
-from trainer.backward.compiling import should_compile
 from trainer.build import build_state, continue_from
 from trainer.checkpoints.checkpoint import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.components import build_components, check_batch_norm
+from trainer.execution import Execution
 from trainer.optim.schedule import Schedule
 from trainer.ranks.runtime import Runtime, choose_device
 
@@ -60,7 +60,7 @@ class Report:
     """Of rank 0."""
     data: str
     directory: str
-    compiled: bool
+    execution: Execution
     total_steps: int
     shares: tuple[Shares, ...]
     proved_global_batches: tuple[int, ...]
@@ -88,7 +88,7 @@ def examine(config: RunConfig) -> Report:
     for plan in plans[1:]:
         check_batch_norm(components.model, plan)
     alone = replace(runtime, world_size=1, backend="")
-    state = build_state(config, alone, components)
+    state = build_state(config, alone, components.on(alone))
     directory = _decide(config, state)
     global_batches = _telling_global_batches(components.plan)
     for index in global_batches:
@@ -106,7 +106,7 @@ def examine(config: RunConfig) -> Report:
         plan=components.plan,
         data=found,
         directory=directory,
-        compiled=should_compile(config.compile, runtime.device),
+        execution=components.execution,
         total_steps=total_steps,
         shares=shares,
         proved_global_batches=tuple(global_batches),
