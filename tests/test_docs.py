@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 PAGES = sorted(
     path

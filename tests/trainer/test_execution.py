@@ -10,7 +10,7 @@ import torch
 
 from configs.errors import InputError
 from configs.load import load_config
-from tests.conftest import launch
+from tests.support.processes import launch
 from trainer.build import build
 from trainer.loop import Run
 from trainer.ranks.runtime import Runtime

@@ -23,7 +23,7 @@ from configs.load import load_config
 from configs.schema import DataConfig, RunConfig
 from configs.schema_execution import CheckpointConfig, CompileConfig, EvaluateConfig, LoggingConfig
 from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
-from tests.conftest import ROOT, environment, wait
+from tests.support.processes import ROOT, environment, wait
 from trainer.build import build
 from trainer.checkpoints.checkpoint import Position, list_checkpoints, save_checkpoint, step_of
 from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
