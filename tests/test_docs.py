@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 PAGES = sorted(
     path

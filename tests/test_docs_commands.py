@@ -20,8 +20,9 @@ import torch
 
 from configs.errors import InputError
 from configs.load import known_keys, load_config
-from tests.commands import Command, all_commands, find_commands
-from tests.conftest import ROOT, launch, make_idx, start, wait
+from tests.support.commands import Command, all_commands, find_commands
+from tests.support.data_sets import make_idx
+from tests.support.processes import ROOT, launch, start, wait
 
 COMMANDS = all_commands()
 SBATCH_OPTIONS = {"nodes", "ntasks-per-node", "gres", "array", "dependency"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 PAGE = (ROOT / "docs/debugging.md").read_text(encoding="utf-8")
 APPENDIX = (ROOT / "docs/appendix_debugging.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import pytest
 
 from configs.errors import InputError
 from configs.imports import call_with, find_beside, import_object, is_import_path
-from tests.conftest import ROOT
+from tests.support.processes import ROOT
 
 NUMBERS = itertools.count()
 

@@ -7,7 +7,7 @@ import re
 from configs.identity import flatten, identity
 from configs.schema import RunConfig
 from configs.table import config_page
-from tests.conftest import ROOT
+from tests.support.processes import ROOT
 
 ROW = re.compile(r"^\| `([\w.]+)` \| (.+) \| `(.+)` \| (.+) \| (yes|) \|$", re.MULTILINE)
 

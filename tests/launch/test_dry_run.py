@@ -15,7 +15,7 @@ from data.loading.order import Plan
 from launch.forecast.dry_run import Report, examine, prove_evaluation, prove_shares
 from launch.forecast.dry_run_report import facts_of, show, totals
 from launch.train import main
-from tests.conftest import launch, train
+from tests.support.processes import launch, train
 
 Arguments = Callable[..., list[str]]
 

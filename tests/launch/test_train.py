@@ -19,18 +19,9 @@ import yaml
 
 from data.catalogue.catalog import MNIST
 from data.formats.idx import write_idx
-from tests.conftest import (
-    ROOT,
-    environment,
-    latest_weights,
-    launch,
-    make_idx,
-    records,
-    series,
-    start,
-    train,
-    wait,
-)
+from tests.support.data_sets import make_idx
+from tests.support.processes import ROOT, environment, launch, start, train, wait
+from tests.support.runs import latest_weights, records, series
 
 Arguments = Callable[..., list[str]]
 

@@ -17,7 +17,7 @@ import trainer.cuda_graphs.recorded_steps
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig, TrainConfig
 from data.loading.order import GlobalBatch
-from tests.trainer.test_step import TOO_LARGE, Rig, assert_same_bits, make, one_thread
+from tests.support.rig import TOO_LARGE, Rig, assert_same_bits, make
 from trainer.backward.explicit.side_streams import Branches
 from trainer.checkpointer import Checkpointer
 from trainer.checkpoints.state import Progress
@@ -32,7 +32,7 @@ from trainer.ranks.runtime import Runtime
 from trainer.records.gradient_statistics import GradientLog
 from trainer.step import Steps
 
-__all__ = ["one_thread"]  # an autouse fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 T = TypeVar("T")

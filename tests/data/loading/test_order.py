@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from configs.errors import InputError
 from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed, evaluation_batches
-from tests.conftest import ROOT, environment
+from tests.support.processes import ROOT, environment
 
 LAWS = settings(max_examples=50, deadline=None)
 

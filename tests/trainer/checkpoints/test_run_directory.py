@@ -24,7 +24,7 @@ from configs.schema import DataConfig, RunConfig
 from configs.schema_execution import CompileConfig
 from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
 from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
-from tests.conftest import ROOT, environment, wait
+from tests.support.processes import ROOT, environment, wait
 from trainer.build import build
 from trainer.checkpoints.checkpoint import Position, list_checkpoints, save_checkpoint, step_of
 from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.optim.test_flat import OPTIMIZERS
+from tests.support.optimisation import FUSED_OPTIMIZERS
 from trainer.networks.models import MLP
 from trainer.optim.fused import BLOCK, TOGETHER, DirectKernel, piece_size, pieces
 
@@ -17,7 +17,7 @@ from trainer.optim.fused import BLOCK, TOGETHER, DirectKernel, piece_size, piece
 def pair(name: str) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
     torch.manual_seed(0)
     module = MLP((1, 3, 3), 5, hidden=(70, 60))
-    return [(m, OPTIMIZERS[name](m.parameters())) for m in (module, copy.deepcopy(module))]
+    return [(m, FUSED_OPTIMIZERS[name](m.parameters())) for m in (module, copy.deepcopy(module))]
 
 
 def set_gradients(module: nn.Module, seed: int) -> None:
@@ -33,7 +33,7 @@ def state(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("overflows", [None, False, True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", FUSED_OPTIMIZERS)
 def test_the_bits_are_those_of_the_whole_step(
     name: str, overflows: bool | None, in_pieces: bool
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from configs.errors import InputError
 from launch import entry
-from tests.conftest import start, wait
+from tests.support.processes import start, wait
 from trainer.ranks import runtime
 from trainer.ranks.launcher import MPI_SIZES, RANK_VARIABLES, SLURM_VARIABLES, detect, guess
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import ROOT, environment
-from tests.trainer.backward.explicit.test_explicit_passes import Dtype, batch, explicit, network
+from tests.support.explicit import Dtype, batch, explicit, network
+from tests.support.processes import ROOT, environment
 
 SHAPES = ((64, 128, 10), (32, 128, 10), (7, 9, 5), (16, 16, 16), (1, 33, 2), (40, 200, 47))
 ERRORS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}

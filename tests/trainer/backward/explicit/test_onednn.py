@@ -10,7 +10,7 @@ from torch import Tensor
 
 import trainer.backward.explicit.onednn
 from configs.schema_training import PrecisionConfig
-from tests.trainer.backward.explicit.test_explicit_passes import normalize
+from tests.support.explicit import normalize
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.onednn import (
     LARGE,
