@@ -162,7 +162,7 @@ def call_with(
     except TypeError as error:
         reason = str(error)[:1].upper() + str(error)[1:]
         strange = not takes_any and not kwargs.keys() <= signature.parameters.keys()
-        if strange and key.endswith(".kwargs"):  # perhaps the recipe's, for what it names itself
+        if strange and key.endswith(".kwargs"):  # they may be the recipe's own
             reason += f": give arguments of its own, or none with --{key} '{{}}'"
         raise InputError(
             key,
