@@ -21,7 +21,8 @@ from configs.errors import InputError
 from configs.identity import digest, flatten, identity
 from configs.load import load_config
 from configs.schema import DataConfig, RunConfig
-from configs.schema_execution import CheckpointConfig, CompileConfig, EvaluateConfig, LoggingConfig
+from configs.schema_execution import CompileConfig
+from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
 from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
 from tests.conftest import ROOT, environment, wait
 from trainer.build import build

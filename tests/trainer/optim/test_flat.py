@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoints.state import host_copy
 from trainer.networks.models import MLP
-from trainer.optim.flat import FlatParameters, flatten_optimizer
+from trainer.optim.flat import FlatKernel, FlatParameters
 from trainer.optim.fused import ALIGNMENT
 
 OPTIMIZERS: dict[str, Any] = {
@@ -41,7 +41,7 @@ class Pair:
         self.plain_optimizer = OPTIMIZERS[name](self.plain.parameters())
         self.flat = FlatParameters(parameters(self.moved))
         self.optimizer = OPTIMIZERS[name](self.moved.parameters())
-        flatten_optimizer(self.optimizer, self.flat)
+        self.kernel = FlatKernel(self.optimizer, self.flat)
 
     def drive(self, count: int, first: int = 0) -> None:
         for index in range(first, first + count):
@@ -51,9 +51,12 @@ class Pair:
                 theirs.grad = gradient
                 assert mine.grad is not None
                 mine.grad.copy_(gradient)
-            for optimizer in (self.optimizer, self.plain_optimizer):
+            for optimizer, stepped in (
+                (self.optimizer, self.kernel),
+                (self.plain_optimizer, self.plain_optimizer),
+            ):
                 optimizer.param_groups[0]["lr"] = 0.1 / (index + 1)
-                optimizer.step()
+                stepped.step()
 
     def check(self) -> None:
         for mine, theirs in zip(parameters(self.moved), parameters(self.plain), strict=True):
