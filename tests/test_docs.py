@@ -8,12 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.support.processes import ROOT, start, wait
+from trainer import execution
 
 PAGES = sorted(
     path
@@ -85,6 +86,16 @@ def test_the_figures_of_the_first_screen_are_those_that_were_measured() -> None:
     ):
         assert claim in page
     assert 1 < peers["jax-scan"]["ratio"]["median"] < 1.2, "a JAX epoch is a little longer"
+
+
+def test_every_way_that_a_run_may_take_is_in_the_table() -> None:
+    """Law: docs/execution.md has a row for each word that the line `runs as: ...` may say."""
+    page = (ROOT / "docs/execution.md").read_text(encoding="utf-8")
+    kinds = (execution.Engine, execution.Gradients, execution.Reduction)
+    ways = [way for kind in kinds for way in get_args(kind)] + list(execution.KERNELS.values())
+    assert [way for way in ways if f"\n| `{way}` |" not in page] == []
+    assert f"up to {execution.MAX_RECORDED} in a row" in page
+    assert f"up to {execution.MAX_EXECUTED} in a row" in page
 
 
 def test_every_picture_is_shown_somewhere_and_stands_alone() -> None:
