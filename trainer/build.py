@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from configs.schema import RunConfig
 from data.datasets import Datasets
 from data.loading.loader import Loader, ResidentLoader, zeros_of
 from data.loading.order import Plan
+from data.samples import Batch
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.autograd import LossModule
 from trainer.checkpointer import Checkpointer
@@ -130,8 +131,9 @@ def _assemble_run(
         precision=components.precision,
         progress=state.progress,
         watch=watch,
+        runs_as=components.execution.line(),
     )
-    step = _build_step(config, runtime, components, state)
+    step = _build_step(config, runtime, components, state, watched=profiler.batches)
     log = RunLog(
         config=config,
         runtime=runtime,
@@ -262,7 +264,11 @@ def _engine(components: Components, average: Average | None) -> Callable[..., En
 
 
 def _build_step(
-    config: RunConfig, runtime: Runtime, components: Components, state: RunState
+    config: RunConfig,
+    runtime: Runtime,
+    components: Components,
+    state: RunState,
+    watched: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
 ) -> TrainStep:
     execution = components.execution
     loader = None
@@ -283,6 +289,7 @@ def _build_step(
         runtime=runtime,
         max_steps=execution.max_steps,
         loader=loader,
+        watched=watched,
     )
 
 

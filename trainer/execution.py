@@ -241,8 +241,9 @@ def _steps(config: RunConfig, subject: Subject, *, engine: Engine, stages: bool)
     scaled = config.precision.dtype == "fp16"
     late = next(_needs_the_host(config, subject, engine), None)
     obstacle = next(_obstacles_to_recording(config, subject, engine), late)
-    share = subject.plan.largest_global_batch.micro_batches
-    num_bytes = sum(micro.size for micro in share) * math.prod(subject.input_shape) * 4
+    # Of the largest share, so that all ranks take as many steps in a row.
+    share = -(-subject.plan.largest_global_batch.size // subject.world_size)
+    num_bytes = share * math.prod(subject.input_shape) * 4
     fit = max(1, BLOCK_BYTES.get(subject.device.type, 1) // num_bytes)
     if config.compile.capture is True and obstacle is not None:
         raise InputError(
@@ -257,11 +258,13 @@ def _steps(config: RunConfig, subject: Subject, *, engine: Engine, stages: bool)
         return _Steps(1, False, f"several in a row take {late}")
     if scaled and cuda:
         return _Steps(MAX_EXECUTED, False, "what fp16 skips is read once for several steps")
-    if stages and not cuda:
+    if stages and not cuda and fit > 1:
         reason = "batches of written-out passes are made ready together"
         return _Steps(min(fit, MAX_EXECUTED), False, reason)
     if cuda:
         return _Steps(1, False, f"CUDA graphs take {obstacle or 'modules known to be recorded'}")
+    if stages:
+        return _Steps(1, False, "the samples of one fill the cache")
     return _Steps(1, False, "nothing is gained by several in a row here")
 
 

@@ -8,7 +8,7 @@ fp16 skips a step) is read afterwards. How a run is cut into rows of steps chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -75,6 +75,7 @@ class TrainStep:
         max_steps: Steps in a row at most. More than one only where neither schedule nor optimizer
             has to know whether fp16 has skipped a step.
         loader: Where the samples of a row of steps come from at once; None: from the stream.
+        watched: Batches of the loader, watched by a profiler.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class TrainStep:
         runtime: Runtime,
         max_steps: int = 1,
         loader: ResidentLoader | None = None,
+        watched: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
     ) -> None:
         self.engine = engine
         self.optimizer = optimizer
@@ -107,6 +109,7 @@ class TrainStep:
         self.runtime = runtime
         self.max_steps = max_steps
         self.loader = loader
+        self.watched = watched
         self.needs_closure = needs_closure(optimizer)
         self.learning_rate = 0.0
         """Of the latest step."""
@@ -122,7 +125,7 @@ class TrainStep:
         if self.precision.scaler.is_enabled() and self.max_steps > 1:
             ready = self.on_device(hyperparameters)
         if self.loader is not None:
-            batches = self.engine.stage(self.loader.block(global_batches), global_batches)
+            batches = self.watched(self._staged(self.loader, global_batches))
         with self.engine.without_autograd():
             taken = self.take(global_batches, batches, ready, self.meter)
         kept = torch.stack(taken).tolist() if taken else None  # waits for the device
@@ -139,6 +142,12 @@ class TrainStep:
         if average is None:
             return rates, [0.0] * count
         return rates, [average.weight(number + 1) for number in range(first, first + count)]
+
+    def _staged(
+        self, loader: ResidentLoader, global_batches: Sequence[GlobalBatch]
+    ) -> Iterator[Batch]:
+        """The micro-batches of a row of steps, all gathered when the first is asked for."""
+        yield from self.engine.stage(loader.block(global_batches), global_batches)
 
     def on_device(self, hyperparameters: Hyperparameters) -> Tensor:
         return torch.tensor(hyperparameters).to(self.runtime.device, non_blocking=True)
