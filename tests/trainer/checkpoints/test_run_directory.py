@@ -477,7 +477,7 @@ def parts(
     yield make
     for part in built:
         part.sinks.finish("completed")
-        part.saver.close()
+        part.checkpointer.close()
     torch.set_rng_state(state)
     torch.set_float32_matmul_precision(precision)
 
