@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a DTensor on every rank, a collective; any other tensor as it is."""
+    """The full tensor of a DTensor on every rank, a collective; any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -36,7 +36,7 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_full_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state dict of whole tensors, which every rank has. No communication.
+    """Load a state dict of full tensors, which every rank has; no communication.
 
     Args:
         module: Sharded or not; a rank keeps its part of a tensor that is sharded.
@@ -60,7 +60,7 @@ def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict of whole tensors, which every rank has. No communication.
+    """Load a state dict of full tensors, which every rank has; no communication.
 
     Args:
         optimizer: Over sharded parameters or others; state of a parameter's shape is sharded like
@@ -76,7 +76,7 @@ def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str,
 
 
 def _gather(state: dict[str, Any]) -> dict[str, Any]:
-    """The same mapping with whole tensors in host memory on rank 0, elsewhere without DTensors."""
+    """The same mapping with full tensors in host memory on rank 0, elsewhere without DTensors."""
     found = {}
     for name, value in state.items():
         if not hasattr(value, "full_tensor"):
@@ -89,7 +89,7 @@ def _gather(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(value: Any, like: Any) -> Any:
-    """This rank's part of a whole tensor as a DTensor like another one, if that one is sharded."""
+    """This rank's part of a full tensor as a DTensor like another one, if that one is sharded."""
     if not hasattr(like, "full_tensor") or not isinstance(value, Tensor):
         return value
     if value.shape != like.shape:
@@ -99,4 +99,4 @@ def _part(value: Any, like: Any) -> Any:
     part = distribute_tensor(
         value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
-    return part.detach().clone()  # a copy: a view would keep the whole tensor alive
+    return part.detach().clone()  # a copy: a view would keep the full tensor alive
