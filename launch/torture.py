@@ -247,7 +247,7 @@ def show(rounds: list[Round]) -> None:
 
 
 def write_result(path: Path, rounds: list[Round], seed: int) -> None:
-    from trainer.checkpoints.run_directory import describe_machine
+    from trainer.checkpoints.environment import describe_machine
 
     kinds: dict[str, int] = {}
     for item in rounds:

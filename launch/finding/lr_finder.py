@@ -19,8 +19,7 @@ from configs.imports import import_extra
 from configs.schema_training import ScheduleConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.build import Workbench
-from trainer.checkpoints.atomic_files import replacing
-from trainer.checkpoints.run_directory import write_atomically
+from trainer.checkpoints.atomic_files import replacing, write_atomically
 from trainer.checkpoints.state import capture, restore
 from trainer.optim.schedule import PureSchedule
 from trainer.ranks.collectives import broadcast_object

@@ -25,7 +25,7 @@ from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.loading.order import Plan, evaluation_batches
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
 from trainer.build import build_state
-from trainer.checkpoints.checkpoint import list_checkpoints
+from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.components import build_components, check_batch_norm

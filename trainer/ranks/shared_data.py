@@ -1,26 +1,5 @@
-"""The data of a run on every rank, acquired once per node."""
+"""The old name of load_data.py."""
 
-from __future__ import annotations
+from trainer.ranks.load_data import load_data as load_on_all_ranks
 
-from configs.schema import RunConfig
-from data.catalogue.acquire import acquire
-from data.catalogue.catalog import CATALOG
-from data.datasets import Datasets, load_datasets
-from trainer.ranks.collectives import raise_on_all_ranks
-from trainer.ranks.runtime import Runtime
-
-
-def load_on_all_ranks(config: RunConfig, runtime: Runtime) -> Datasets:
-    """Every rank calls it; one process per node looks for the files, and downloads if it must.
-
-    Raises:
-        InputError: On every rank alike, if the data cannot be had on any of them.
-    """
-    raise_on_all_ranks(runtime, lambda: _acquire(config, runtime))
-    return raise_on_all_ranks(runtime, lambda: load_datasets(config.data, seed=config.seed))
-
-
-def _acquire(config: RunConfig, runtime: Runtime) -> None:
-    if runtime.local_rank == 0 and config.data.dataset in CATALOG:
-        facts = CATALOG[config.data.dataset]
-        acquire(facts, config.data.root, download=config.data.download)
+__all__ = ["load_on_all_ranks"]

@@ -13,7 +13,7 @@ from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from tests.support.networks import Deep
 from trainer.networks.blocks import blocks, check_blocks, check_shared_weights, prepare_blocks
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 CPU = torch.device("cpu")
 

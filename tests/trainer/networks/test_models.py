@@ -14,7 +14,8 @@ from torch import nn
 
 from configs.errors import InputError
 from configs.schema_training import ModelConfig
-from trainer.networks.models import MLP, build_model
+from trainer.networks.mlp import MLP
+from trainer.networks.models import build_model
 
 USER_MODULE = """
 import random

@@ -13,7 +13,7 @@ from configs.schema_training import PrecisionConfig
 from data.datasets import ArrayDataset, Datasets, Normalize
 from data.loading.loader import HostLoader, Loader, ResidentLoader
 from data.loading.order import Plan
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.objective.evaluation import Evaluation, evaluate
 from trainer.objective.task import classification
 from trainer.ranks.precision import build_precision
