@@ -13,7 +13,9 @@ from configs.schema import DataConfig
 from data.catalogue.acquire import find_files
 from data.catalogue.catalog import CATALOG
 from data.catalogue.dataset_facts import FileFacts
-from data.datasets import Datasets, Normalize, idx_files
+from data.datasets import Datasets
+from data.formats.idx_folder import idx_files
+from data.normalize import Normalize
 from launch.diagnosis.check_copies import check_copies
 from launch.diagnosis.data_sample import Sample
 from launch.diagnosis.findings import Finding, name_some

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
+from data.normalize import Normalize
 from launch.diagnosis.data_sample import Sample
 from launch.diagnosis.findings import Finding
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from configs.schema import RunConfig
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
+from data.normalize import Normalize
 from launch.diagnosis.check_cluster import check_agreement
 from launch.diagnosis.check_data import check_data
 from launch.diagnosis.check_labels import FEWEST_TEST, Score, check_labels, score
