@@ -50,7 +50,7 @@ def test_every_command_works(line: str, small: Callable[..., list[str]], tmp_pat
 
 def test_every_check_that_the_page_names_exists() -> None:
     """Law: a check in the table is one that the doctor makes."""
-    sources = "".join(path.read_text() for path in (ROOT / "trainer/diagnosis").glob("check_*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "launch/diagnosis").glob("check_*.py"))
     sources += (ROOT / "launch/diagnosis/examine.py").read_text()
     table = [row.split("|")[3] for row in PAGE.splitlines() if row.startswith("|")][2:]
     named = [name for cell in table for name in re.findall(r"`(\w+)`", cell)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 from launch.diagnosis.trial import Subject, flatten, predict
 
 SAMPLES = 64
@@ -23,11 +23,8 @@ def check_deterministic(subject: Subject) -> Finding:
     """In eval mode the same input gives the same output."""
     first, second = _twice(subject, lambda model, inputs: predict(subject, model, inputs))
     if torch.equal(first, second) or _close(first, second):
-        return Finding("training", "eval_mode", "ok", "eval mode gives the same output twice")
-    return Finding(
-        "training",
-        "eval_mode",
-        "problem",
+        return Check("training", "eval_mode").ok("eval mode gives the same output twice")
+    return Check("training", "eval_mode").problem(
         f"eval mode gives outputs that differ by up to {float((first - second).abs().max()):.3g}",
         "Something random stays on when the model is evaluated or used.",
         "F.dropout(x, p, training=self.training), or nn.Dropout, which follows model.eval()",
@@ -41,11 +38,8 @@ def check_independent(subject: Subject) -> Finding:
     )
     if _close(whole, alone):
         seen = "outputs do not depend on the rest of the batch"
-        return Finding("training", "independent_samples", "ok", seen)
-    return Finding(
-        "training",
-        "independent_samples",
-        "problem",
+        return Check("training", "independent_samples").ok(seen)
+    return Check("training", "independent_samples").problem(
         "in eval mode the output of a sample changes by up to "
         f"{float((whole - alone).abs().max()):.3g} with the rest of its batch",
         "Samples are mixed: a softmax, norm, mean or view runs over the batch dimension.",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 from launch.diagnosis.trial import Subject, Trial, flatten, run_trial
 
 STUCK = 0.05
@@ -68,9 +68,7 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
     seen = f"loss {start:.3g} -> {rates.final[1.0]:.3g} in {steps} steps at lr {lr:g}"
     far_off = best < 1 or best > 10 or rates.gain(1.0) < STUCK / 5
     if rates.gain(best) > PROGRESS and rates.gain(1.0) < STUCK and far_off:
-        return Finding(
-            "training",
-            "learning_rate",
+        return Check("training", "learning_rate").judge(
             "warning" if best == 10 else "problem",
             f"{seen}: too {'high' if best < 1 else 'low'}",
             f"At lr {lr * best:g} it reaches {rates.final[best]:.3g} in the same steps.",
@@ -78,20 +76,14 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
             table=table,
         )
     if trial.diverged:
-        return Finding(
-            "training",
-            "learning_rate",
-            "problem",
+        return Check("training", "learning_rate").problem(
             f"{seen}, and no better at lower rates",
             "The loss leaves the finite numbers.",
             "normalise the inputs, set --train.clip_norm 1.0, and look at the other findings",
             table=table,
         )
     if lower > max(2 * rates.gain(1.0), PROGRESS):
-        return Finding(
-            "training",
-            "learning_rate",
-            "warning",
+        return Check("training", "learning_rate").warning(
             f"{seen}, but {rates.final[0.1]:.3g} at a tenth of it: too high",
             "Large steps jump over what smaller ones find.",
             f"--optimizer.lr {lr * 0.1:g}, or a warm-up (--schedule.warmup_steps)",
@@ -99,8 +91,8 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
         )
     if rates.gain(best) < STUCK:
         seen = f"{seen}, and no better at other rates: nothing to compare"
-        return Finding("training", "learning_rate", "note", seen, table=table)
-    return Finding("training", "learning_rate", "ok", seen, table=table)
+        return Check("training", "learning_rate").note(seen, table=table)
+    return Check("training", "learning_rate").ok(seen, table=table)
 
 
 def check_overfit(subject: Subject) -> Finding:
@@ -114,13 +106,11 @@ def check_overfit(subject: Subject) -> Finding:
         best, bound = min(best, loss), max(bound, largest)
         if best < goal:
             seen = f"{len(targets)} samples learned by heart: loss {best:.2g} with Adam at {lr:g}"
-            return Finding("training", "overfit_one_batch", "ok", seen)
+            return Check("training", "overfit_one_batch").ok(seen)
     seen = f"loss {best:.2g} on {len(targets)} samples after {OVERFIT_STEPS} steps of Adam"
     if 0.9 < bound <= 1.001:
         seen += "; the outputs stay within -1 to 1: a bounded activation at the end"
-    return Finding(
-        "training",
-        "overfit_one_batch",
+    return Check("training", "overfit_one_batch").judge(
         "problem" if best > 8 * goal else "warning",
         f"{seen}, with dropout off",
         "A model that cannot learn one batch by heart has a fault, or far too few weights.",

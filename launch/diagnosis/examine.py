@@ -75,7 +75,7 @@ def _first_facts(config: RunConfig, data: Datasets) -> dict[str, str]:
 
 def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int) -> list[Finding]:
     train, test = take_sample(data.train), take_sample(data.test)
-    findings = check_data(config.data, data, train, test)
+    findings = check_data(data, train, test)
     if any(f.check in ("label_range", "inputs") and f.level == "problem" for f in findings):
         return findings  # the model cannot be run on these
     model = build_model(
