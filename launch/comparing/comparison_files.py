@@ -109,7 +109,7 @@ def write_png(comparison: Comparison, path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file as a whole: a reader sees the old content or the new."""
+    """Write a file atomically: a reader sees the old content or the new."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -9,13 +9,13 @@ from html import escape
 from typing import Any
 
 from configs.imports import import_extra
-from launch.comparing.comparison import Comparison, is_held_out, is_share
+from launch.comparing.comparison import Comparison, is_fraction, is_held_out
 from launch.comparing.panels import COLOURS, Panel
 from launch.comparing.run_record import RunRecord
 from trainer.records.sinks import Record
 
 MOST_POINTS = 2000
-"""Points of a curve; of longer ones the lowest and highest of each stretch are kept."""
+"""Points of a curve; of longer ones the lowest and highest of each interval are kept."""
 SMOOTHING = {"no smoothing": 0.0, "0.6": 0.6, "0.9": 0.9, "0.97": 0.97}
 """Weights of the moving average to choose from."""
 AXES = {"step": "step", "epoch": "epoch", "time": "elapsed_seconds"}
@@ -71,7 +71,7 @@ def curves_figure(comparison: Comparison, panels: Sequence[Panel]) -> Any:
     for row, panel in enumerate(panels, start=1):
         levels = (value for curve in curves if curve.row == row for value in curve.values)
         values = {level for level in levels if math.isfinite(level)}
-        axis: dict[str, Any] = {"tickformat": ".0%"} if all(map(is_share, panel.keys)) else {}
+        axis: dict[str, Any] = {"tickformat": ".0%"} if all(map(is_fraction, panel.keys)) else {}
         if len(values) == 1 and values != {
             0.0
         }:  # or plotly shows one unit up and down: a rate would seem to be 0
@@ -175,12 +175,12 @@ def _menus(curves: Sequence[_Curve], rows: int, height: int) -> list[dict[str, A
             "buttons": buttons,
             "x": 0,
             "xanchor": "left",
-            "y": 1 + (MENU_PIXELS - 34 * place) / height,
+            "y": 1 + (MENU_PIXELS - 34 * row) / height,
             "yanchor": "top",
             "pad": {"t": 0, "b": 0},
             "font": {"size": 11},
         }
-        for place, buttons in enumerate(menus)
+        for row, buttons in enumerate(menus)
         if buttons
     ]
 
@@ -210,13 +210,13 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
 
 
 def thin(points: Sequence[Record], key: str, most: int = MOST_POINTS) -> list[Record]:
-    """At most so many records: the lowest and the highest value of each stretch, and the ends."""
+    """At most so many records: the lowest and the highest value of each interval, and the ends."""
     if len(points) <= most:
         return list(points)
-    stretch = math.ceil(2 * len(points) / (most - 2))
+    interval = math.ceil(2 * len(points) / (most - 2))
     kept = {0, len(points) - 1}
-    for start in range(0, len(points), stretch):
-        indices = range(start, min(start + stretch, len(points)))
+    for start in range(0, len(points), interval):
+        indices = range(start, min(start + interval, len(points)))
         kept |= {
             min(indices, key=lambda i: points[i][key]),
             max(indices, key=lambda i: points[i][key]),

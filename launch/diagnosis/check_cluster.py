@@ -48,8 +48,8 @@ def check_placement(runtime: Runtime) -> Finding:
         "process": os.getpid(),
     }
     rows = gather_objects(runtime, row)
-    places = gather_objects(runtime, (row["host"], str(getattr(gpu, "uuid", device))))
-    shared = [place for place, ranks in Counter(places).items() if ranks > 1]
+    gpus = gather_objects(runtime, (row["host"], str(getattr(gpu, "uuid", device))))
+    shared = [gpu_id for gpu_id, ranks in Counter(gpus).items() if ranks > 1]
     hosts = len({row["host"] for row in rows})
     seen = (
         f"{runtime.world_size} ranks on {hosts} {'machine' if hosts == 1 else 'machines'} "

@@ -55,13 +55,13 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
     table = table if len(names) <= 20 else []
     present = counts[0][counts[0] > 0]
     ratio = float(present.max() / present.min()) if len(present) else 0.0
-    share = float(counts[0].max() / counts[0].sum().clamp(min=1))
+    largest_fraction = float(counts[0].max() / counts[0].sum().clamp(min=1))
     seen = f"{data.num_classes} classes, most to least frequent {ratio:.1f} : 1"
     absent = [names[c] for c in range(data.num_classes) if not counts[0][c]]
     tested = [names[c] for c in range(data.num_classes) if not counts[0][c] and counts[1][c]]
     untested = [names[c] for c in range(data.num_classes) if counts[0][c] and not counts[1][c]]
     enough = len(test.targets) >= 10 * data.num_classes
-    if absent and (train.is_whole or tested):
+    if absent and (train.is_complete or tested):
         return Check("data", "classes").judge(
             "problem" if tested else "warning",
             f"no training samples of class {name_some(absent)}"
@@ -70,7 +70,7 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
             "look at how the split was made, or lower `num_classes`",
             table=table,
         )
-    if untested and test.is_whole and enough:
+    if untested and test.is_complete and enough:
         return Check("data", "classes").warning(
             f"no test samples of class {name_some(untested)}",
             "Test accuracy says nothing about these classes.",
@@ -79,7 +79,7 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
         )
     if ratio > IMBALANCE:
         return Check("data", "classes").warning(
-            f"{seen}; always guessing the largest class is right for {share:.1%}",
+            f"{seen}; always guessing the largest class is right for {largest_fraction:.1%}",
             "Accuracy looks good while rare classes are ignored.",
             "compare with that figure, look at accuracy per class, or show rare classes more often",
             table=table,
@@ -136,7 +136,7 @@ def check_normalisation(data: Datasets, train: Sample) -> Finding:
     """Mean and standard deviation of what the model is given."""
     if train.inputs.dtype in (torch.int32, torch.int64, torch.bool):
         return Check("data", "normalisation").ok("inputs are indices, not measurements")
-    raw = train.take(MOST_FOR_MOMENTS).inputs
+    raw = train.subset(MOST_FOR_MOMENTS).inputs
     inputs = Normalize(data, torch.device("cpu"))(raw).double()
     mean, std = float(inputs.mean()), float(inputs.std())
     seen = f"the model gets inputs with mean {mean:.3g} and standard deviation {std:.3g}"
@@ -160,5 +160,5 @@ def check_normalisation(data: Datasets, train: Sample) -> Finding:
 def _looks_raw(inputs: Tensor) -> bool:
     """Whether these are pixels from 0 to 255 as they lie in a file."""
     low, high = float(inputs.min()), float(inputs.max())
-    whole = bool((inputs - inputs.round()).abs().max() < 1e-3)
-    return low >= 0 and 64 < high <= 255 and whole
+    are_whole_numbers = bool((inputs - inputs.round()).abs().max() < 1e-3)
+    return low >= 0 and 64 < high <= 255 and are_whole_numbers

@@ -33,15 +33,15 @@ def check_deterministic(subject: Subject) -> Finding:
 
 def check_independent(subject: Subject) -> Finding:
     """In eval mode the output of a sample does not depend on its neighbours in the batch."""
-    whole, alone = _twice(
+    together, alone = _twice(
         subject, lambda model, inputs: predict(subject, model, inputs), parts=True
     )
-    if _close(whole, alone):
+    if _close(together, alone):
         seen = "outputs do not depend on the rest of the batch"
         return Check("training", "independent_samples").ok(seen)
     return Check("training", "independent_samples").problem(
         "in eval mode the output of a sample changes by up to "
-        f"{float((whole - alone).abs().max()):.3g} with the rest of its batch",
+        f"{float((together - alone).abs().max()):.3g} with the rest of its batch",
         "Samples are mixed: a softmax, norm, mean or view runs over the batch dimension.",
         "check dim= and view/reshape against transpose/permute; let batch norm track statistics",
     )
@@ -50,7 +50,7 @@ def check_independent(subject: Subject) -> Finding:
 def _twice(
     subject: Subject, run: Callable[[nn.Module, Tensor], Tensor], parts: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of some samples, and of the same ones again: whole, or in uneven parts."""
+    """Outputs of some samples, and of the same ones again: in one batch, or in uneven parts."""
     inputs = torch.cat([part for part, _ in flatten(subject.batches)][:SAMPLES])[:SAMPLES]
     model = subject.copy()
     first = run(model, inputs)

@@ -68,7 +68,7 @@ def check_labels(data: Datasets, train: Sample, test: Sample, learned: Score | N
         learned: Score of the run's own model, after its short training, on training samples that
             it was not shown.
     """
-    train, test = train.take(MOST_TRAIN + MOST_TEST), test.take(MOST_TEST, seed=1)
+    train, test = train.subset(MOST_TRAIN + MOST_TEST), test.subset(MOST_TEST, seed=1)
     inside = Sample(*_legal(train, data.num_classes), train.total)
     outside = Sample(*_legal(test, data.num_classes), test.total)
     held_out = min(MOST_TEST, len(inside.targets) // 4)

@@ -99,19 +99,19 @@ def check_overfit(subject: Subject) -> Finding:
     """A model that can learn at all learns one small batch by heart, without dropout."""
     inputs, targets = next(flatten(subject.batches))
     inputs, targets = subject.normalize(inputs[:OVERFIT_SAMPLES]), targets[:OVERFIT_SAMPLES]
-    goal = 0.05 * math.log(subject.data.num_classes)
+    target_loss = 0.05 * math.log(subject.data.num_classes)
     best, bound = math.inf, 0.0
     for lr in OVERFIT_RATES:
-        loss, largest = _memorise(subject.copy(), inputs, targets, lr, goal)
+        loss, largest = _memorise(subject.copy(), inputs, targets, lr, target_loss)
         best, bound = min(best, loss), max(bound, largest)
-        if best < goal:
+        if best < target_loss:
             seen = f"{len(targets)} samples learned by heart: loss {best:.2g} with Adam at {lr:g}"
             return Check("training", "overfit_one_batch").ok(seen)
     seen = f"loss {best:.2g} on {len(targets)} samples after {OVERFIT_STEPS} steps of Adam"
     if 0.9 < bound <= 1.001:
         seen += "; the outputs stay within -1 to 1: a bounded activation at the end"
     return Check("training", "overfit_one_batch").judge(
-        "problem" if best > 8 * goal else "warning",
+        "problem" if best > 8 * target_loss else "warning",
         f"{seen}, with dropout off",
         "A model that cannot learn one batch by heart has a fault, or far too few weights.",
         "look at the other findings; remove activations after the last layer; check that inputs "
@@ -120,9 +120,9 @@ def check_overfit(subject: Subject) -> Finding:
 
 
 def _memorise(
-    model: nn.Module, inputs: Tensor, targets: Tensor, lr: float, goal: float
+    model: nn.Module, inputs: Tensor, targets: Tensor, lr: float, target_loss: float
 ) -> tuple[float, float]:
-    """Train on one batch until the loss is below `goal`: the loss, and the largest logit."""
+    """Train on one batch until the loss is below `target_loss`: the loss, and the largest logit."""
     model.eval()  # dropout rests; batch norm takes the statistics of the batch
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -136,6 +136,6 @@ def _memorise(
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss, largest = float(value.detach()), float(logits.detach().abs().max())
-        if loss < goal:
+        if loss < target_loss:
             break
     return (loss if math.isfinite(loss) else math.inf), largest

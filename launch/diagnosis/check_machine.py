@@ -187,7 +187,7 @@ def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
     """Cores this process may run on: its affinity, and the quota of its container."""
     cores = float(len(os.sched_getaffinity(0)))
     try:
-        share, period = quota.read_text().split()
-        return min(cores, int(share) / int(period))
+        quota_us, period_us = quota.read_text().split()
+        return min(cores, int(quota_us) / int(period_us))
     except (OSError, ValueError):  # no container, or `max`
         return cores

@@ -79,14 +79,14 @@ def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
 
 def _raised(error: Exception) -> Finding:
     reason = " ".join(str(error).split())[:300]
-    seen = f"{type(error).__name__} at {_place(error)}: {reason}"
+    seen = f"{type(error).__name__} at {_failing_line(error)}: {reason}"
     why = "The first step of the run would fail the same way."
     if DEVICES.search(reason):
         return Check("training", "device").problem(seen, why, REGISTER)
     return Check("training", "forward").problem(seen, why, "repair the model at that line")
 
 
-def _place(error: Exception) -> str:
+def _failing_line(error: Exception) -> str:
     """The last line of the user's own code that an error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
@@ -159,7 +159,7 @@ def _moves_badly(subject: Subject) -> str:
             torch.func.functional_call(model, moved, (torch.empty_like(inputs, device="cuda"),))
     except Exception as error:  # most of what such tensors cannot do says nothing here
         reason = " ".join(str(error).split())
-        return f"{_place(error)}: {reason[:160]}" if DEVICES.search(reason) else ""
+        return f"{_failing_line(error)}: {reason[:160]}" if DEVICES.search(reason) else ""
     return ""
 
 

@@ -32,13 +32,13 @@ def check_all_reduce(runtime: Runtime, reduce_: Reduce = sum_) -> Finding:
     """
     rank, world = runtime.rank, runtime.world_size
     device = runtime.device
-    places = torch.arange(100_003, device=device)
+    indices = torch.arange(100_003, device=device)
     wrong = []
-    integers = reduce_(runtime, places * (rank + 1))
-    if not torch.equal(integers, places * (world * (world + 1) // 2)):
+    integers = reduce_(runtime, indices * (rank + 1))
+    if not torch.equal(integers, indices * (world * (world + 1) // 2)):
         wrong.append("int64")
     # Eighths below 2**12: every partial sum is exact in float32, in any order.
-    pattern = (places % 4096).float() / 8
+    pattern = (indices % 4096).float() / 8
     floats = reduce_(runtime, pattern * (-1.0 if rank % 2 else 1.0) + rank)
     expected = pattern * (world % 2) + world * (world - 1) / 2
     if not torch.equal(floats, expected):
@@ -46,7 +46,7 @@ def check_all_reduce(runtime: Runtime, reduce_: Reduce = sum_) -> Finding:
     failed = {r: w for r, w in enumerate(gather_objects(runtime, wrong)) if w}
     if not failed:
         return Check("cluster", "all_reduce").ok(
-            f"{2 * len(places):,} known sums are exact on all ranks"
+            f"{2 * len(indices):,} known sums are exact on all ranks"
         )
     return Check("cluster", "all_reduce").problem(
         f"wrong sums on rank {name_some([*failed])} ({', '.join(failed[min(failed)])})",

@@ -11,7 +11,7 @@ from configs.schema import DataConfig
 from configs.schema_training import ModelConfig
 from launch.diagnosis.check_copies import check_copies
 from launch.diagnosis.check_labels import score
-from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, take_sample
+from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, read_sample
 from tests.launch.diagnosis.examining import examine, healthy, levels, planted_config
 
 FAULTS = {
@@ -76,9 +76,9 @@ class Endless:
 
 def test_a_large_data_set_is_sampled_evenly() -> None:
     """Law: at most MOST_SAMPLES are read, spread over the whole, none twice."""
-    sample = take_sample(Endless())
+    sample = read_sample(Endless())
     assert len(sample.targets) == MOST_SAMPLES
-    assert not sample.is_whole
+    assert not sample.is_complete
     assert sample.size == "4,096 of 1,000,000,000"
     assert set(sample.targets.tolist()) == {0, 1, 2}
 
