@@ -1,7 +1,7 @@
-"""The order of samples is a pure function of (seed, epoch); a rank's share is a slice of it.
+"""The order of samples is a pure function of (seed, epoch); each rank takes slices of it.
 
 The global batch of step s in epoch e is `order(e)[s * G : (s + 1) * G]`, whatever the world size;
-calendar.py says which s, e and G the n-th global batch of a run has.
+epoch_schedule.py says which s, e and G the n-th global batch of a run has.
 Its bounds are cut into parts: one per rank, or under exact reduction a fixed number of shards of
 which every rank takes a contiguous run. Parts are cut into micro-batches. Nothing here has state:
 the position of a run is the number of global batches delivered, kept by the trainer.
@@ -138,14 +138,12 @@ class Plan:
         included."""
         begin = self.epoch_schedule.global_batches_before
         epochs = [epoch for epoch, _ in self.epoch_schedule.batch_sizes]
-        global_batches = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
-        return sorted(
-            {micro.size for w in global_batches for micro in self.global_batch(w).micro_batches}
-        )
+        numbers = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
+        return sorted({micro.size for n in numbers for micro in self.global_batch(n).micro_batches})
 
     @property
     def largest_global_batch(self) -> GlobalBatch:
-        """One whose size no other exceeds."""
+        """A global batch whose size no other exceeds."""
         epoch, _ = max(self.epoch_schedule.batch_sizes, key=lambda stage: stage[1])
         return self.global_batch(self.epoch_schedule.global_batches_before(epoch))
 
@@ -231,12 +229,3 @@ class Plan:
 def _order(seed: int, epoch: int, num_samples: int) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(num_samples, generator=generator)
-
-
-def evaluation_batches(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """Bounds of the batches of an evaluation, none padded and none repeated.
-
-    They do not depend on the number of ranks: rank r evaluates batches r, r + W, r + 2W, ..., so
-    every batch has the same shape, and so the same bits, wherever it is computed.
-    """
-    return [(s, min(s + batch_size, num_samples)) for s in range(0, num_samples, batch_size)]

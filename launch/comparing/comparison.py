@@ -121,7 +121,7 @@ def all_metrics(runs: Sequence[RunRecord]) -> list[str]:
     return [name for name in names if not name.startswith(LAYERS)]
 
 
-def is_share(metric: str) -> bool:
+def is_fraction(metric: str) -> bool:
     """Whether it is best read as a percentage."""
     return bool({"accuracy", "acc", "f1"} & set(words_of(metric)))
 

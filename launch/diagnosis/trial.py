@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
 from data.loading.loader import build_loader
 from data.loading.order import Plan
+from data.normalize import Normalize
 from data.samples import Batch
 from launch.diagnosis.activity import ActivityWatch
 from trainer.optim.optimizers import build_optimizer, needs_closure, set_rate

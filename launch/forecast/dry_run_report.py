@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from launch.forecast.dry_run import Report, Shares
+from launch.forecast.dry_run import RankSplit, Report
 
 
 def show(report: Report) -> None:
@@ -66,7 +66,7 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
             "steps",
             f"{report.total_steps:,} of {an_epoch} an epoch: {epochs:g} epochs",
         ),
-        *((share.name, _share_text(share)) for share in report.shares),
+        *((split.name, _split_text(split)) for split in report.splits),
         ("sampler", f"slices of all ranks disjoint and complete in global batches {proved}"),
         ("learning rate", rates),
         (
@@ -86,10 +86,10 @@ def totals(report: Report) -> dict[str, int]:
     return found
 
 
-def _share_text(share: Shares) -> str:
+def _split_text(split: RankSplit) -> str:
     return (
-        f"{share.size:,} samples: {_grouped(share.samples, 'sample')}, "
-        f"in {_grouped(share.micro_batches, 'micro-batch')}"
+        f"{split.size:,} samples: {_grouped(split.samples, 'sample')}, "
+        f"in {_grouped(split.micro_batches, 'micro-batch')}"
     )
 
 

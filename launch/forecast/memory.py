@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from configs.schema import RunConfig
 from data.datasets import ArrayDataset, Datasets
-from data.loading.loader import ResidentLoader, zeros_of
 from data.loading.order import Plan
+from data.loading.resident_loader import ResidentLoader
+from data.samples import zeros_of
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.checkpoints.state import RunState
 from trainer.components import Components

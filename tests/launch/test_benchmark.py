@@ -22,11 +22,11 @@ from benchmarks.measure.processes import CommandFailed, run
 from benchmarks.measure.roofline import describe_step, roofline_points
 from benchmarks.measure.rounds import (
     collect,
+    complete_rounds,
     interleaved,
     ratios,
     spread,
     steady,
-    whole_rounds,
 )
 from benchmarks.measure.run_times import compile_seconds, last_epoch_mean, read_run
 from benchmarks.measure.seeds import moments
@@ -89,15 +89,15 @@ def test_rounds_rotate() -> None:
     assert said == ["round 1 of 2 done", "round 2 of 2 done"]
 
 
-def test_a_benchmark_that_runs_out_of_time_keeps_its_whole_rounds(
+def test_a_benchmark_that_runs_out_of_time_keeps_its_complete_rounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Law: what is compared has seen the same rounds; without a whole one, what there is."""
     clock = iter(range(100))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     assert "".join(item for _, item in interleaved("abc", 4, seconds=6)) == "abcbc"
-    assert whole_rounds([[1, 2], [3], [4, 5]]) == [[1], [3], [4]]
-    assert whole_rounds([[1], [2], []]) == [[1], [2], []]
+    assert complete_rounds([[1, 2], [3], [4, 5]]) == [[1], [3], [4]]
+    assert complete_rounds([[1], [2], []]) == [[1], [2], []]
 
 
 def test_a_contender_that_had_no_turn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data.datasets import Normalize
+from data.loading.evaluation_order import evaluation_batches
 from data.loading.loader import Loader
-from data.loading.order import evaluation_batches
+from data.normalize import Normalize
 from trainer.networks.module_state import contiguous, evaluating
 from trainer.objective.task import Task
 from trainer.ranks.collectives import sum_
