@@ -94,15 +94,6 @@ class ParallelConfig:
             value = getattr(self, key)
             expect(self, f"parallel.{key}", 0 < value < float("inf"), "a number above 0")
 
-    @property
-    def takes_written_out_passes(self) -> bool:
-        """Whether gradients may come from elsewhere than autograd."""
-        return (
-            self.strategy == "ddp"
-            and not self.activation_checkpointing
-            and self.compression != "powersgd"
-        )
-
     def _check_strategy(self) -> None:
         """What cannot be had together."""
         exact, fsdp = self.reduction == "exact", self.strategy == "fsdp"

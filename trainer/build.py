@@ -8,9 +8,10 @@ from functools import partial
 
 from configs.schema import RunConfig
 from data.datasets import Datasets
-from data.loading.loader import Loader, ResidentLoader, zeros_of
+from data.loading.loader import Loader
 from data.loading.order import Plan
-from data.samples import Batch
+from data.loading.resident_loader import ResidentLoader
+from data.samples import Batch, zeros_of
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.autograd import LossModule
 from trainer.checkpointer import Checkpointer
@@ -32,9 +33,9 @@ from trainer.optim.average import Average, build_average
 from trainer.outputs import continue_from, decide_resume, open_outputs
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
+from trainer.ranks.load_data import load_data
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime, use_training_timeout
-from trainer.ranks.shared_data import load_on_all_ranks
 from trainer.ranks.stop_signals import StopRequest
 from trainer.records.gradient_statistics import GradientLog
 from trainer.records.sinks import Sinks
@@ -185,7 +186,7 @@ def _assemble_run(
 
 def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components]:
     """Data and model on every rank, or one refusal on all of them."""
-    data = load_on_all_ranks(config, runtime)
+    data = load_data(config, runtime)
     if config.train.auto_batch:
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)

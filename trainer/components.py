@@ -11,9 +11,10 @@ from torch import nn
 from configs.errors import InputError
 from configs.schema import RunConfig
 from data.augment import Augment, build_augment
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
 from data.loading.loader import Loader, build_loader, placement
 from data.loading.order import Plan
+from data.normalize import Normalize
 from data.samples import Batch
 from trainer.backward.compiling import check_compiler
 from trainer.backward.explicit.onednn import keeps_upright
@@ -21,7 +22,8 @@ from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.accelerate_config import check_accelerate
 from trainer.execution import Execution, Subject, decide
 from trainer.networks.blocks import check_blocks
-from trainer.networks.models import build_model, check_outputs
+from trainer.networks.models import build_model
+from trainer.objective.check_outputs import check_outputs
 from trainer.objective.selection import Selection, choose_selection
 from trainer.objective.task import Task, build_task
 from trainer.optim.flat import FlatKernel, FlatParameters

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from configs.schema import RunConfig
-from data.datasets import Normalize
 from data.loading.loader import Loader
 from data.loading.order import Plan
+from data.normalize import Normalize
 from trainer.checkpoints.state import RunState
 from trainer.due import Boundary, End, is_due
 from trainer.log import RunLog

@@ -8,7 +8,8 @@ from pathlib import Path
 from configs.identity import flatten
 from configs.schema import RunConfig
 from trainer.checkpoints.checkpoint import load_checkpoint
-from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
+from trainer.checkpoints.environment import describe_environment
+from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.checkpoints.state import RunState, restore
 from trainer.components import Components
 from trainer.ranks.runtime import Runtime

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from data.augment import Augment
-from data.loading.loader import ResidentLoader
 from data.loading.order import GlobalBatch
+from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from trainer.checkpoints.state import Progress
 from trainer.closure import Closure

@@ -15,15 +15,16 @@ from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from data.augment import as_is
-from data.datasets import ArrayDataset, Datasets, Normalize
-from data.loading.loader import ResidentLoader
+from data.datasets import ArrayDataset, Datasets
 from data.loading.order import Plan
+from data.loading.resident_loader import ResidentLoader
+from data.normalize import Normalize
 from trainer.backward.autograd import LossModule
 from trainer.checkpoints.state import Progress
 from trainer.components import build_optimizer_and_kernel
 from trainer.engines.native import NativeEngine
 from trainer.execution import Subject, decide
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
 from trainer.objective.task import classification

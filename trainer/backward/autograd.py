@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from data.datasets import Normalize
+from data.normalize import Normalize
 from trainer.objective.task import Task
 from trainer.ranks.precision import Precision
 

@@ -13,10 +13,9 @@ from configs.errors import InputError
 from configs.identity import digest, flatten, identity, nest
 from configs.schema import RunConfig
 from data.facts import InputFacts
-from trainer.checkpoints.atomic_files import write_atomically as write_atomically
+from trainer.checkpoints.atomic_files import write_atomically
 from trainer.checkpoints.checkpoint import Refused, verify_checkpoint
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
-from trainer.checkpoints.environment import describe_environment as describe_environment
 
 LOCK_SECONDS = 10.0
 

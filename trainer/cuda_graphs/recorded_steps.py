@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
-from data.loading.loader import ResidentLoader
 from data.loading.order import GlobalBatch
+from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from trainer.cuda_graphs.recorder import Recorder
 from trainer.objective.meter import Meter

@@ -26,10 +26,9 @@ from trainer.backward.compiling import compile_model
 from trainer.engines.accelerate_config import MIXED_PRECISION
 from trainer.engines.ddp import freeze_buckets
 from trainer.engines.engine import Engine, ReplicatedModel
+from trainer.ranks.launcher import MPI_SIZES, RANK_VARIABLES
 from trainer.ranks.precision import DTYPES
-from trainer.ranks.runtime import MPI_SIZES, Runtime
-
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+from trainer.ranks.runtime import Runtime
 
 
 class AccelerateEngine(ReplicatedModel):

@@ -7,9 +7,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema_execution import ParallelConfig
-from data.loading.loader import zeros_of
 from data.loading.order import Plan
-from data.samples import Batch
+from data.samples import Batch, zeros_of
 from trainer.ranks.runtime import Runtime
 
 

@@ -13,11 +13,10 @@ from configs.registry import resolve
 from configs.schema_training import ModelConfig
 from trainer.networks import from_timm
 from trainer.networks.convnet import ConvNet
-from trainer.networks.mlp import MLP as MLP
+from trainer.networks.mlp import MLP
 from trainer.networks.resnet import resnet18, resnet50
 from trainer.networks.resnet9 import ResNet9
 from trainer.networks.vit import ViT
-from trainer.objective.check_outputs import check_outputs as check_outputs
 from trainer.ranks.rng import seed_stream
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

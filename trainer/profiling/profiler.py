@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.schema_execution import ProfileConfig
 from data.samples import Batch
-from trainer.checkpoints.run_directory import write_atomically
+from trainer.checkpoints.atomic_files import write_atomically
 from trainer.checkpoints.state import Progress
 from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.summary import Facts, markdown

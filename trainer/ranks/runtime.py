@@ -14,7 +14,6 @@ import torch.distributed as dist
 from configs.errors import InputError
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
-from trainer.ranks.launcher import MPI_SIZES as MPI_SIZES
 from trainer.ranks.launcher import LaunchedRank
 from trainer.ranks.rendezvous import agent_store, meeting_point
 

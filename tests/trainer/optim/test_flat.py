@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.support.optimisation import FUSED_OPTIMIZERS
 from trainer.checkpoints.state import host_copy
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.optim.flat import FlatKernel, FlatParameters
 from trainer.optim.fused import ALIGNMENT
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.support.optimisation import FUSED_OPTIMIZERS
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.optim.fused import BLOCK, TOGETHER, DirectKernel, piece_size, pieces
 
 

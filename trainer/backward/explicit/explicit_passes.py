@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from data.datasets import Normalize
+from data.normalize import Normalize
 from trainer.backward.explicit.chain_rule import ChainRule, convert, find_head
 from trainer.backward.explicit.onednn import prefers_onednn
 from trainer.backward.explicit.plain_layers import Layer, Shape

@@ -14,7 +14,7 @@ from tests.support.explicit import DTYPES, SCALE, Dtype, batch, explicit, networ
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.networks.dropout import LEVELS
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 
 @pytest.fixture(autouse=True)

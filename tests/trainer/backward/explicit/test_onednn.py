@@ -20,7 +20,7 @@ from trainer.backward.explicit.onednn import (
     prefers_onednn,
 )
 from trainer.backward.explicit.plain_layers import describe
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.optim.flat import FlatParameters
 from trainer.ranks.precision import build_precision
 
