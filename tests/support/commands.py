@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -75,3 +76,13 @@ def all_commands() -> list[Command]:
         for command in find_commands(page.read_text(encoding="utf-8"), name):
             found.setdefault(command.words, command)
     return list(found.values())
+
+
+@contextlib.contextmanager
+def ends_well() -> Iterator[None]:
+    """Around what may leave with status 0 before its end, after --help or --print_config."""
+    try:
+        yield
+    except SystemExit as leaving:
+        if leaving.code:
+            raise
