@@ -44,7 +44,7 @@ class Network:
 
     @property
     def step_flops(self) -> int:
-        """Of the matrix products of a step: three a layer, two for the first one."""
+        """Operations of the matrix products of a step: three a layer, two for the first one."""
         sizes = (INPUTS, *self.hidden, CLASSES)
         products = [a * b for a, b in itertools.pairwise(sizes)]
         return 2 * self.batch_size * (3 * sum(products) - products[0])

@@ -185,7 +185,7 @@ def measure_link(ranks: int, largest_mb: float) -> dict[str, Any]:
 
 
 def _gradient_bytes(config: Any) -> int:
-    """Of all trainable parameters of the run's model."""
+    """Bytes of the gradients of all trainable parameters of the run's model."""
     from data.datasets import load_datasets
     from trainer.networks.models import build_model
 

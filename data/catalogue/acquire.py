@@ -28,13 +28,13 @@ Progress = Callable[[str, int, int], None]
 
 
 def cache_folder(facts: DatasetFacts) -> Path:
-    """Where downloads go without a data.root: $XDG_CACHE_HOME/convoy/NAME."""
+    """The folder of downloads without a data.root: $XDG_CACHE_HOME/convoy/NAME."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "convoy" / facts.folder
 
 
 def download_folder(facts: DatasetFacts, root: str | None) -> Path:
-    """Where files of a data set are put."""
+    """The folder that files of a data set are downloaded to."""
     return Path(root).expanduser() / facts.folder if root else cache_folder(facts)
 
 
