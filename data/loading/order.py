@@ -35,11 +35,11 @@ class MicroBatch(NamedTuple):
     start: int
     stop: int
     shard: int
-    """Which part of the global batch: the rank, or the shard under exact reduction."""
+    """Number of the part of the global batch: the rank, or the shard under exact reduction."""
     begins_shard: bool
     ends_shard: bool
     ends_global_batch: bool
-    """Whether it is this rank's last one before the optimizer step."""
+    """Whether it is this rank's last micro-batch before the optimizer step."""
 
     @property
     def size(self) -> int:
@@ -62,7 +62,7 @@ class GlobalBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Who trains on what.
+    """Which samples each rank trains on in every step.
 
     Args:
         num_samples: Size of the training set.
@@ -134,7 +134,7 @@ class Plan:
 
     @functools.cached_property
     def micro_batch_sizes(self) -> list[int]:
-        """Sizes of the micro-batches this rank ever sees, ascending, short global batches
+        """Sizes of the micro-batches that this rank ever sees, ascending, short global batches
         included."""
         begin = self.epoch_schedule.global_batches_before
         epochs = [epoch for epoch, _ in self.epoch_schedule.batch_sizes]

@@ -111,7 +111,10 @@ def compare(
 
 
 def lower_is_better(metric: str) -> bool:
-    """From the words of its name: `eval/loss`, `val_loss` and `error_rate`, but not `accuracy`."""
+    """Whether less is better: of `eval/loss`, `val_loss` and `error_rate`, but not of `accuracy`.
+
+    The words of the name tell.
+    """
     return any(LOWER.fullmatch(word) for word in words_of(metric))
 
 

@@ -210,7 +210,7 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
 
 
 def thin(points: Sequence[Record], key: str, most: int = MOST_POINTS) -> list[Record]:
-    """At most so many records: the lowest and the highest value of each interval, and the ends."""
+    """Keep at most `most` records: the lowest and highest value of each interval, and the ends."""
     if len(points) <= most:
         return list(points)
     interval = math.ceil(2 * len(points) / (most - 2))

@@ -36,7 +36,7 @@ def check_cluster(config: RunConfig, runtime: Runtime) -> list[Finding]:
 
 
 def check_placement(runtime: Runtime) -> Finding:
-    """Which rank runs where; two ranks on one GPU are a mistake."""
+    """List which rank runs where; two ranks on one GPU are a mistake."""
     device = runtime.device
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     row = {

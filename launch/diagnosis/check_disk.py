@@ -1,4 +1,4 @@
-"""Where the run will be written: is there room, and how fast does it reach the disk."""
+"""Is there room where the run will be written, and how fast does a write reach the disk."""
 
 from __future__ import annotations
 

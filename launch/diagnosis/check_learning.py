@@ -25,7 +25,7 @@ OVERFIT_RATES = (1e-3, 1e-2, 1e-4)
 
 @dataclass(slots=True)
 class _Rates:
-    """Where trials at multiples of the config's learning rate ended."""
+    """The final losses of trials at multiples of the config's learning rate."""
 
     subject: Subject
     start: float

@@ -39,7 +39,7 @@ class Sample:
         return looked_at if self.is_complete else f"{looked_at} of {self.total:,}"
 
     def subset(self, most: int, seed: int = 0) -> Sample:
-        """At most so many samples, drawn without replacement."""
+        """A sample of at most `most` of these, drawn without replacement."""
         if len(self.targets) <= most:
             return self
         generator = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def read_sample(dataset: MapDataset) -> Sample:
 
 
 def _spread(total: int, number: int) -> Sequence[int]:
-    """In random order, so that a part of them is a fair one too."""
+    """Indices spread evenly, in random order, so that a part of them is a fair sample too."""
     generator = torch.Generator().manual_seed(0)
     indices = sorted({round(i * (total - 1) / max(number - 1, 1)) for i in range(number)})
     return [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]

@@ -41,7 +41,7 @@ class Subject:
     config: RunConfig
     data: Datasets
     model: nn.Module
-    """With its initial weights; only copies of it are trained."""
+    """The model with its initial weights; only copies of it are trained."""
     device: torch.device
     normalize: Normalize
     batches: Sequence[GlobalBatch]
@@ -74,7 +74,7 @@ class Trial:
     losses: list[float] = field(default_factory=list)
     """Mean loss of each step."""
     layers: dict[str, LayerTrace] = field(default_factory=dict)
-    """By the name of the parameter; weights and other parameters of two dimensions or more."""
+    """Traces by the name of the parameter, for those of two dimensions or more."""
     total_gradient: list[float] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)
     """Trainable parameters that never got a gradient."""

@@ -12,7 +12,7 @@ from trainer.checkpoints.atomic_files import replacing, write_atomically
 
 
 def write_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> None:
-    """The curve as JSON, for scripts."""
+    """Write a curve and what it suggests as JSON, for scripts."""
     found = None
     if suggestion is not None:
         found = asdict(suggestion) | {"minimum_over_10": suggestion.tenth}
@@ -27,7 +27,7 @@ def write_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> 
 
 
 def draw_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> None:
-    """The curve as a PNG picture.
+    """Draw a curve and what it suggests as a PNG picture.
 
     Raises:
         InputError: If matplotlib is not installed.

@@ -26,7 +26,7 @@ class LossCurve:
     _average: float = 0.0
 
     def add(self, learning_rate: float, loss: float) -> float:
-        """Append a step; returns the smoothed loss."""
+        """Append a step, and return the smoothed loss."""
         decay = 1 - 1 / self.span
         self._average = decay * self._average + (1 - decay) * loss
         self.learning_rates.append(learning_rate)
@@ -40,17 +40,18 @@ class Suggestion:
     """Learning rates read off a curve."""
 
     steepest: float
-    """Where the loss falls fastest per decade: the rate to begin with."""
+    """The rate at which the loss falls fastest per decade: the one to begin with."""
     minimum: float
-    """Where the smoothed loss is lowest: already close to divergence."""
+    """The rate at which the smoothed loss is lowest: already close to divergence."""
 
     @property
     def tenth(self) -> float:
+        """A tenth of the rate at the minimum, another common choice."""
         return self.minimum / 10
 
 
 def suggest(curve: LossCurve) -> Suggestion | None:
-    """Read a curve, or None if the loss did not fall.
+    """Read the rates to try off a curve; None if the loss did not fall.
 
     The slope is that of a least-squares line through the smoothed losses within one time constant
     on either side (a first-order Savitzky-Golay filter): the difference of two neighbours would be

@@ -23,6 +23,8 @@ from trainer.ranks.failures import Diverged
 
 @dataclass(frozen=True, kw_only=True)
 class FinderOptions:
+    """How a range test is made."""
+
     min_lr: float = 1e-7
     """Learning rate of the first step."""
     max_lr: float = 1.0
@@ -101,7 +103,7 @@ def _climb(bench: Workbench, options: FinderOptions) -> LossCurve:
 
 
 def exponential_range(options: FinderOptions, total_steps: int) -> PureSchedule:
-    """From `min_lr` at step 0 to `max_lr` at the last one, by the same factor every step."""
+    """A schedule from `min_lr` at step 0 to `max_lr` at the last one, by one factor every step."""
     ratio = options.min_lr / options.max_lr
 
     def shape(config: ScheduleConfig, progress: float, epochs: float) -> float:

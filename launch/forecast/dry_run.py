@@ -59,7 +59,7 @@ class Report:
     config: RunConfig
     runtime: Runtime
     plan: Plan
-    """Of rank 0."""
+    """The plan of rank 0."""
     data: str
     directory: str
     execution: Execution
@@ -251,7 +251,7 @@ def _split_batches(plans: Sequence[Plan]) -> tuple[RankSplit, ...]:
 
 
 def _learning_rates(schedule: Schedule, warmup: int) -> dict[str, float]:
-    """At the ends of the run and where it is highest, by step (counted from 1)."""
+    """Learning rates at the ends of the run and at the highest one, by step (counted from 1)."""
     total = schedule.total_steps
     steps = {0, total - 1, min(warmup, total - 1)}
     steps |= {total * part // SCHEDULE_SAMPLES for part in range(SCHEDULE_SAMPLES)}

@@ -28,7 +28,7 @@ class Need:
     purpose: str
     num_bytes: int | None
     on_device: bool
-    """In the memory of the device that trains; else in the host's."""
+    """Whether it is in the memory of the device that trains; else it is in the host's."""
     how: str
 
 

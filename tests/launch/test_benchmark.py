@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measure.contenders import CONTENDERS, PEERS, Contender, Settings, choose
-from benchmarks.measure.growth import Point, points, samples_per_second
+from benchmarks.measure.growth import points
 from benchmarks.measure.option_costs import OPTIONS, step_seconds, summarise
 from benchmarks.measure.peers import compare, measure, show_peers
 from benchmarks.measure.peers import summarise as summarise_runs
@@ -30,6 +30,7 @@ from benchmarks.measure.rounds import (
 )
 from benchmarks.measure.run_times import compile_seconds, last_epoch_mean, read_run
 from benchmarks.measure.seeds import moments
+from benchmarks.measure.timed_runs import time_mlp_step
 from benchmarks.run import parse
 from configs.errors import InputError
 from tests.support.processes import launch, python_command, start, wait
@@ -357,10 +358,9 @@ def test_a_recipe_is_trained_once_for_every_seed(idx_folder: Path, tmp_path: Pat
     assert parse(["--seeds=20"]).output.name == "mnist_fast.json"
 
 
-def test_a_run_with_an_option_and_a_point_of_growth_are_timed() -> None:
+def test_a_run_with_an_option_and_one_of_another_shape_are_timed() -> None:
     assert 0 < step_seconds(OPTIONS[0], 6, 1) < 5
-    point = Point(axis="batch size", value=8, batch=8, hidden=(16, 8))
-    assert samples_per_second(point, steps=8, threads=1, device="cpu") > 1
+    assert 0 < time_mlp_step((16, 8), 8, steps=8, device="cpu", threads=1) < 5
 
 
 def test_growth_never_asks_for_more_ranks_than_threads() -> None:
