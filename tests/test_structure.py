@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 MAY_IMPORT = {
     "configs": {"configs"},

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-from configs.identity import flatten
 from configs.schema import RunConfig
 from data.datasets import Datasets
 from data.loading.loader import Loader, ResidentLoader, zeros_of
@@ -17,9 +14,8 @@ from data.samples import Batch
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.autograd import LossModule
 from trainer.checkpointer import Checkpointer
-from trainer.checkpoints.checkpoint import load_checkpoint
-from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
-from trainer.checkpoints.state import Progress, RunState, restore
+from trainer.checkpoints.run_directory import Resume, RunDirectory
+from trainer.checkpoints.state import Progress, RunState
 from trainer.components import Components, build_components
 from trainer.cuda_graphs.recorded_steps import RecordedSteps
 from trainer.cuda_graphs.recorder import GraphRecorder
@@ -33,22 +29,17 @@ from trainer.loop import Run
 from trainer.networks.blocks import prepare_blocks
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
+from trainer.outputs import continue_from, decide_resume, open_outputs
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime, use_training_timeout
 from trainer.ranks.shared_data import load_on_all_ranks
 from trainer.ranks.stop_signals import StopRequest
-from trainer.records.console import build_console
 from trainer.records.gradient_statistics import GradientLog
-from trainer.records.jsonl import JsonlSink
-from trainer.records.sinks import RunFacts, Sink, Sinks
+from trainer.records.sinks import Sinks
 from trainer.records.stopwatch import Stopwatch
-from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
-from trainer.records.wandb_sink import WandbSink
 from trainer.step import Steps, TrainStep
-
-logger = logging.getLogger("convoy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +91,14 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
         runtime,
         raise_on_all_ranks(
             runtime,
-            lambda: _decide(config, directory) if runtime.is_main else Resume(None, 0, []),
+            lambda: decide_resume(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
     use_training_timeout(runtime, config.parallel)
     state = build_state(config, runtime, components)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
     sinks = raise_on_all_ranks(
-        runtime, lambda: _open_outputs(config, runtime, components, directory, resume, notes)
+        runtime, lambda: open_outputs(config, runtime, components, directory, resume, notes)
     )
     return _assemble_run(config, runtime, components, state, directory, sinks, stop)
 
@@ -299,58 +290,3 @@ def _build_steps(components: Components, step: TrainStep, runtime: Runtime) -> S
         return step
     assert isinstance(components.loader, ResidentLoader)
     return RecordedSteps(step, loader=components.loader, recorder=GraphRecorder(runtime.device))
-
-
-def _decide(config: RunConfig, directory: RunDirectory) -> Resume:
-    """What to continue from, decided under the lock: nobody may save in between."""
-    check_tensorboard(config.logging)
-    directory.claim()
-    return directory.decide_resume(config)
-
-
-def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -> list[str]:
-    """Load a checkpoint into the finished parts; returns lines for the log."""
-    if checkpoint is None:
-        return []
-    weights, trainer = load_checkpoint(checkpoint)
-    notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
-    return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
-
-
-def _open_outputs(
-    config: RunConfig,
-    runtime: Runtime,
-    components: Components,
-    directory: RunDirectory,
-    resume: Resume,
-    notes: list[str],
-) -> Sinks:
-    """On rank 0: the run directory, its records, and whoever else is told of them."""
-    if not runtime.is_main:
-        return Sinks([])
-    for note in [*directory.open(config, resume), *notes]:
-        logger.info(note)
-    logger.info(components.execution.line())
-    environment = describe_environment(runtime) | {"execution": components.execution.to_json()}
-    directory.write_environment(environment)
-    directory.write_model(components.data.facts())
-    wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
-    if config.logging.tensorboard:
-        wanted.append(TensorBoardSink())
-    if config.logging.wandb.mode != "disabled":
-        wanted.append(WandbSink(config.logging.wandb, config.name))
-    sinks = Sinks(wanted)
-    sinks.start(
-        RunFacts(
-            directory=directory.path,
-            config=flatten(config),
-            environment=environment,
-            total_steps=components.schedule.total_steps,
-            total_epochs=components.plan.epoch_schedule.epochs(components.schedule.total_steps),
-            samples_per_epoch=components.plan.num_samples,
-            score_name=components.task.score_name,
-            selection=components.selection,
-            first_step=resume.step,
-        )
-    )
-    return sinks

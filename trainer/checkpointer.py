@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema_execution import CheckpointConfig
+from configs.schema_records import CheckpointConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.checkpoints.checkpoint import Position
 from trainer.checkpoints.run_directory import RunDirectory

@@ -103,7 +103,9 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
         resident=placement(config.data, data.train, data.test, _free_bytes(runtime.device)),
     )
     execution = decide(config, subject)
-    flat, optimizer, kernel = _build_optimizer(config, runtime, model, precision, execution)
+    flat, optimizer, kernel = build_optimizer_and_kernel(
+        config, runtime, model, precision, execution
+    )
     total_global_batches = plan.epoch_schedule.global_batches_before(config.train.epochs)
     selection = choose_selection(task, config.evaluate.best, config.evaluate.best_mode)
     return Components(
@@ -163,7 +165,7 @@ def _free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
-def _build_optimizer(
+def build_optimizer_and_kernel(
     config: RunConfig,
     runtime: Runtime,
     model: nn.Module,

@@ -128,14 +128,13 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
         and subject.plan.micro_batches_per_step == 1
         and subject.augment is as_is
     )
-    steps = _steps(config, subject, engine=engine, stages=stages)
-    most, cuda_graphs = chosen("steps", (steps.most, steps.cuda_graphs), steps.reason)
+    max_steps, cuda_graphs, because["steps"] = _steps(config, subject, engine, stages=stages)
     return Execution(
         engine=engine,
         gradients=gradients,
         reduction=reduction,
         kernel=kernel,
-        max_steps=most,
+        max_steps=max_steps,
         cuda_graphs=cuda_graphs,
         stages=stages,
         resident=resident,
@@ -228,15 +227,10 @@ def _kernel(config: RunConfig, subject: Subject, gradients: Gradients) -> tuple[
     return "own", f"torch has no fused kernel of {config.optimizer.name} for this run"
 
 
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    most: int
-    cuda_graphs: bool
-    reason: str
-
-
-def _steps(config: RunConfig, subject: Subject, *, engine: Engine, stages: bool) -> _Steps:
-    """How many steps are taken in a row, and whether they are recorded."""
+def _steps(
+    config: RunConfig, subject: Subject, engine: Engine, *, stages: bool
+) -> tuple[int, bool, str]:
+    """How many steps are taken in a row, whether they are recorded, and why."""
     cuda = subject.device.type == "cuda"
     scaled = config.precision.dtype == "fp16"
     late = next(_needs_the_host(config, subject, engine), None)
@@ -253,19 +247,19 @@ def _steps(config: RunConfig, subject: Subject, *, engine: Engine, stages: bool)
             remedy="Use --compile.capture auto, which records steps where that is possible.",
         )
     if obstacle is None and (config.compile.capture is True or _is_known(config, subject)):
-        return _Steps(min(fit, MAX_RECORDED), True, "one GPU that holds the data")
+        return min(fit, MAX_RECORDED), True, "one GPU that holds the data"
     if late is not None:
-        return _Steps(1, False, f"several in a row take {late}")
+        return 1, False, f"several in a row take {late}"
     if scaled and cuda:
-        return _Steps(MAX_EXECUTED, False, "what fp16 skips is read once for several steps")
+        return MAX_EXECUTED, False, "what fp16 skips is read once for several steps"
     if stages and not cuda and fit > 1:
         reason = "batches of written-out passes are made ready together"
-        return _Steps(min(fit, MAX_EXECUTED), False, reason)
+        return min(fit, MAX_EXECUTED), False, reason
     if cuda:
-        return _Steps(1, False, f"CUDA graphs take {obstacle or 'modules known to be recorded'}")
+        return 1, False, f"CUDA graphs take {obstacle or 'modules known to be recorded'}"
     if stages:
-        return _Steps(1, False, "the samples of one fill the cache")
-    return _Steps(1, False, "nothing is gained by several in a row here")
+        return 1, False, "the samples of one fill the cache"
+    return 1, False, "nothing is gained by several in a row here"
 
 
 def _needs_the_host(config: RunConfig, subject: Subject, engine: Engine) -> Iterator[str]:

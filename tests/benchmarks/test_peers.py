@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers.common import load_mnist
-from tests.conftest import ROOT, launch
+from tests.support.processes import ROOT, launch
 
 PEERS = ROOT / "benchmarks/peers"
 SHARED = {"common", "torch_common", "passes_by_hand", "jax_common", "mini_framework"}

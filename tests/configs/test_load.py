@@ -402,7 +402,7 @@ def test_loading_a_config_does_not_load_torch() -> None:
     import subprocess
     import sys
 
-    from tests.conftest import ROOT, environment
+    from tests.support.processes import ROOT, environment
 
     code = (
         "import sys; from configs.load import load_config; "

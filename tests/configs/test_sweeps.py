@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from configs.load import RECIPES, known_keys, load_config
-from tests.conftest import ROOT, environment
+from tests.support.processes import ROOT, environment
 
 SWEEPS = sorted((RECIPES / "sweeps").glob("*.yaml"))
 TOP_LEVEL = {

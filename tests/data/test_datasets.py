@@ -23,7 +23,7 @@ from data.catalogue.catalog import CATALOG, MNIST
 from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset, Datasets, Normalize, load_datasets
 from data.formats.idx import read_idx, write_idx
-from tests.conftest import make_idx
+from tests.support.data_sets import make_idx
 
 NUMBERS = itertools.count()
 CPU = torch.device("cpu")

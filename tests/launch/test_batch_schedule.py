@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.conftest import assert_same_bits, latest_weights, launch, records, series, train
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, latest_weights, records, series
 
 Arguments = Callable[..., list[str]]
 SCHEDULE = (

@@ -32,7 +32,7 @@ from benchmarks.measure.run_times import compile_seconds, last_epoch_mean, read_
 from benchmarks.measure.seeds import moments
 from benchmarks.run import parse
 from configs.errors import InputError
-from tests.conftest import launch, python_command, start, wait
+from tests.support.processes import launch, python_command, start, wait
 
 SETTINGS = Settings(epochs=1, threads=1, max_steps=3)
 PNG = b"\x89PNG\r\n\x1a\n"

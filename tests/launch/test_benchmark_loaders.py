@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure.loaders import SOURCES, WORKERS, Case, summarise
-from tests.conftest import launch
+from tests.support.processes import launch
 
 
 def test_cases_are_compared_with_no_workers_round_by_round() -> None:

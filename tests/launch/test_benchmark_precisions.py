@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.precisions import KINDS, NETWORKS, Case, Network, summarise
-from tests.conftest import launch
+from tests.support.processes import launch
 from trainer.networks.mlp import MLP
 
 

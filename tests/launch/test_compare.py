@@ -21,15 +21,9 @@ import wandb
 
 from launch.compare import main
 from launch.comparing.html import script_json, thin
-from tests.compare_samples import (
-    rows,
-    wandb_environment,
-    wandb_run,
-    wandb_server,
-    write_offline,
-    write_run,
-)
-from tests.conftest import ROOT, Finished, launch, start
+from tests.support.processes import ROOT, Finished, launch, start
+from tests.support.sample_runs import rows, write_offline, write_run
+from tests.support.wandb_server import wandb_environment, wandb_run, wandb_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = """<img src=x onerror=alert(1)></script><script>alert(1)</script>"&[red]%{x}$a$"""

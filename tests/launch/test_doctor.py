@@ -12,7 +12,7 @@ import pytest
 
 from configs.errors import InputError
 from launch.doctor import main
-from tests.conftest import launch
+from tests.support.processes import launch
 
 Arguments = Callable[..., list[str]]
 PLANTED = "tests.programs.planted"

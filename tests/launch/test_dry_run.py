@@ -15,7 +15,7 @@ from data.loading.order import Plan
 from launch.forecast.dry_run import Report, examine, prove_evaluation, prove_shares
 from launch.forecast.dry_run_report import facts_of, show, totals
 from launch.train import main
-from tests.conftest import launch, train
+from tests.support.processes import launch, train
 
 Arguments = Callable[..., list[str]]
 
@@ -194,3 +194,13 @@ def test_a_dry_run_is_one_process(small: Arguments, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="expected one process, which speaks for all ranks"):
         main([*small("run"), "--dry_run.world_size=4"])
+
+
+def test_the_shell_of_an_allocation_is_one_process(
+    small: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: tasks that are allocated, and that no srun has started, are not ranks."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert main([*small("run"), "--dry_run.world_size=4"]) == 0
+    assert "4 ranks" in capsys.readouterr().out

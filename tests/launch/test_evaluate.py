@@ -24,8 +24,10 @@ from launch import predict as predict_command
 from launch.evaluate import main
 from launch.using.assess import assess
 from launch.using.trained import load_trained
-from tests.conftest import launch, make_idx, records, train_here
 from tests.programs.recorder import RECORDED
+from tests.support.data_sets import make_idx
+from tests.support.processes import launch
+from tests.support.runs import records, train_here
 
 
 def evaluate(run: Path, output: Path, *more: object) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from data.formats.idx import read_idx
 from launch.export import main
 from launch.using.exporting import FORMATS, ExportFailed, check, make_inputs
 from launch.using.trained import Trained, load_trained
-from tests.conftest import ROOT, launch, train_here
+from tests.support.processes import ROOT, launch
+from tests.support.runs import train_here
 from trainer.networks.mlp import MLP
 
 FILES = {"safetensors": "m.safetensors", "torch_export": "m.pt2", "onnx": "m.onnx"}

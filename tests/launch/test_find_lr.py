@@ -12,7 +12,7 @@ import pytest
 from configs.errors import InputError
 from configs.load import load_config
 from launch.find_lr import main
-from tests.conftest import Finished, launch, train
+from tests.support.processes import Finished, launch, train
 
 Arguments = Callable[..., list[str]]
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from launch import evaluate, predict
-from tests.conftest import assert_same_bits, launch, series, train, train_here
-from tests.data.made import (
+from tests.support.data_sets import (
     CLASSES,
     JITTER,
     encoded,
@@ -23,6 +22,8 @@ from tests.data.made import (
     make_tree,
     picture,
 )
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, series, train_here
 
 SMALL = ("--data.kwargs.size=12",)
 KINDS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {

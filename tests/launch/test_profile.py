@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_same_bits, series, train
+from tests.support.processes import train
+from tests.support.runs import assert_same_bits, series
 from trainer.profiling.events import (
     BACKWARD,
     FORWARD,

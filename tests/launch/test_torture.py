@@ -9,7 +9,7 @@ import pytest
 
 from launch.crash_test.sample_recorder import Deliveries, read_deliveries
 from launch.torture import same_samples
-from tests.conftest import python_command, start, wait
+from tests.support.processes import python_command, start, wait
 
 
 @pytest.mark.slow

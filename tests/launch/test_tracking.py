@@ -13,7 +13,7 @@ import pytest
 
 from configs.load import load_config
 from launch.find_lr import own_parser, parse_own
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 Arguments = Callable[..., list[str]]
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, environment, make_idx
+from tests.support.data_sets import make_idx
+from tests.support.processes import ROOT, environment
 
 GUIDE = (ROOT / "docs/using_a_model.md").read_text(encoding="utf-8")
 

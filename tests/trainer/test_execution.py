@@ -13,7 +13,7 @@ from configs.load import RECIPES, load_config
 from data.augment import build_augment
 from data.datasets import ArrayDataset
 from data.loading.loader import placement
-from tests.conftest import launch
+from tests.support.processes import launch
 from trainer.components import build_plan
 from trainer.execution import MAX_EXECUTED, MAX_RECORDED, Execution, Subject, decide
 from trainer.networks.models import build_model

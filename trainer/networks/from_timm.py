@@ -48,6 +48,7 @@ def timm_model(
             f"model.name={PREFIX}{name} cannot be built for inputs {tuple(input_shape)}",
             given=kwargs or None,
             expected=f"what timm.create_model takes ({type(error).__name__}: {reason})",
+            remedy="Give arguments of its own, or none with --model.kwargs '{}'." if kwargs else "",
         ) from None
     return model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.imports import import_extra
-from configs.schema_execution import LoggingConfig
+from configs.schema_records import LoggingConfig
 from trainer.records.sinks import Record, RunFacts
 
 log = logging.getLogger("convoy")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.identity import nest
-from configs.schema_execution import WandbConfig
+from configs.schema_records import WandbConfig
 from trainer.checkpoints.atomic_files import write_atomically
 from trainer.objective.selection import Selection
 from trainer.records.sinks import Record, RunFacts

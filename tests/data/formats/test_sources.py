@@ -18,7 +18,7 @@ from data.datasets import Datasets, load_datasets
 from data.loading.loader import HostLoader
 from data.loading.order import Plan
 from data.samples import Batch
-from tests.data.made import (
+from tests.support.data_sets import (
     CLASSES,
     JITTER,
     make_arrays,

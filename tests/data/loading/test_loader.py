@@ -24,7 +24,7 @@ from data.datasets import ArrayDataset, MapDataset
 from data.loading.loader import LONGEST_TMPDIR, HostLoader, Loader, ResidentLoader, build_loader
 from data.loading.order import Plan
 from data.samples import Batch
-from tests.conftest import launch, start, wait
+from tests.support.processes import launch, start, wait
 
 CPU = torch.device("cpu")
 NUM_TRAIN, NUM_TEST, BATCH = 53, 23, 12

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from configs.errors import InputError
 from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed, evaluation_batches
-from tests.conftest import ROOT, environment
+from tests.support.processes import ROOT, environment
 
 LAWS = settings(max_examples=50, deadline=None)
 
@@ -279,9 +279,9 @@ def test_under_exact_reduction_a_shard_is_the_same_on_any_number_of_ranks(
             for rank in range(world_size)
         ]
         for index in range(alone.epoch_schedule.steps(0)):
-            raise_on_all_ranks = [cut for plan in plans for cut in shard_cuts(plan, index)]
-            assert raise_on_all_ranks == list(shard_cuts(alone, index))
-            assert [shard for shard, _ in raise_on_all_ranks] == list(range(shards))
+            together = [cut for plan in plans for cut in shard_cuts(plan, index)]
+            assert together == list(shard_cuts(alone, index))
+            assert [shard for shard, _ in together] == list(range(shards))
             for plan in plans:
                 check_flags(plan.global_batch(index).micro_batches)
 

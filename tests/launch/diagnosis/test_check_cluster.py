@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.conftest import launch
+from tests.support.processes import launch
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from launch.diagnosis.check_copies import check_copies
 from launch.diagnosis.check_data import check_files
 from launch.diagnosis.check_labels import score
 from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, take_sample
-from tests.conftest import make_idx
 from tests.launch.diagnosis.examining import examine, healthy, levels, planted_config
+from tests.support.data_sets import make_idx
 
 FAULTS = {
     "raw_pixels": ("normalisation", "problem", "raw pixels"),

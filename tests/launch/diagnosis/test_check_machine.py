@@ -16,7 +16,7 @@ from launch.diagnosis.check_machine import (
     check_memory,
     check_versions,
 )
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 
 def test_this_machine_can_train(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from configs.errors import InputError
 from data.datasets import Normalize, load_datasets
 from launch.using.trained import find_checkpoint, load_trained, read_facts
-from tests.conftest import latest_weights, records, train_here
+from tests.support.runs import latest_weights, records, train_here
 
 
 @pytest.fixture

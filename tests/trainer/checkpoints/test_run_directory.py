@@ -21,9 +21,10 @@ from configs.errors import InputError
 from configs.identity import digest, flatten, identity
 from configs.load import load_config
 from configs.schema import DataConfig, RunConfig
-from configs.schema_execution import CheckpointConfig, CompileConfig, EvaluateConfig, LoggingConfig
+from configs.schema_execution import CompileConfig
+from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
 from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
-from tests.conftest import ROOT, environment, wait
+from tests.support.processes import ROOT, environment, wait
 from trainer.build import build
 from trainer.checkpoints.checkpoint import Position, step_of
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, save_checkpoint

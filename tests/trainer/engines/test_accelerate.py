@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import PrecisionConfig
-from tests.conftest import assert_same_bits, series, start, wait
+from tests.support.processes import start, wait
+from tests.support.runs import assert_same_bits, series
 from trainer.build import assemble
 from trainer.engines.accelerate import AccelerateEngine
 from trainer.engines.accelerate_config import check_accelerate
@@ -26,19 +27,11 @@ from trainer.ranks.runtime import Runtime, choose_device
 
 pytest.importorskip("accelerate")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Arguments = Callable[..., list[str]]
 ALONE = Runtime(launcher="python")
 ACCELERATE = RunConfig(parallel=ParallelConfig(engine="accelerate"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared. Generators are put back."""
-    before = torch.get_rng_state(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_rng_state(before[0])
-    torch.set_num_threads(before[1])
 
 
 def train_here(arguments: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.conftest import launch
+from tests.support.processes import launch
 
 KEYS = ["count", "no.attribute", "first.weight", "first.bias", "last.weight", "last.bias"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.networks.test_blocks import Deep
+from tests.support.networks import Deep
 from trainer.networks.activation_checkpointing import checkpoint_activations
 from trainer.networks.blocks import blocks
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from configs.errors import InputError
 from configs.schema_training import ModelConfig
-from tests.conftest import records, train
+from tests.support.processes import train
+from tests.support.runs import records
 from trainer.networks.blocks import declared_blocks
 from trainer.networks.from_timm import _import_timm
 from trainer.networks.models import build_model

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.schema_training import ModelConfig
-from tests.conftest import assert_same_bits, launch, make_idx, records, train
+from tests.support.data_sets import make_idx
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, records
 from trainer.networks.blocks import declared_blocks
 from trainer.networks.models import MODELS, build_model
 

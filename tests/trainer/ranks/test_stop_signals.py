@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.support.processes import ROOT, environment
 from trainer.ranks import stop_signals as preempt
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import SIGNALS, StopPoll, StopRequest, stop_on_signals

@@ -12,7 +12,8 @@ import torch
 import torch._dynamo  # the first optimizer imports it, and it sets an environment variable
 from torch import nn
 
-from tests.conftest import assert_same_bits, records, train
+from tests.support.processes import train
+from tests.support.runs import assert_same_bits, records
 from trainer.records.gradient_statistics import GradientLog
 
 Arguments = Callable[..., list[str]]

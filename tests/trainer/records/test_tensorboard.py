@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
-from configs.schema_execution import LoggingConfig
-from tests.trainer.records.test_sinks import evaluation, facts, training
+from configs.schema_records import LoggingConfig
+from tests.support.sample_records import evaluation, facts, training
 from trainer.records.sinks import Record
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
 
