@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import InputError
-from tests.trainer.checkpoints.saving import FILES, position, save
+from tests.support.checkpoints import FILES, position, save
 from trainer.checkpoints.checkpoint import Refused, load_checkpoint, verify_checkpoint
 from trainer.checkpoints.checkpoint_folder import save_checkpoint
 

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.trainer.checkpoints.saving import FILES, contents, position, save, weights
+from tests.support.checkpoints import FILES, contents, position, save, weights
 from trainer.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from trainer.checkpoints.checkpoint_folder import (
     list_checkpoints,

@@ -81,6 +81,7 @@ class Rig:
             average=self.average,
             runtime=Runtime(launcher="python", device=device),
             parallel=ParallelConfig(strategy="fsdp", **parallel),
+            compiled=False,
             compile_=CompileConfig(enabled=False),
             plan=self.plan,
             example=example,

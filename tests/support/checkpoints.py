@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests beside this file."""
+"""Small checkpoints for tests."""
 
 from __future__ import annotations
 
