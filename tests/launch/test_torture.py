@@ -12,6 +12,7 @@ from launch.torture import same_samples
 from tests.support.processes import python_command, start, wait
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     command = python_command(

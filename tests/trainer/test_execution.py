@@ -75,6 +75,7 @@ def test_large_batches_are_not_made_ready_together(
     assert parts("--train.global_batch_size=100", "--name=other").stretches.most == 3
 
 
+@pytest.mark.process
 def test_recording_that_is_asked_for_and_impossible_is_refused(tmp_path: Path) -> None:
     finished = launch("launch/train.py", "--compile.capture=true", f"--output_dir={tmp_path}")
     assert finished.status == 2, finished.output
