@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,18 @@ import torch._dynamo  # its first import sets an environment variable
 pytest.register_assert_rewrite("tests.support")  # an assertion there says what it found, too
 
 from tests.support.data_sets import make_idx  # noqa: E402
+from tests.support.process_guard import Guard  # noqa: E402
 from tests.support.runs import train_here  # noqa: E402
+
+GUARD = Guard()
+GUARD.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """A test that starts a process says so: what is set up for it first counts too."""
+    with GUARD.watching(item):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -131,6 +131,7 @@ def commands(page: str) -> list[str]:
     ]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_commands_of_distributed_work_in_their_order(
     small: Callable[..., list[str]], tmp_path: Path

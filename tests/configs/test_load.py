@@ -397,6 +397,7 @@ def test_known_keys_hold_every_group_and_every_leaf() -> None:
     assert {"logging", "logging.wandb", "logging.wandb.mode", "seed", "model.kwargs"} <= set(keys)
 
 
+@pytest.mark.process
 def test_loading_a_config_does_not_load_torch() -> None:
     """A mistyped key is answered at once: nothing heavy is imported before it is found."""
     import subprocess

@@ -76,6 +76,7 @@ def test_the_flags_of_a_sweep_are_read_as_the_values_it_chose(path: Path) -> Non
             assert found == value, key
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", SWEEPS[:1], ids=lambda path: path.stem)
 def test_the_agent_starts_a_run_in_a_directory_of_its_own(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

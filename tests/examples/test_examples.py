@@ -12,6 +12,8 @@ import pytest
 from tests.support.processes import ROOT, launch, train
 from tests.support.runs import series
 
+pytestmark = pytest.mark.process
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import sys
@@ -25,9 +24,8 @@ from tests.support.processes import (
 )
 from tests.support.runs import assert_same_bits, comparable
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed"
-)
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 ENGINE = "--parallel.engine=accelerate"

@@ -41,6 +41,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+@pytest.mark.process
 def test_ranks_are_looked_at_without_being_started(small: Arguments, tmp_path: Path) -> None:
     """The whole command: status 0, a report, and nothing written."""
     arguments = small("run", "--train.global_batch_size=480", "--parallel.reduction=exact")
@@ -81,6 +82,7 @@ def test_the_numbers_of_every_rank_are_those_of_its_plan(
     assert "1014 of 1024 ranks have nothing to evaluate" in printed
 
 
+@pytest.mark.process
 def test_a_refusal_has_the_words_of_the_real_world(small: Arguments, tmp_path: Path) -> None:
     """Law: three ranks under exact reduction are refused alike, started or not."""
     exact = small("run", "--parallel.reduction=exact")
@@ -120,6 +122,7 @@ def test_what_a_run_would_refuse_is_refused(
     assert message in refused(*small("run"), *extra)
 
 
+@pytest.mark.process
 def test_it_knows_what_lies_in_the_run_directory(small: Arguments, tmp_path: Path) -> None:
     """A run there would be continued, refused as another one, or moved aside; none is touched."""
     train(*small("run", "--train.max_steps=30", "--checkpoint.every_steps=30"))

@@ -41,6 +41,7 @@ def recorded_at(run: Path, step: int) -> dict[str, Any]:
     return next(r for r in records(run) if r["step"] == step and "eval/loss" in r)
 
 
+@pytest.mark.process
 def test_the_command_prints_a_table_and_writes_beside_the_run(
     trained_run: Path, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_bad_arguments_give_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_missing_run_is_one_message_and_status_2(tmp_path: Path) -> None:
     finished = launch("launch/evaluate.py", tmp_path / "nowhere")
     assert finished.status == 2

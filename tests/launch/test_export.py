@@ -145,6 +145,7 @@ def test_without_normalisation_the_program_takes_normalised_floats(
     assert torch.allclose(run(inputs), eager(trained, images[:7]), atol=1e-4)
 
 
+@pytest.mark.process
 def test_the_command_writes_beside_the_run_unless_told_otherwise(
     trained_run: Path, tmp_path: Path
 ) -> None:

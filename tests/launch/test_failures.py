@@ -28,6 +28,8 @@ from tests.support.processes import (
 )
 from tests.support.runs import assert_same_bits, latest_weights
 
+pytestmark = pytest.mark.process
+
 Arguments = Callable[..., list[str]]
 PROGRAMS = {"PYTHONPATH": str(ROOT / "tests/programs")}
 END_SECONDS = 15.0

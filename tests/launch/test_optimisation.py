@@ -11,6 +11,8 @@ import torch
 from tests.support.processes import launch, train
 from tests.support.runs import assert_same_bits, latest_weights, records, series
 
+pytestmark = pytest.mark.process
+
 Arguments = Callable[..., list[str]]
 
 

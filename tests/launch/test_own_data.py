@@ -67,6 +67,7 @@ def arguments(root: Path, output: Path, name: str, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_augmented_pictures_end_with_the_same_bits_however_they_were_read(tmp_path: Path) -> None:
     """Law: neither workers nor an interruption in the middle of an epoch changes a bit."""
@@ -80,6 +81,7 @@ def test_augmented_pictures_end_with_the_same_bits_however_they_were_read(tmp_pa
     assert series(tmp_path / "broken", "train/loss") == losses
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_corrupt_picture_ends_a_run_with_one_message(workers: int, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "tree", ending="jpg")
@@ -104,6 +106,7 @@ def break_root(root: Path) -> None:
     root.rename(root.parent / "elsewhere")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(break_classes, "only in val: blue_yay"), (break_root, "a folder that exists")],
@@ -137,6 +140,7 @@ def test_a_run_on_cifar_is_evaluated_and_predicts(tmp_path: Path) -> None:
     assert "bird" in row.values(), row
 
 
+@pytest.mark.process
 def test_prepare_data_verifies_what_it_finds_and_refuses_what_needs_no_preparing(
     tmp_path: Path,
 ) -> None:

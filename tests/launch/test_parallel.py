@@ -14,6 +14,8 @@ from tests.support.data_sets import make_idx
 from tests.support.processes import launch, marked
 from tests.support.runs import assert_same_bits, latest_weights, records, series, train_here
 
+pytestmark = pytest.mark.process
+
 OPTIONS = (
     "--model.kwargs.hidden=[24,16]",
     "--model.kwargs.dropout=0",

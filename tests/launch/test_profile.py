@@ -20,6 +20,8 @@ from trainer.profiling.events import (
 )
 from trainer.profiling.trace import read_trace
 
+pytestmark = pytest.mark.process
+
 Arguments = Callable[..., list[str]]
 WARM = ("--profile.warmup_steps=6", "--profile.steps=10", "--logging.every_steps=5")
 

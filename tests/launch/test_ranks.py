@@ -13,6 +13,8 @@ from tests.support.data_sets import make_idx
 from tests.support.processes import launch, marked, train
 from tests.support.runs import latest_weights, series
 
+pytestmark = pytest.mark.process
+
 Arguments = Callable[..., list[str]]
 
 

@@ -22,6 +22,8 @@ from tests.support.processes import (
 )
 from tests.support.runs import assert_same_bits, comparable, records
 
+pytestmark = pytest.mark.process
+
 Arguments = Callable[..., list[str]]
 SLOW = pytest.mark.slow
 

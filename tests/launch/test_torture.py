@@ -10,6 +10,7 @@ import pytest
 from tests.support.processes import python_command, start, wait
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     command = python_command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import re
 import shutil
@@ -18,10 +19,12 @@ import torch
 import yaml
 
 from data.catalogue.catalog import MNIST
-from data.formats.idx import write_idx
+from data.formats.idx import read_idx, write_idx
 from tests.support.data_sets import make_idx
 from tests.support.processes import ROOT, environment, launch, start, train, wait
 from tests.support.runs import latest_weights, records, series
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 
@@ -315,7 +318,13 @@ def test_float_images_and_wide_labels_train_too(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_idx(tmp_path / f"{split}-images", random.normal(size=(40, 4, 4)).astype(np.float32))
         write_idx(tmp_path / f"{split}-labels", random.integers(0, 300, 40).astype(np.int32))
-    train("--config=idx", f"--data.root={tmp_path}", f"--output_dir={tmp_path}", "--name=run")
+    options = ("--train.epochs=3", "--logging.every_steps=1", f"--output_dir={tmp_path}")
+    train("--config=idx", f"--data.root={tmp_path}", "--name=run", *options)
+    classes = 1 + max(int(read_idx(tmp_path / f"{s}-labels").max()) for s in ("train", "test"))
+    assert latest_weights(tmp_path / "run")["layers.7.weight"].shape == (classes, 128)
+    losses = series(tmp_path / "run", "train/loss")
+    assert losses[0] == pytest.approx(math.log(classes), rel=0.2)  # normalised, so it starts there
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow

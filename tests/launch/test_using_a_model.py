@@ -64,6 +64,7 @@ def run(command: str) -> None:
     assert importlib.import_module(f"launch.{Path(script).stem}").main(arguments) == 0
 
 
+@pytest.mark.process
 def test_the_guide_works_from_top_to_bottom(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

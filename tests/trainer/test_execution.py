@@ -203,6 +203,7 @@ def test_what_a_gpu_cannot_record_is_named(overrides: list[str], ranks: int, wor
         decided("mnist", "--compile.capture=true", *overrides, device="cuda", ranks=ranks)
 
 
+@pytest.mark.process
 def test_recording_that_is_asked_for_and_impossible_is_refused(tmp_path: Path) -> None:
     finished = launch("launch/train.py", "--compile.capture=true", f"--output_dir={tmp_path}")
     assert finished.status == 2, finished.output

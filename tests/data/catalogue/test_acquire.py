@@ -125,7 +125,8 @@ def test_a_root_in_the_home_folder_may_be_written_with_a_tilde(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     place(published, tmp_path / "sets", toy, "{}.gz")
-    assert find_files(toy, "~/sets") is not None
+    found = find_files(toy, "~/sets")
+    assert found == {role: tmp_path / f"sets/{toy.files[role].name}.gz" for role in ROLES}
 
 
 def test_an_incomplete_folder_is_not_a_data_set(
@@ -365,6 +366,7 @@ def two_at_once(
     return [wait(process, 60) for process in processes], server.requests
 
 
+@pytest.mark.process
 def test_two_processes_at_once_download_once(
     server: Server, toy: DatasetFacts, published: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -378,6 +380,7 @@ def test_two_processes_at_once_download_once(
     assert contents(found) == published
 
 
+@pytest.mark.process
 def test_two_processes_at_once_are_both_told_what_to_place_where(
     server: Server, toy: DatasetFacts, tmp_path: Path
 ) -> None:
@@ -388,6 +391,7 @@ def test_two_processes_at_once_are_both_told_what_to_place_where(
         assert process.stderr.startswith("refused: data set 'toy' is not on this machine")
 
 
+@pytest.mark.process
 def test_a_downloader_that_was_killed_blocks_nobody(
     server: Server, toy: DatasetFacts, published: dict[str, bytes], tmp_path: Path
 ) -> None:

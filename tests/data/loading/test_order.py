@@ -80,6 +80,7 @@ def test_an_order_neither_reads_nor_moves_the_global_generator() -> None:
     assert torch.equal(plan.order(21), first)
 
 
+@pytest.mark.process
 def test_an_order_is_the_same_in_another_process() -> None:
     """Law: nothing depends on hash randomisation or on what ran before."""
     code = (

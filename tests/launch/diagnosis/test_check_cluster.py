@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.processes import launch
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[str]]:

@@ -373,6 +373,7 @@ def test_a_second_writer_is_refused_and_may_come_back_later(
     second.open(config, Resume(None, 0, []))
 
 
+@pytest.mark.process
 def test_a_killed_process_does_not_keep_its_directory(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, opened: list[RunDirectory]
 ) -> None:

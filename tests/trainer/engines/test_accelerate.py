@@ -160,7 +160,9 @@ def test_sharding_that_is_not_the_runs_own_is_refused(more: dict[str, str], name
 
 
 @pytest.mark.parametrize("reshard", ["true", "full_shard"])
-def test_sharding_that_is_the_runs_own_is_accepted(reshard: str) -> None:
+def test_sharding_that_is_the_runs_own_is_accepted(
+    reshard: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """As `accelerate config` writes it down by itself, and with both ways to save memory."""
     env = {
         "FSDP_SHARDING_STRATEGY": "1",
@@ -174,9 +176,12 @@ def test_sharding_that_is_the_runs_own_is_accepted(reshard: str) -> None:
         engine="accelerate", strategy="fsdp", cpu_offload=True, activation_checkpointing=True
     )
     check_accelerate(replace(ACCELERATE, parallel=parallel), ALONE, FSDP | env)
+    assert caplog.records == []
 
 
-def test_what_accelerate_launch_sets_when_nothing_is_asked_for_is_accepted() -> None:
+def test_what_accelerate_launch_sets_when_nothing_is_asked_for_is_accepted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     env = {
         "ACCELERATE_MIXED_PRECISION": "no",
         "ACCELERATE_DYNAMO_BACKEND": "NO",
@@ -190,6 +195,7 @@ def test_what_accelerate_launch_sets_when_nothing_is_asked_for_is_accepted() -> 
         check_accelerate(replace(ACCELERATE, precision=PrecisionConfig(dtype=dtype)), ALONE, env)
     bf16 = replace(ACCELERATE, precision=PrecisionConfig(dtype="bf16"))
     check_accelerate(bf16, ALONE, env | {"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert caplog.records == []
 
 
 def test_accelerate_launch_that_starts_one_process_for_several_is_pointed_out(
@@ -229,6 +235,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         check_accelerate(ACCELERATE, ALONE, {})
 
 
+@pytest.mark.process
 def test_a_run_of_the_native_engine_does_not_import_accelerate(small: Arguments) -> None:
     """The second run shows that an import would have been seen."""
     script = """

@@ -129,6 +129,7 @@ def test_pretrained_weights_are_not_fetched_for_a_model_whose_weights_follow(
     assert isinstance(build("timm/resnet18", pretrained=True, weights_follow=True), nn.Module)
 
 
+@pytest.mark.process
 def test_a_run_trains_one(timm: Any, small: Callable[..., list[str]], tmp_path: Path) -> None:
     train(*small("run", "--model.name=timm/resnet18", "--model.kwargs={}", "--train.max_steps=3"))
     assert [r["step"] for r in records(tmp_path / "run") if "train/loss" in r] == [1, 2, 3]

@@ -235,6 +235,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_trains_each_of_them(
     name: str, small: Callable[..., list[str]], tmp_path: Path
@@ -250,6 +251,7 @@ def test_a_run_trains_each_of_them(
     assert found[-1]["eval/count"] == 20
 
 
+@pytest.mark.process
 def test_a_run_on_images_too_small_says_so(small: Callable[..., list[str]], tmp_path: Path) -> None:
     """Law: status 2, one message, no run directory."""
     arguments = small("run", "--model.name=resnet9", "--model.kwargs={}")
@@ -260,6 +262,7 @@ def test_a_run_on_images_too_small_says_so(small: Callable[..., list[str]], tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet", "vit"])
 def test_exact_reduction_gives_them_the_same_bits_on_two_ranks(

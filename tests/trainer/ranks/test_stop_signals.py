@@ -63,6 +63,7 @@ def test_a_signal_repeated_at_once_is_the_same_request(monkeypatch: pytest.Monke
         assert request.signal is signal.SIGINT
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("second", SIGNALS)
 def test_a_later_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
     """Without leaving blocks, and so without waiting for whatever hangs."""

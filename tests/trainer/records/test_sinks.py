@@ -188,6 +188,14 @@ def test_the_live_display_runs_without_a_terminal_too(
     assert "loss 0.0100" in out
 
 
-def test_a_display_that_was_never_started_can_be_finished() -> None:
+def test_a_sink_that_was_never_started_is_finished_without_a_word_or_a_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for sink in (RichSink(), PlainSink(), JsonlSink(), WandbSink(WandbConfig(), "run")):
         sink.finish("failed")
+    assert capsys.readouterr() == ("", "")
+    assert caplog.records == list(tmp_path.iterdir()) == []

@@ -101,5 +101,8 @@ def test_without_the_package_it_is_refused_only_if_asked_for(
             check_tensorboard(LoggingConfig(tensorboard=True))
 
 
-def test_a_sink_that_was_never_started_can_be_finished() -> None:
+def test_a_sink_that_was_never_started_is_finished_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     TensorBoardSink().finish("failed")
+    assert caplog.records == []

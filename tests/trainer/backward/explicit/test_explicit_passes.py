@@ -293,13 +293,27 @@ def test_a_network_that_is_not_plainly_layers_is_left_to_autograd(what: str) -> 
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "expected"),
     [
-        network,
-        lambda: network(hidden=()),
-        lambda: nn.Linear(12, 5),
-        lambda: nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 5))),
+        (
+            lambda: network(dropout=0.25),
+            [(12, 9, True, 0.25), (9, 7, True, 0.25), (7, 5, False, 0)],
+        ),
+        (lambda: network(hidden=()), [(12, 5, False, 0)]),
+        (lambda: nn.Linear(12, 5), [(12, 5, False, 0)]),
+        (
+            lambda: nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 5))),
+            [(12, 4, True, 0), (4, 5, False, 0)],
+        ),
     ],
 )
-def test_plain_layers_are_recognised(make: Callable[[], nn.Module]) -> None:
-    assert describe(make()) is not None
+def test_plain_layers_are_recognised(
+    make: Callable[[], nn.Module], expected: list[tuple[int, int, bool, float]]
+) -> None:
+    """Law: each linear layer in its order, and whether ReLU and how much dropout follow it."""
+    shapes = describe(make())
+    assert shapes is not None
+    found = [
+        (s.linear.in_features, s.linear.out_features, s.relu, s.dropped / LEVELS) for s in shapes
+    ]
+    assert found == expected

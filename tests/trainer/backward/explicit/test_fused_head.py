@@ -107,6 +107,7 @@ def test_on_the_gpu(gpu: torch.device, shape: tuple[int, int, int], dtype: torch
     assert largest_difference(gpu, *shape, dtype) < ERRORS[dtype]
 
 
+@pytest.mark.process
 def test_interpreted() -> None:
     """triton's interpreter executes the same program on a CPU; it must be chosen at import."""
     if find_spec("triton") is None:
