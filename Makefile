@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Ranks share the cores of the machine.
 export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); threads=$$((cores / $(NPROC))); echo $$((threads > 0 ? threads : 1)))
 
-.PHONY: train test test-slow test-slurm lint format clean
+.PHONY: train test test-unit test-slow test-slurm lint format clean
 
 train: $(VENV)/.train
 	$(BIN)/torchrun --nproc_per_node=$(NPROC) launch/train.py --config configs/mnist.yaml $(ARGS)
@@ -17,6 +17,10 @@ train: $(VENV)/.train
 # Most of a test's time is the start of its processes: two files side by side.
 test: $(VENV)/.develop
 	$(BIN)/python -m pytest -m "not slow and not slurm" --numprocesses 2 --dist loadfile $(ARGS)
+
+# The inner loop: what starts no process (rank, data worker, command), in about a minute.
+test-unit: $(VENV)/.develop
+	$(BIN)/python -m pytest -m "not process and not slow and not slurm" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.develop
 	$(BIN)/python -m pytest -m "slow and not slurm" $(ARGS)

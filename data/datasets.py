@@ -17,7 +17,6 @@ from data.formats.image_folder import load_image_folder
 from data.formats.npy import load_mapped
 from data.formats.user import load_user
 from data.formats.webdataset import load_shards
-from data.normalize import Normalize
 from data.samples import ArrayDataset, BatchDataset, Datasets, MapDataset
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "BatchDataset",
     "Datasets",
     "MapDataset",
-    "Normalize",
     "catalog_facts",
     "load_datasets",
 ]

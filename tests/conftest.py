@@ -1,28 +1,34 @@
-"""Shared fixtures: small data, commands as real processes, a check that tests leave no traces."""
+"""Shared fixtures: small data, a trained run, a check that tests leave no traces."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
+import random
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo  # its first import sets an environment variable
 
-from data.formats.idx import write_idx
+pytest.register_assert_rewrite("tests.support")  # an assertion there says what it found, too
 
-ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT_SECONDS = 240
+from tests.support.data_sets import make_idx  # noqa: E402
+from tests.support.process_guard import Guard  # noqa: E402
+from tests.support.runs import train_here  # noqa: E402
+
+GUARD = Guard()
+GUARD.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """A test that starts a process says so: what is set up for it first counts too."""
+    with GUARD.watching(item):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -48,145 +54,23 @@ def no_leaks() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bits are compared: sums must have one order. Generators are put back."""
+    threads = torch.get_num_threads()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+
+
+@pytest.fixture
 def gpu() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     return torch.device("cuda")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A command that has ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def output(self) -> str:
-        return self.stdout + self.stderr
-
-
-def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """This environment, one thread per rank, without variables a launcher or W&B may have left."""
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("WANDB_", "SLURM_", "TORCHELASTIC_", "ACCELERATE_"))
-        and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    }
-    return clean | {"OMP_NUM_THREADS": "1"} | (extra or {})
-
-
-def start(command: list[str], *, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Any:
-    """A command in a session of its own, so that a signal to it reaches nobody else."""
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait(process: Any, timeout: float = TIMEOUT_SECONDS) -> Finished:
-    """The end of a started command; whatever it leaves behind is killed."""
-    try:
-        stdout, stderr = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        stdout, stderr = process.communicate()
-        raise AssertionError(
-            f"no end after {timeout} s:\n{stdout[-3000:]}\n{stderr[-3000:]}"
-        ) from None
-    return Finished(process.returncode, stdout, stderr)
-
-
-def python_command(script: str | Path, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / script), *map(str, arguments)]
-
-
-def torchrun_command(ranks: int, script: str | Path, *arguments: object) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={ranks}",
-        str(ROOT / script),
-        *map(str, arguments),
-    ]
-
-
-def launch(
-    script: str | Path,
-    *arguments: object,
-    ranks: int = 1,
-    cwd: Path = ROOT,
-    env: dict[str, str] | None = None,
-) -> Finished:
-    """Run a script of the project to its end: plain python for one rank, torchrun for more."""
-    command = (
-        python_command(script, *arguments)
-        if ranks == 1
-        else torchrun_command(ranks, script, *arguments)
-    )
-    return wait(start(command, cwd=cwd, env=env))
-
-
-def train(*arguments: object, ranks: int = 1, env: dict[str, str] | None = None) -> Finished:
-    """`launch/train.py` to its end, which must be a good one."""
-    finished = launch("launch/train.py", *arguments, ranks=ranks, env=env)
-    assert finished.status == 0, finished.output[-4000:]
-    return finished
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    """The records of a run directory."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def series(run: Path, key: str) -> list[float]:
-    """One value of every record that has it."""
-    return [record[key] for record in records(run) if key in record]
-
-
-def latest_weights(run: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(run / "checkpoints" / "latest" / "model.safetensors")
-
-
-def assert_same_bits(first: Path, second: Path) -> None:
-    """The latest weights of two runs are the same files, byte for byte."""
-    ours, theirs = (run / "checkpoints/latest/model.safetensors" for run in (first, second))
-    assert ours.read_bytes() == theirs.read_bytes()
-
-
-def make_idx(
-    folder: Path,
-    *,
-    num_train: int = 509,
-    num_test: int = 101,
-    shape: tuple[int, ...] = (9, 7),
-    num_classes: int = 5,
-    suffix: str = "",
-) -> Path:
-    """Four IDX files of odd sizes whose classes can be learned."""
-    random = np.random.default_rng(0)
-    patterns = random.integers(0, 200, (num_classes, *shape))
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", num_train), ("test", num_test)):
-        labels = random.integers(0, num_classes, count).astype(np.uint8)
-        noise = random.integers(0, 56, (count, *shape))
-        images = (patterns[labels] + noise).astype(np.uint8)
-        write_idx(folder / f"{split}-images-idx3-ubyte{suffix}", images)
-        write_idx(folder / f"{split}-labels-idx1-ubyte{suffix}", labels)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -213,29 +97,6 @@ def small(idx_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
         ]
 
     return arguments
-
-
-def train_here(folder: Path, data: Path, *more: object) -> Path:
-    """A quick run trained in this process; its directory is `folder`/run."""
-    from launch.train import main
-
-    state = torch.get_rng_state()
-    arguments = [
-        "--config=idx",
-        f"--data.root={data}",
-        f"--output_dir={folder}",
-        "--name=run",
-        "--parallel.device=cpu",
-        "--train.global_batch_size=24",
-        "--train.epochs=2",
-        "--evaluate.batch_size=40",
-        "--logging.progress=off",
-    ]
-    try:
-        assert main([*arguments, *map(str, more)]) == 0
-    finally:
-        torch.set_rng_state(state)
-    return folder / "run"
 
 
 @pytest.fixture(scope="session")

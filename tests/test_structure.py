@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.conftest import ROOT, start, wait
+import pytest
+
+from tests.support.processes import ROOT, start, wait
 
 MAY_IMPORT = {
     "configs": {"configs"},
@@ -217,6 +219,7 @@ def side_effects(modules: list[str], script: str = SIDE_EFFECTS) -> list[str]:
     return changed
 
 
+@pytest.mark.process
 def test_importing_has_no_side_effects() -> None:
     """Law: no signal handler, thread, process group, device probe or setting comes of an import."""
     needs_triton = {"trainer.backward.explicit.fused_head"}  # which comes with torch for GPUs only
@@ -224,6 +227,7 @@ def test_importing_has_no_side_effects() -> None:
     assert side_effects(sorted(modules)) == []
 
 
+@pytest.mark.process
 def test_side_effects_would_be_seen() -> None:
     """The test above can fail: a script that does what it forbids is caught."""
     guilty = (

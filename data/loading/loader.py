@@ -12,9 +12,7 @@ from configs.schema import DataConfig
 from data.loading.host_loader import HostLoader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
-from data.samples import ArrayDataset, Batch, MapDataset, zeros_of
-
-__all__ = ["Loader", "ResidentLoader", "build_loader", "placement", "zeros_of"]
+from data.samples import ArrayDataset, Batch, MapDataset
 
 RESIDENT_FRACTION = 0.25
 """Part of the free device memory that `data.placement: auto` gives to the data."""

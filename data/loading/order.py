@@ -153,9 +153,11 @@ class Plan:
             self._latest[0] = self._find(number)
         return self._latest[0]
 
-    def global_batches(self, number: int, count: int) -> list[GlobalBatch]:
+    def next_global_batches(self, number: int, count: int) -> list[GlobalBatch]:
         """Global batches of one epoch and one size from `number` on, `count` at most."""
         first = self.global_batch(number)
+        if count == 1:
+            return [first]
         epoch, step, steps, full = self.epoch_schedule.locate(number)
         left = min(count, steps - step, max((self.num_samples - first.start) // full, 1))
         if left == 1:

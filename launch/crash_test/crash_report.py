@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch.crash_test.crash_rounds import Round
-from trainer.checkpoints.run_directory import describe_machine
+from trainer.checkpoints.environment import describe_machine
 
 
 def show_rounds(rounds: Sequence[Round]) -> None:

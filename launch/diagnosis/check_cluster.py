@@ -15,7 +15,7 @@ from configs.identity import digest
 from configs.schema import RunConfig
 from launch.diagnosis.check_pace import check_all_reduce, check_bandwidth, check_stragglers
 from launch.diagnosis.findings import Check, Finding, name_some
-from trainer.checkpoints.run_directory import describe_machine
+from trainer.checkpoints.environment import describe_machine
 from trainer.ranks.collectives import gather_objects
 from trainer.ranks.runtime import Runtime
 

@@ -25,8 +25,8 @@ from trainer.components import check_batch_norm
 from trainer.networks.models import build_model
 from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
 from trainer.ranks.drift import weight_digest
+from trainer.ranks.load_data import load_data
 from trainer.ranks.runtime import Runtime
-from trainer.ranks.shared_data import load_on_all_ranks
 
 RATE_STEPS = 20
 MOST_UNSEEN = 500
@@ -47,7 +47,7 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
         InputError: On every rank alike, if the data or the model cannot be had.
     """
     require_classes(config)
-    data = load_on_all_ranks(config, runtime)
+    data = load_data(config, runtime)
     findings = []
     if runtime.world_size > 1:
         facts = raise_on_all_ranks(runtime, lambda: _first_facts(config, data))

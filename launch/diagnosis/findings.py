@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import InputError
-from trainer.checkpoints.run_directory import describe_machine, write_atomically
+from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.environment import describe_machine
 
 Rows = Sequence[dict[str, Any]]
 Level = Literal["ok", "note", "warning", "problem"]

@@ -22,9 +22,8 @@ from data.loading.order import Plan
 from data.normalize import Normalize
 from data.samples import Batch
 from launch.diagnosis.activity import ActivityWatch
-from trainer.optim.optimizers import build_optimizer, needs_closure
+from trainer.optim.optimizers import build_optimizer, needs_closure, set_rate
 from trainer.optim.parameter_groups import group_parameters
-from trainer.optim.torch_schedule import set_rate
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.rng import seed_stream
 

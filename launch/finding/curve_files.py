@@ -8,8 +8,7 @@ from pathlib import Path
 
 from configs.imports import import_extra
 from launch.finding.loss_curve import LossCurve, Suggestion
-from trainer.checkpoints.atomic_files import replacing
-from trainer.checkpoints.run_directory import write_atomically
+from trainer.checkpoints.atomic_files import replacing, write_atomically
 
 
 def write_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> None:

@@ -84,7 +84,7 @@ def _climb(bench: Workbench, options: FinderOptions) -> LossCurve:
     while progress.step < total:
         before = progress.step
         try:
-            step(plan.global_batch(progress.global_batches), batches)
+            step([plan.global_batch(progress.global_batches)], batches)
         except Diverged as reason:
             curve.stopped = str(reason)
             break

@@ -25,13 +25,14 @@ from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import Plan
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
-from trainer.backward.compiling import should_compile
-from trainer.build import build_state, continue_from
-from trainer.checkpoints.checkpoint import list_checkpoints
+from trainer.build import build_state
+from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.components import build_components, check_batch_norm
+from trainer.execution import Execution
 from trainer.optim.schedule import Schedule
+from trainer.outputs import continue_from
 from trainer.ranks.runtime import Runtime, choose_device
 
 SCHEDULE_SAMPLES = 1000
@@ -61,7 +62,7 @@ class Report:
     """The plan of rank 0."""
     data: str
     directory: str
-    compiled: bool
+    execution: Execution
     total_steps: int
     splits: tuple[RankSplit, ...]
     proved_global_batches: tuple[int, ...]
@@ -89,7 +90,7 @@ def examine(config: RunConfig) -> Report:
     for plan in plans[1:]:
         check_batch_norm(components.model, plan)
     alone = replace(runtime, world_size=1, backend="")
-    state = build_state(config, alone, components)
+    state = build_state(config, alone, components.on(alone))
     directory = _decide(config, state)
     global_batches = _telling_global_batches(components.plan)
     for index in global_batches:
@@ -107,7 +108,7 @@ def examine(config: RunConfig) -> Report:
         plan=components.plan,
         data=found,
         directory=directory,
-        compiled=should_compile(config.compile, runtime.device),
+        execution=components.execution,
         total_steps=total_steps,
         splits=splits,
         proved_global_batches=tuple(global_batches),

@@ -40,9 +40,11 @@ def show(report: Report) -> None:
 def facts_of(report: Report) -> list[tuple[str, str]]:
     """The first table, row by row."""
     config, plan, runtime = report.config, report.plan, report.runtime
-    reduction: str = config.parallel.reduction
-    if reduction == "exact":
-        reduction += f", {config.parallel.shards} shards"
+    execution = report.execution
+    runs_as = [
+        (f"runs as: {name}", f"{way} ({execution.because[name]})")
+        for name, way in execution.ways.items()
+    ]
     rates = ", ".join(f"{name}: {rate:.4g}" for name, rate in report.learning_rates.items())
     epoch_schedule = plan.epoch_schedule
     epochs = epoch_schedule.epochs(report.total_steps)
@@ -55,9 +57,9 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     return [
         ("ranks", f"{runtime.world_size:,} ({runtime.backend or 'no process group'})"),
         ("device", f"{runtime.device.type}, as on this machine"),
-        ("model", f"{config.model.name}, {'compiled' if report.compiled else 'eager'}"),
+        ("model", config.model.name),
         ("precision", config.precision.dtype),
-        ("reduction", reduction),
+        *runs_as,
         ("data", report.data),
         ("run directory", report.directory),
         (

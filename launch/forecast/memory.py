@@ -61,7 +61,7 @@ def memory_of_rank(
         components.optimizer, torch.optim.LBFGS
     ):  # two vectors for every step it remembers
         optimizer += 2 * gradients * int(components.optimizer.param_groups[0]["history_size"])
-    averaged = weights if state.ema is not None else 0
+    averaged = weights if state.average is not None else 0
     resident = isinstance(components.loader, ResidentLoader)
     sharded = config.parallel.strategy == "fsdp"
     parts = plan.world_size if sharded else 1
@@ -105,7 +105,7 @@ def _train_once(components: Components, state: RunState, size: int) -> int:
     engine = state.engine
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
         engine.differentiate(inputs, targets, 1.0)
-        components.optimizer.step()
+        components.kernel.step()
         return engine.passes.num_bytes
     known = {
         part.untyped_storage().data_ptr() for part in (*module.parameters(), *module.buffers())

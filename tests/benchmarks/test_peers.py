@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers.common import load_mnist
-from tests.conftest import ROOT, launch
+from tests.support.processes import ROOT, launch
 
 PEERS = ROOT / "benchmarks/peers"
 SHARED = {"common", "torch_common", "passes_by_hand", "jax_common", "mini_framework"}
@@ -47,6 +47,7 @@ def program(name: str, *arguments: object, needs: str = "torch") -> dict[str, An
     return line
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "reported", "needs"),
     [
@@ -70,6 +71,7 @@ def test_a_peer_learns_on_a_slice(name: str, reported: str, needs: str) -> None:
     assert not line["extrapolated"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "needs"), [("pytorch_ddp", "torch"), ("lightning_loop", "lightning")]
@@ -80,11 +82,13 @@ def test_a_peer_on_two_ranks_learns_and_speaks_once(name: str, needs: str) -> No
     assert line["test_accuracy"] > 0.84
 
 
+@pytest.mark.process
 def test_max_steps_ends_a_peer_early() -> None:
     line = program("bare", "--epochs=5", "--limit=640", "--max-steps=13")
     assert (line["epochs"], line["steps"]) == (2, 13)
 
 
+@pytest.mark.process
 def test_pure_python_says_that_it_extrapolates() -> None:
     """Law: one step of 64 samples out of 6,400 is reported as a hundred times its time."""
     line = program("pure_python", "--max-steps=1", "--limit=6400")
@@ -122,6 +126,7 @@ def test_every_program_stays_short() -> None:
     assert max(lengths.values()) <= 100, lengths
 
 
+@pytest.mark.process
 def test_the_floors_count_the_work_of_a_step() -> None:
     """Law: each weight costs 2 * 64 flop in three products; the first layer takes part in two."""
     finished = launch("benchmarks/floors.py", "--threads=1", "--series=1")

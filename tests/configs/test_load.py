@@ -397,12 +397,13 @@ def test_known_keys_hold_every_group_and_every_leaf() -> None:
     assert {"logging", "logging.wandb", "logging.wandb.mode", "seed", "model.kwargs"} <= set(keys)
 
 
+@pytest.mark.process
 def test_loading_a_config_does_not_load_torch() -> None:
     """A mistyped key is answered at once: nothing heavy is imported before it is found."""
     import subprocess
     import sys
 
-    from tests.conftest import ROOT, environment
+    from tests.support.processes import ROOT, environment
 
     code = (
         "import sys; from configs.load import load_config; "

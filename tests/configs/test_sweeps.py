@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from configs.load import RECIPES, known_keys, load_config
-from tests.conftest import ROOT, environment
+from tests.support.processes import ROOT, environment
 
 SWEEPS = sorted((RECIPES / "sweeps").glob("*.yaml"))
 TOP_LEVEL = {
@@ -76,6 +76,7 @@ def test_the_flags_of_a_sweep_are_read_as_the_values_it_chose(path: Path) -> Non
             assert found == value, key
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", SWEEPS[:1], ids=lambda path: path.stem)
 def test_the_agent_starts_a_run_in_a_directory_of_its_own(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.formats.idx import read_idx, write_idx
 from data.normalize import Normalize
-from tests.conftest import make_idx
+from tests.support.data_sets import make_idx
 
 NUMBERS = itertools.count()
 CPU = torch.device("cpu")

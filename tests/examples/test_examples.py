@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, launch, series, train
+from tests.support.processes import ROOT, launch, train
+from tests.support.runs import series
+
+pytestmark = pytest.mark.process
 
 EXAMPLES = ROOT / "examples"
 

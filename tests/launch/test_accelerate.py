@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import sys
@@ -13,21 +12,20 @@ import pytest
 import torch
 import torch._dynamo  # the first optimizer imports it, and it sets an environment variable
 
-from tests.conftest import (
+from tests.support.processes import (
     ROOT,
     Finished,
-    assert_same_bits,
     launch,
     python_command,
     start,
     train,
     wait,
+    wait_for_step,
 )
-from tests.launch.test_resume import comparable, wait_for_step
+from tests.support.runs import assert_same_bits, comparable
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed"
-)
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 ENGINE = "--parallel.engine=accelerate"

@@ -6,9 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
-from tests.conftest import assert_same_bits, latest_weights, launch, records, series, train
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, latest_weights, records, series
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 SCHEDULE = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.measure.timed_runs import time_mlp_step
 
 from benchmarks.measure.contenders import CONTENDERS, PEERS, Contender, Settings, choose
 from benchmarks.measure.growth import points
@@ -30,10 +31,9 @@ from benchmarks.measure.rounds import (
 )
 from benchmarks.measure.run_times import compile_seconds, last_epoch_mean, read_run
 from benchmarks.measure.seeds import moments
-from benchmarks.measure.timed_runs import time_mlp_step
 from benchmarks.run import parse
 from configs.errors import InputError
-from tests.conftest import launch, python_command, start, wait
+from tests.support.processes import launch, python_command, start, wait
 
 SETTINGS = Settings(epochs=1, threads=1, max_steps=3)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -204,6 +204,7 @@ def test_a_command_that_fails_or_hangs_is_an_error_and_leaves_nothing(tmp_path: 
         time.sleep(0.05)
 
 
+@pytest.mark.process
 def test_a_benchmark_that_is_ended_takes_along_what_it_started(tmp_path: Path) -> None:
     output = tmp_path / "peers.json"
     command = ("--only=convoy", "--rounds=1", "--epochs=1000", f"--output={output}")
@@ -274,6 +275,7 @@ def test_bad_arguments_are_refused(arguments: list[str], message: str) -> None:
         parse(arguments)
 
 
+@pytest.mark.process
 def test_an_unknown_contender_is_refused_before_anything_runs() -> None:
     finished = launch("launch/benchmark.py", "--only=convoi")
     assert finished.status == 2
@@ -289,6 +291,7 @@ def test_quick_and_partial_runs_do_not_replace_the_committed_result() -> None:
     assert [item.name for item in choose("bare,convoy")] == ["convoy", "bare"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     """Law: one command gives a table, a JSON file with its machine and runs, and a picture."""
@@ -338,6 +341,7 @@ def test_moments_of_known_numbers() -> None:
     assert moments([5.0])["standard_deviation"] == 0.0
 
 
+@pytest.mark.process
 def test_a_recipe_is_trained_once_for_every_seed(idx_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
@@ -413,6 +417,7 @@ def test_convoy_on_two_ranks_is_measured() -> None:
     assert (found["ranks"], found["steps"]) == (2, 3)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["options", "growth", "roofline"])
 def test_the_other_measurements_end_to_end(kind: str, tmp_path: Path) -> None:

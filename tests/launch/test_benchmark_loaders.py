@@ -6,8 +6,10 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from benchmarks.measure.loaders import SOURCES, WORKERS, Case, summarise
-from tests.conftest import launch
+from tests.support.processes import launch
 
 
 def test_cases_are_compared_with_no_workers_round_by_round() -> None:
@@ -24,6 +26,7 @@ def test_cases_are_compared_with_no_workers_round_by_round() -> None:
     assert found[2]["samples_per_second"] == {"median": 40, "min": 20, "max": 80}
 
 
+@pytest.mark.process
 def test_a_quick_run_measures_every_source_and_leaves_no_files(tmp_path: Path) -> None:
     output = tmp_path / "loaders.json"
     with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # short: sockets lie there

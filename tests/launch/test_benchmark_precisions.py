@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.precisions import KINDS, NETWORKS, Case, Network, summarise
-from tests.conftest import launch
-from trainer.networks.models import MLP
+from tests.support.processes import launch
+from trainer.networks.mlp import MLP
 
 
 @pytest.mark.parametrize("hidden", [(), (20,), (30, 20)])
@@ -32,6 +32,7 @@ def test_a_part_is_taken_of_the_products_of_its_own_round() -> None:
     assert found["samples_per_second"] == {"median": 960, "min": 640, "max": 1280}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_quick_run_measures_every_precision_of_the_cpu(tmp_path: Path) -> None:
     output = tmp_path / "precisions.json"
@@ -44,6 +45,7 @@ def test_a_quick_run_measures_every_precision_of_the_cpu(tmp_path: Path) -> None
     assert output.with_suffix(".png").stat().st_size > 1000
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 def test_a_quick_run_on_a_gpu_measures_the_compiled_ones_too(
     gpu: torch.device, tmp_path: Path

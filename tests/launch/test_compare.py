@@ -22,15 +22,9 @@ import wandb
 
 from launch.compare import main
 from launch.comparing.curve_charts import smooth, thin
-from tests.compare_samples import (
-    rows,
-    wandb_environment,
-    wandb_run,
-    wandb_server,
-    write_offline,
-    write_run,
-)
-from tests.conftest import ROOT, Finished, launch, start
+from tests.support.processes import ROOT, Finished, launch, start
+from tests.support.sample_runs import rows, write_offline, write_run
+from tests.support.wandb_server import wandb_environment, wandb_run, wandb_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = """<img src=x onerror=alert(1)></script><script>alert(1)</script>"&[red]%{x}$a$"""
@@ -69,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------ the table
 
 
+@pytest.mark.process
 def test_the_table_says_which_is_better_and_why(folder: Path) -> None:
     out = compare("runs/*", cwd=folder).stdout
     assert "91.00 ± 1.00 % *" in out
@@ -84,11 +79,13 @@ def test_the_table_says_which_is_better_and_why(folder: Path) -> None:
     assert "final eval/loss, lower is better" in by_loss
 
 
+@pytest.mark.process
 def test_few_seeds_are_warned_of(folder: Path) -> None:
     names = [f"runs/lr{lr}-s{seed}" for lr in (0.1, 0.3) for seed in (0, 1)]
     assert "few seeds" in compare(*names, cwd=folder).stdout
 
 
+@pytest.mark.process
 def test_a_real_run_is_compared_with_its_wandb_files_while_it_goes_on(
     small: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -114,6 +111,7 @@ def test_a_real_run_is_compared_with_its_wandb_files_while_it_goes_on(
     assert ours["metrics"].keys() == theirs["metrics"].keys()
 
 
+@pytest.mark.process
 def test_an_offline_run_of_another_script_is_compared_with_a_run(tmp_path: Path) -> None:
     env = wandb_environment(tmp_path / "home")
     with pytest.MonkeyPatch.context() as patch:
@@ -128,6 +126,7 @@ def test_an_offline_run_of_another_script_is_compared_with_a_run(tmp_path: Path)
     assert "9" in out
 
 
+@pytest.mark.process
 def test_a_server_is_asked_for_runs(tmp_path: Path) -> None:
     server_runs = [wandb_run(name, rows(3), group="study", tags=["paper"]) for name in ("a", "b")]
     write_run(tmp_path / "local")
@@ -141,6 +140,7 @@ def test_a_server_is_asked_for_runs(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ refusals
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -172,6 +172,7 @@ def test_bad_input_is_one_message_and_status_2(
 # ------------------------------------------------------------------ files
 
 
+@pytest.mark.process
 def test_csv_and_json_hold_the_numbers(folder: Path, tmp_path: Path) -> None:
     compare("runs/*", "--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json", cwd=folder)
     with (tmp_path / "a.csv").open(newline="") as file:
@@ -190,6 +191,7 @@ def test_csv_and_json_hold_the_numbers(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.process
 def test_a_number_that_json_lacks_is_null(tmp_path: Path) -> None:
     records = [{"step": 1, "eval/accuracy": 0.5, "x": float("nan")}]
     write_run(tmp_path / "a", records)
@@ -202,6 +204,7 @@ def test_a_number_that_json_lacks_is_null(tmp_path: Path) -> None:
     assert content["runs"][0]["metrics"]["x"] == {"final": None, "best": None, "best_step": None}
 
 
+@pytest.mark.process
 def test_the_picture_is_one(folder: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -318,6 +321,7 @@ def browse(page: Path, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_works_in_a_browser_without_a_network(
     browse: Callable[..., dict[str, Any]], width: int
@@ -343,6 +347,7 @@ def test_the_page_works_in_a_browser_without_a_network(
         assert state["width"] <= state["window"] <= width
 
 
+@pytest.mark.process
 def test_the_page_refers_to_nothing_outside_of_it(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)

@@ -12,7 +12,7 @@ import pytest
 
 from configs.errors import InputError
 from launch.doctor import main
-from tests.conftest import launch
+from tests.support.processes import launch
 
 Arguments = Callable[..., list[str]]
 PLANTED = "tests.programs.planted"
@@ -23,6 +23,7 @@ def read(path: Path) -> dict[str, Any]:
     return {finding["check"]: finding for finding in content["findings"]}
 
 
+@pytest.mark.process
 def test_a_healthy_run_passes_and_is_left_alone(small: Arguments, tmp_path: Path) -> None:
     output = tmp_path / "found.json"
     finished = launch("launch/doctor.py", *small("run"), f"--json={output}")
@@ -36,6 +37,7 @@ def test_a_healthy_run_passes_and_is_left_alone(small: Arguments, tmp_path: Path
     assert json.loads(output.read_text())["environment"]["packages"]["torch"]
 
 
+@pytest.mark.process
 def test_two_ranks_with_different_data_and_weights(tmp_path: Path) -> None:
     """The ranks themselves are fine: only what they would start from is not."""
     output = tmp_path / "found.json"
@@ -76,6 +78,7 @@ def test_bad_options_are_refused_before_any_work(arguments: list[str], words: st
         main(arguments)
 
 
+@pytest.mark.process
 def test_bad_input_gives_status_2(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
     options = ["--config=idx", "--data.root=/nowhere", f"--json={output}"]

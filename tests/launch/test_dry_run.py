@@ -15,7 +15,7 @@ from data.loading.order import Plan
 from launch.forecast.dry_run import Report, check_evaluation, check_partition, examine
 from launch.forecast.dry_run_report import facts_of, show, totals
 from launch.train import main
-from tests.conftest import launch, train
+from tests.support.processes import launch, train
 
 Arguments = Callable[..., list[str]]
 
@@ -41,6 +41,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+@pytest.mark.process
 def test_ranks_are_looked_at_without_being_started(small: Arguments, tmp_path: Path) -> None:
     """The whole command: status 0, a report, and nothing written."""
     arguments = small("run", "--train.global_batch_size=480", "--parallel.reduction=exact")
@@ -81,6 +82,7 @@ def test_the_numbers_of_every_rank_are_those_of_its_plan(
     assert "1014 of 1024 ranks have nothing to evaluate" in printed
 
 
+@pytest.mark.process
 def test_a_refusal_has_the_words_of_the_real_world(small: Arguments, tmp_path: Path) -> None:
     """Law: three ranks under exact reduction are refused alike, started or not."""
     exact = small("run", "--parallel.reduction=exact")
@@ -120,6 +122,7 @@ def test_what_a_run_would_refuse_is_refused(
     assert message in refused(*small("run"), *extra)
 
 
+@pytest.mark.process
 def test_it_knows_what_lies_in_the_run_directory(small: Arguments, tmp_path: Path) -> None:
     """A run there would be continued, refused as another one, or moved aside; none is touched."""
     train(*small("run", "--train.max_steps=30", "--checkpoint.every_steps=30"))
@@ -194,3 +197,13 @@ def test_a_dry_run_is_one_process(small: Arguments, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="expected one process, which speaks for all ranks"):
         main([*small("run"), "--dry_run.world_size=4"])
+
+
+def test_the_shell_of_an_allocation_is_one_process(
+    small: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: tasks that are allocated, and that no srun has started, are not ranks."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert main([*small("run"), "--dry_run.world_size=4"]) == 0
+    assert "4 ranks" in capsys.readouterr().out

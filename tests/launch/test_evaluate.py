@@ -24,8 +24,10 @@ from launch import predict as predict_command
 from launch.evaluate import main
 from launch.using.assess import assess
 from launch.using.trained import load_trained
-from tests.conftest import launch, make_idx, records, train_here
 from tests.programs.recorder import RECORDED
+from tests.support.data_sets import make_idx
+from tests.support.processes import launch
+from tests.support.runs import records, train_here
 
 
 def evaluate(run: Path, output: Path, *more: object) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def recorded_at(run: Path, step: int) -> dict[str, Any]:
     return next(r for r in records(run) if r["step"] == step and "eval/loss" in r)
 
 
+@pytest.mark.process
 def test_the_command_prints_a_table_and_writes_beside_the_run(
     trained_run: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +193,7 @@ def test_bad_arguments_give_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_missing_run_is_one_message_and_status_2(tmp_path: Path) -> None:
     finished = launch("launch/evaluate.py", tmp_path / "nowhere")
     assert finished.status == 2

@@ -20,8 +20,9 @@ from data.formats.idx import read_idx
 from launch.export import main
 from launch.using.exporting import FORMATS, ExportFailed, check, make_inputs
 from launch.using.trained import Trained, load_trained
-from tests.conftest import ROOT, launch, train_here
-from trainer.networks.models import MLP
+from tests.support.processes import ROOT, launch
+from tests.support.runs import train_here
+from trainer.networks.mlp import MLP
 
 FILES = {"safetensors": "m.safetensors", "torch_export": "m.pt2", "onnx": "m.onnx"}
 
@@ -144,6 +145,7 @@ def test_without_normalisation_the_program_takes_normalised_floats(
     assert torch.allclose(run(inputs), eager(trained, images[:7]), atol=1e-4)
 
 
+@pytest.mark.process
 def test_the_command_writes_beside_the_run_unless_told_otherwise(
     trained_run: Path, tmp_path: Path
 ) -> None:

@@ -14,19 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import (
+from tests.support.processes import (
     ROOT,
     Finished,
-    assert_same_bits,
+    children,
     environment,
-    latest_weights,
     python_command,
     start,
     torchrun_command,
     train,
     wait,
+    wait_for_step,
 )
-from tests.launch.test_resume import children, wait_for_step
+from tests.support.runs import assert_same_bits, latest_weights
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 PROGRAMS = {"PYTHONPATH": str(ROOT / "tests/programs")}

@@ -12,7 +12,7 @@ import pytest
 from configs.errors import InputError
 from configs.load import load_config
 from launch.find_lr import main
-from tests.conftest import Finished, launch, train
+from tests.support.processes import Finished, launch, train
 
 Arguments = Callable[..., list[str]]
 
@@ -27,6 +27,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, float]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime) for path in files}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_ranks_find_what_one_rank_finds_and_a_run_there_is_untouched(
     small: Arguments, tmp_path: Path
@@ -87,6 +88,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_bad_input_gives_one_message_and_status_2(small: Arguments) -> None:
     finished = launch("launch/find_lr.py", *small(), "--lr_finder.steps=few")
     assert finished.status == 2
@@ -103,6 +105,7 @@ def test_a_loss_that_does_not_fall_is_said_and_the_curve_kept(
     assert len(json.loads((tmp_path / "lr.json").read_text())["losses"]) == 20
 
 
+@pytest.mark.process
 def test_help_shows_its_own_options_and_the_config() -> None:
     finished = launch("launch/find_lr.py", "--help")
     assert finished.status == 0

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import assert_same_bits, latest_weights, launch, records, series, train
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, latest_weights, records, series
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 

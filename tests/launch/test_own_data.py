@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from launch import evaluate, predict
-from tests.conftest import assert_same_bits, launch, series, train, train_here
-from tests.data.made import (
+from tests.support.data_sets import (
     CLASSES,
     JITTER,
     encoded,
@@ -23,6 +22,8 @@ from tests.data.made import (
     make_tree,
     picture,
 )
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, series, train_here
 
 SMALL = ("--data.kwargs.size=12",)
 KINDS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
@@ -66,6 +67,7 @@ def arguments(root: Path, output: Path, name: str, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_augmented_pictures_end_with_the_same_bits_however_they_were_read(tmp_path: Path) -> None:
     """Law: neither workers nor an interruption in the middle of an epoch changes a bit."""
@@ -79,6 +81,7 @@ def test_augmented_pictures_end_with_the_same_bits_however_they_were_read(tmp_pa
     assert series(tmp_path / "broken", "train/loss") == losses
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_corrupt_picture_ends_a_run_with_one_message(workers: int, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "tree", ending="jpg")
@@ -103,6 +106,7 @@ def break_root(root: Path) -> None:
     root.rename(root.parent / "elsewhere")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(break_classes, "only in val: blue_yay"), (break_root, "a folder that exists")],
@@ -136,6 +140,7 @@ def test_a_run_on_cifar_is_evaluated_and_predicts(tmp_path: Path) -> None:
     assert "bird" in row.values(), row
 
 
+@pytest.mark.process
 def test_prepare_data_verifies_what_it_finds_and_refuses_what_needs_no_preparing(
     tmp_path: Path,
 ) -> None:

@@ -10,16 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import (
-    assert_same_bits,
-    latest_weights,
-    launch,
-    make_idx,
-    records,
-    series,
-    train_here,
-)
-from tests.launch.test_ranks import marked
+from tests.support.data_sets import make_idx
+from tests.support.processes import launch, marked
+from tests.support.runs import assert_same_bits, latest_weights, records, series, train_here
+
+pytestmark = pytest.mark.process
 
 OPTIONS = (
     "--model.kwargs.hidden=[24,16]",

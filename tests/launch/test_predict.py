@@ -20,8 +20,9 @@ from PIL import Image
 from configs.errors import InputError
 from data.formats.idx import read_idx, write_idx
 from launch.predict import main
-from tests.conftest import make_idx, train_here
 from tests.programs.recorder import RECORDED
+from tests.support.data_sets import make_idx
+from tests.support.runs import train_here
 
 SHAPE = (9, 7)
 

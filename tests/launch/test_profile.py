@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_same_bits, series, train
+from tests.support.processes import train
+from tests.support.runs import assert_same_bits, series
 from trainer.profiling.events import (
     BACKWARD,
     FORWARD,
@@ -18,6 +19,8 @@ from trainer.profiling.events import (
     break_down,
 )
 from trainer.profiling.trace import read_trace
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 WARM = ("--profile.warmup_steps=6", "--profile.steps=10", "--logging.every_steps=5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Finished, latest_weights, launch, make_idx, series, train
+from tests.support.data_sets import make_idx
+from tests.support.processes import launch, marked, train
+from tests.support.runs import latest_weights, series
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
-
-
-def marked(finished: Finished, mark: str) -> list[Any]:
-    """What the ranks printed as JSON after a mark."""
-    assert finished.status == 0, finished.output[-4000:]
-    lines = [line.partition(mark)[2] for line in finished.stdout.splitlines() if mark in line]
-    return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -5,55 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import (
-    assert_same_bits,
+from tests.support.processes import (
+    children,
     launch,
     python_command,
-    records,
     start,
     torchrun_command,
     train,
     wait,
+    wait_for_step,
 )
+from tests.support.runs import assert_same_bits, comparable, records
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 SLOW = pytest.mark.slow
-VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second")
-
-
-def comparable(run: Path, after: int = 0) -> list[dict[str, Any]]:
-    """Records after a step, without what the clock says."""
-    return [
-        {key: value for key, value in record.items() if key not in VOLATILE}
-        for record in records(run)
-        if record["step"] > after
-    ]
-
-
-def wait_for_step(run: Path, step: int, process: Any) -> None:
-    """Until metrics.jsonl shows that step."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        path = run / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        if len(lines) >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError("the run did not get going")
-
-
-def children(pid: int) -> list[int]:
-    """Direct children of a process: the ranks of a torchrun."""
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import assert_same_bits, launch, records, series, train
+import pytest
+
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, records, series
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import python_command, start, wait
+from tests.support.processes import python_command, start, wait
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     command = python_command(

@@ -13,7 +13,7 @@ import pytest
 
 from configs.load import load_config
 from launch.find_lr import own_parser, parse_own
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 Arguments = Callable[..., list[str]]
 
@@ -51,6 +51,7 @@ def test_every_command_of_the_finder_is_understood(words: list[str]) -> None:
     load_config(parse_own(own_parser(), arguments)[1], prog="find_lr", description="")
 
 
+@pytest.mark.process
 def test_what_is_recorded_offline_can_be_sent_and_shown(small: Arguments, tmp_path: Path) -> None:
     """Train as the guide says; then its `wandb sync` (dry) and `tensorboard` find the run."""
     (offline,) = [words for words in TRAINING if "offline" in words]

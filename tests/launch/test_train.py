@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import re
 import shutil
@@ -18,19 +19,12 @@ import torch
 import yaml
 
 from data.catalogue.catalog import MNIST
-from data.formats.idx import write_idx
-from tests.conftest import (
-    ROOT,
-    environment,
-    latest_weights,
-    launch,
-    make_idx,
-    records,
-    series,
-    start,
-    train,
-    wait,
-)
+from data.formats.idx import read_idx, write_idx
+from tests.support.data_sets import make_idx
+from tests.support.processes import ROOT, environment, launch, start, train, wait
+from tests.support.runs import latest_weights, records, series
+
+pytestmark = pytest.mark.process
 
 Arguments = Callable[..., list[str]]
 
@@ -132,6 +126,7 @@ def test_it_trains_on_anybodys_idx_files(
         (["--parallel.reduction=exact", "--parallel.shards=16"], "parallel.shards=16"),
         (["--model.name=mpl"], "Did you mean 'mlp'?"),
         (["--model.kwargs.droput=0.5"], "unexpected keyword argument 'droput'"),
+        (["--model.name=convnet"], "or none with --model.kwargs '{}'."),
         (["--model.name=no.such:thing"], "expected an importable module"),
         (["--data.root=/no/such/folder"], "given '/no/such/folder', expected a folder that exists"),
         (["--checkpoint.resume=/no/such"], "given '/no/such', expected auto, never, or the path"),
@@ -230,6 +225,27 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_state(
     assert all(torch.equal(w, weights[n]) for n, w in latest_weights(tmp_path / "run").items())
 
 
+def test_a_model_of_ones_own_in_a_folder_called_data_is_refused_with_the_way_out(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Law: as typed in the user's folder; under the name that the message gives, it trains."""
+    source = "import torch\nclass Net(torch.nn.Sequential):\n    def __init__(self):\n"
+    source += "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(63, 5))\n"
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data/mynet.py"
+    file.write_text(source)
+    drop = "--model.kwargs={}"
+    command = [sys.executable, str(ROOT / "launch/train.py"), *small("run", drop)]
+    finished = wait(start([*command, "--model.name=data.mynet:Net"], cwd=tmp_path))
+    assert finished.status == 2, finished.output
+    assert finished.stderr.count("error:") == 1
+    assert f"{file} is hidden: 'data' is imported from {ROOT}/data/__init__.py." in finished.stderr
+    assert "Give your folder 'data' a name of its own, such as 'my_data'" in finished.stderr
+    (tmp_path / "data").rename(tmp_path / "my_data")
+    finished = wait(start([*command, "--model.name=my_data.mynet:Net"], cwd=tmp_path))
+    assert finished.status == 0, finished.output
+
+
 def test_a_model_and_data_of_ones_own_are_found_in_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -302,7 +318,13 @@ def test_float_images_and_wide_labels_train_too(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_idx(tmp_path / f"{split}-images", random.normal(size=(40, 4, 4)).astype(np.float32))
         write_idx(tmp_path / f"{split}-labels", random.integers(0, 300, 40).astype(np.int32))
-    train("--config=idx", f"--data.root={tmp_path}", f"--output_dir={tmp_path}", "--name=run")
+    options = ("--train.epochs=3", "--logging.every_steps=1", f"--output_dir={tmp_path}")
+    train("--config=idx", f"--data.root={tmp_path}", "--name=run", *options)
+    classes = 1 + max(int(read_idx(tmp_path / f"{s}-labels").max()) for s in ("train", "test"))
+    assert latest_weights(tmp_path / "run")["layers.7.weight"].shape == (classes, 128)
+    losses = series(tmp_path / "run", "train/loss")
+    assert losses[0] == pytest.approx(math.log(classes), rel=0.2)  # normalised, so it starts there
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow

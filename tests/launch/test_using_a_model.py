@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, environment, make_idx
+from tests.support.data_sets import make_idx
+from tests.support.processes import ROOT, environment
 
 GUIDE = (ROOT / "docs/using_a_model.md").read_text(encoding="utf-8")
 
@@ -63,6 +64,7 @@ def run(command: str) -> None:
     assert importlib.import_module(f"launch.{Path(script).stem}").main(arguments) == 0
 
 
+@pytest.mark.process
 def test_the_guide_works_from_top_to_bottom(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import ROOT, environment
 from tests.slurm.reaper import members
+from tests.support.processes import ROOT, environment
 
 PROGRAMS = (
     "slurmctld",

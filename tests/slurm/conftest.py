@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, make_idx, records
 from tests.slurm.cluster import Cluster, Job, missing_programs, start
+from tests.support.data_sets import make_idx
+from tests.support.processes import ROOT
+from tests.support.runs import records
 
 RANKS = ("--nodes=2", "--ntasks-per-node=2", "--time=30")
 STEPS = 88

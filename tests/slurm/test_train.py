@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, assert_same_bits, make_idx
 from tests.slurm.cluster import Cluster, Job
 from tests.slurm.conftest import STEPS, WALK, Study
+from tests.support.data_sets import make_idx
+from tests.support.processes import ROOT
+from tests.support.runs import assert_same_bits
 
 pytestmark = pytest.mark.slurm
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import InputError
-from tests.trainer.test_step import Rig, assert_close, assert_same_bits, make, one_thread
+from tests.support.rig import Rig, assert_close, assert_same_bits, make
 from trainer.closure import Closure
 from trainer.objective.meter import Meter
 from trainer.ranks.rng import capture_rng
 from trainer.ranks.runtime import Runtime
 
-__all__ = ["one_thread"]  # an autouse fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALONE = Runtime(launcher="python")
 SEARCH: dict[str, Any] = {"max_iter": 5, "line_search_fn": "strong_wolfe"}

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from configs.schema_training import OptimizerConfig, ScheduleConfig
-from tests.trainer.checkpoints.test_state import RunSubject, Subject, one_thread, through_disk
-from tests.trainer.test_step import assert_same_bits
+from tests.support.optimisation import SCHEDULES
+from tests.support.rig import assert_same_bits
+from tests.support.subjects import RunSubject, Subject, through_disk
 from trainer.optim.optimizers import build_optimizer
 from trainer.optim.torch_schedule import SCHEDULERS, TorchSchedule
 
-__all__ = ["one_thread"]  # an autouse fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "ASGD": {"t0": 2.0},
@@ -40,43 +41,6 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"nesterov": True},
 }
 """Those that run on dense gradients, with arguments of their own."""
-
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "ChainedScheduler": {
-        "schedulers": [
-            {"name": "ConstantLR", "kwargs": {"total_iters": 3}},
-            {"name": "ExponentialLR", "kwargs": {"gamma": 0.9}},
-        ]
-    },
-    "ConstantLR": {"total_iters": 3},
-    "CosineAnnealingLR": {},
-    "CosineAnnealingWarmRestarts": {"T_0": 2, "T_mult": 2},
-    "CyclicLR": {"base_lr": 0.01, "step_size_up": 3},
-    "ExponentialLR": {"gamma": 0.9},
-    "LambdaLR": {"lr_lambda": "tests.trainer.test_optimisation_law:halved"},
-    "LinearLR": {"total_iters": 4},
-    "MultiStepLR": {"milestones": [1, 2, 5]},
-    "MultiplicativeLR": {"lr_lambda": "tests.trainer.test_optimisation_law:shrinking"},
-    "OneCycleLR": {},
-    "PolynomialLR": {"total_iters": 8, "power": 2.0},
-    "ReduceLROnPlateau": {"patience": 0, "factor": 0.5},
-    "SequentialLR": {
-        "schedulers": [
-            {"name": "LinearLR", "kwargs": {"total_iters": 2}},
-            {"name": "StepLR", "kwargs": {"step_size": 2, "gamma": 0.5}},
-        ],
-        "milestones": [2],
-    },
-    "StepLR": {"step_size": 2, "gamma": 0.5},
-}
-
-
-def halved(count: int) -> float:
-    return 0.5**count
-
-
-def shrinking(count: int) -> float:
-    return 1 - 0.1 / (count + 1)
 
 
 class Run(RunSubject):

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.schema_execution import ProfileConfig
 from data.samples import Batch
-from trainer.checkpoints.run_directory import write_atomically
+from trainer.checkpoints.atomic_files import write_atomically
 from trainer.checkpoints.state import Progress
 from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.summary import Facts, markdown
@@ -35,8 +35,12 @@ class Profiler(Protocol):
         """The same batches; waiting for one counts as data."""
         ...
 
+    def steps_until_due(self) -> int:
+        """Steps to the next one at which it begins or ends something."""
+        ...
+
     def step(self) -> AbstractContextManager[Any]:
-        """Around one step of the loop."""
+        """Around the steps that the loop takes in a row."""
         ...
 
     def report(self, module: nn.Module, sizes: Sequence[int]) -> str | None:
@@ -54,6 +58,9 @@ class NoProfiler:
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return batches
+
+    def steps_until_due(self) -> int:
+        return 1 << 62
 
     def step(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -78,8 +85,10 @@ class TorchProfiler:
         precision: Precision,
         progress: Progress,
         watch: Stopwatch,
+        runs_as: str,
     ) -> None:
         self.folder = folder
+        self.runs_as = runs_as
         self.runtime = runtime
         self.precision = precision
         self.progress = progress
@@ -98,6 +107,11 @@ class TorchProfiler:
         for batch in self._timed(batches):
             self.input_shape = tuple(batch[0].shape[1:])
             yield batch
+
+    def steps_until_due(self) -> int:
+        done = self.progress.global_batches
+        ends = (self.timed_from, self.start, self.start + self.steps)
+        return min((end - done for end in ends if end > done), default=1 << 62)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -138,6 +152,7 @@ class TorchProfiler:
         text = markdown(
             break_down(read_trace(trace)),
             Facts(
+                runs_as=self.runs_as,
                 global_batches=self.global_batches,
                 rank=self.runtime.rank,
                 world_size=self.runtime.world_size,
@@ -239,8 +254,19 @@ def build_profiler(
     precision: Precision,
     progress: Progress,
     watch: Stopwatch,
+    runs_as: str,
 ) -> Profiler:
-    """A profiler on rank 0 of a run that asks for one, and none anywhere else."""
+    """A profiler on rank 0 of a run that asks for one, and none anywhere else.
+
+    Args:
+        config: How many steps to profile, and after how many others.
+        folder: Where the trace and the page go.
+        runtime: This rank.
+        precision: In which type matrices are multiplied.
+        progress: How far the run has come.
+        watch: The run's own stopwatch.
+        runs_as: How the run is executed, in a line.
+    """
     if not (config.enabled and runtime.is_main):
         return NoProfiler()
     return TorchProfiler(
@@ -250,6 +276,7 @@ def build_profiler(
         precision=precision,
         progress=progress,
         watch=watch,
+        runs_as=runs_as,
     )
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,86 +24,21 @@ from data.catalogue.acquire import acquire, cache_folder, find_files, verify_pub
 from data.catalogue.catalog import MNIST
 from data.catalogue.dataset_facts import ROLES, DatasetFacts, FileFacts
 from data.formats.idx import write_idx
-from tests.conftest import start, wait
-
-Reply = Callable[[http.server.BaseHTTPRequestHandler, bytes], None]
-
-
-def whole(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content)))
-    handler.end_headers()
-    handler.wfile.write(content)
-
-
-def not_found(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_error(404)
-
-
-def other_content(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    whole(handler, content[:-1] + bytes([content[-1] ^ 1]))
-
-
-def web_page(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    whole(handler, b"<html>Sign in to this network</html>")
-
-
-def endless(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    whole(handler, content * 50)
-
-
-def cut(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content)))
-    handler.end_headers()
-    handler.wfile.write(content[: len(content) // 2])
-
-
-def cut_in_a_chunk(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_response(200)
-    handler.send_header("Transfer-Encoding", "chunked")
-    handler.end_headers()
-    handler.wfile.write(b"%x\r\n" % len(content) + content[: len(content) // 2])
-
-
-def no_http(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
-
-
-def hang_up(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.close_connection = True
-
-
-class Server:
-    """Files under /NAME; /KIND/NAME answers with one of the replies above instead."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.requests: Counter[str] = Counter()
-        self.replies: dict[str, Reply] = {"": whole}
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.requests[self.path] += 1
-                kind, _, name = self.path.lstrip("/").rpartition("/")
-                server.replies[kind](self, files[name])
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
-        self.thread.start()
-
-    def mirror(self, reply: Reply = whole) -> str:
-        kind = "" if reply is whole else reply.__name__
-        self.replies[kind] = reply
-        return f"http://127.0.0.1:{self.http.server_port}/{kind}{'/' if kind else ''}"
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
+from tests.support.http_server import (
+    Reply,
+    Server,
+    cut,
+    cut_in_a_chunk,
+    endless,
+    hang_up,
+    left_in,
+    no_http,
+    not_found,
+    other_content,
+    web_page,
+    whole,
+)
+from tests.support.processes import start, wait
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +86,6 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def left_in(folder: Path) -> list[str]:
-    """Whatever a download left in its folder or beside it, locks aside."""
-    paths = folder.parent.rglob("*") if folder.parent.exists() else []
-    return sorted(p.name for p in paths if p != folder and not p.name.endswith(".lock"))
-
-
 def contents(paths: dict[str, Path]) -> dict[str, bytes]:
     return {role: path.read_bytes() for role, path in paths.items()}
 
@@ -196,7 +125,8 @@ def test_a_root_in_the_home_folder_may_be_written_with_a_tilde(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     place(published, tmp_path / "sets", toy, "{}.gz")
-    assert find_files(toy, "~/sets") is not None
+    found = find_files(toy, "~/sets")
+    assert found == {role: tmp_path / f"sets/{toy.files[role].name}.gz" for role in ROLES}
 
 
 def test_an_incomplete_folder_is_not_a_data_set(
@@ -436,6 +366,7 @@ def two_at_once(
     return [wait(process, 60) for process in processes], server.requests
 
 
+@pytest.mark.process
 def test_two_processes_at_once_download_once(
     server: Server, toy: DatasetFacts, published: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -449,6 +380,7 @@ def test_two_processes_at_once_download_once(
     assert contents(found) == published
 
 
+@pytest.mark.process
 def test_two_processes_at_once_are_both_told_what_to_place_where(
     server: Server, toy: DatasetFacts, tmp_path: Path
 ) -> None:
@@ -459,6 +391,7 @@ def test_two_processes_at_once_are_both_told_what_to_place_where(
         assert process.stderr.startswith("refused: data set 'toy' is not on this machine")
 
 
+@pytest.mark.process
 def test_a_downloader_that_was_killed_blocks_nobody(
     server: Server, toy: DatasetFacts, published: dict[str, bytes], tmp_path: Path
 ) -> None:

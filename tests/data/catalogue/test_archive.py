@@ -18,8 +18,8 @@ from data.catalogue.acquire import acquire, cache_folder
 from data.catalogue.archive import extract
 from data.catalogue.catalog import CATALOG
 from data.catalogue.dataset_facts import ArchiveFacts, DatasetFacts
-from tests.data.catalogue.test_acquire import Server, cut, left_in, other_content, whole
-from tests.data.made import make_cifar
+from tests.support.data_sets import make_cifar
+from tests.support.http_server import Server, cut, left_in, other_content, whole
 
 CIFAR = CATALOG["cifar10"]
 Entries = dict[str, bytes | tarfile.TarInfo]

@@ -18,7 +18,7 @@ from data.catalogue.catalog_emnist import SPLITS
 from data.catalogue.cifar import read_cifar
 from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.formats.idx import write_idx
-from tests.data.made import make_cifar, picture
+from tests.support.data_sets import make_cifar, picture
 
 
 def load(name: str, root: Path, **options: Any) -> Datasets:

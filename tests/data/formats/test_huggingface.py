@@ -14,7 +14,7 @@ import torch
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
-from tests.data.made import CLASSES, JITTER, encoded, make_saved, make_tree, picture
+from tests.support.data_sets import CLASSES, JITTER, encoded, make_saved, make_tree, picture
 
 pytestmark = pytest.mark.skipif(
     find_spec("datasets") is None, reason="datasets is missing: Hugging Face sets are NOT tested"

@@ -20,7 +20,7 @@ from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
 from data.formats.decode import PictureOptions, PictureReader
-from tests.data.made import CLASSES, JITTER, encoded, make_tree, picture
+from tests.support.data_sets import CLASSES, JITTER, encoded, make_tree, picture
 
 
 def load(root: Path, **kwargs: Any) -> Datasets:
@@ -179,14 +179,14 @@ def test_transforms_apply_to_training_pictures_only_and_draw_from_the_global_gen
 @pytest.mark.parametrize(
     ("augment", "said"),
     [
-        (["tests.data.made:to_float"], "uint8 images"),
-        (["tests.data.made:Missing"], "an attribute 'Missing'"),
-        ([{"tests.data.made:Jitter": {"sise": 3}}], "arguments of Jitter"),
-        ([{"tests.data.made:to_float": {"x": 3}}], "a list of transforms"),
-        (["tests.data.made:JITTER"], "a list of transforms"),
+        (["tests.support.data_sets:to_float"], "uint8 images"),
+        (["tests.support.data_sets:Missing"], "an attribute 'Missing'"),
+        ([{"tests.support.data_sets:Jitter": {"sise": 3}}], "arguments of Jitter"),
+        ([{"tests.support.data_sets:to_float": {"x": 3}}], "a list of transforms"),
+        (["tests.support.data_sets:JITTER"], "a list of transforms"),
         ([["a", "b"]], "a list of transforms"),
         ([{"a": {}, "b": {}}], "a list of transforms"),
-        ("tests.data.made:Jitter", "a list"),
+        ("tests.support.data_sets:Jitter", "a list"),
     ],
 )
 def test_a_wrong_transform_is_refused_before_a_step(augment: Any, said: str, tree: Path) -> None:

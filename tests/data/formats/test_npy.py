@@ -20,7 +20,7 @@ from data.formats import npy as mapped
 from data.formats.npy import MappedDataset
 from data.loading.loader import build_loader
 from data.loading.order import Plan
-from tests.data.made import make_arrays
+from tests.support.data_sets import make_arrays
 
 
 def load(root: Path, **kwargs: Any) -> Datasets:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from data.datasets import Datasets, load_datasets
 from data.loading.host_loader import HostLoader
 from data.loading.order import Plan
 from data.samples import Batch
-from tests.data.made import (
+from tests.support.data_sets import (
     CLASSES,
     JITTER,
     make_arrays,
@@ -28,8 +27,8 @@ from tests.data.made import (
     make_shards,
     make_tree,
 )
+from tests.support.loading import CPU, WORKERS, take
 
-CPU = torch.device("cpu")
 SMALL = {"size": 12}
 KINDS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any]]] = {
     "image_folder": ("image_folder", make_tree, SMALL),
@@ -65,10 +64,6 @@ def host(data: Datasets, workers: int, **plan: Any) -> HostLoader:
     )
 
 
-def take(batches: Iterator[Batch], count: int) -> list[Batch]:
-    return [(x.clone(), y.clone()) for x, y in itertools.islice(batches, count)]
-
-
 def refusal(call: Callable[[], object]) -> str:
     # pytest.raises would keep the frame, the frame the loader, and the garbage collector takes
     # workers apart in an order in which they cannot end.
@@ -86,12 +81,15 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
         assert torch.equal(y, v)
 
 
-def test_batches_depend_neither_on_workers_nor_on_where_a_run_starts(data: Datasets) -> None:
+@WORKERS
+def test_batches_depend_neither_on_workers_nor_on_where_a_run_starts(
+    data: Datasets, workers: int
+) -> None:
     """Law: global batch i is the same with 0 and 2 workers, from the start and from the middle."""
     alone = take(host(data, 0).stream(0), 8)
-    assert_same(take(host(data, 2).stream(0), 8), alone)
-    assert_same(take(host(data, 0).stream(3), 5), alone[3:])
-    assert_same(take(host(data, 2).stream(5), 3), alone[5:])
+    assert_same(take(host(data, workers).stream(0), 8), alone)
+    assert_same(take(host(data, workers).stream(3), 5), alone[3:])
+    assert_same(take(host(data, workers).stream(5), 3), alone[5:])
 
 
 def test_ranks_together_see_the_batches_of_one(data: Datasets) -> None:
@@ -105,8 +103,9 @@ def test_ranks_together_see_the_batches_of_one(data: Datasets) -> None:
     assert_same(joined, whole)
 
 
-def test_evaluation_reads_every_test_sample_once_in_order(data: Datasets) -> None:
-    loader = host(data, 2)
+@WORKERS
+def test_evaluation_reads_every_test_sample_once_in_order(data: Datasets, workers: int) -> None:
+    loader = host(data, workers)
     for _ in range(2):
         batches = [batch for _, batch in loader.evaluation(5, 0, 1)]
         inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -127,7 +126,7 @@ def test_the_facts_are_those_of_the_samples(data: Datasets) -> None:
     assert int(targets.max()) < facts.num_classes
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS
 def test_an_unreadable_picture_ends_the_stream_with_its_name_alone(
     workers: int, tmp_path: Path
 ) -> None:
@@ -142,7 +141,7 @@ def test_an_unreadable_picture_ends_the_stream_with_its_name_alone(
     assert "Traceback" not in message
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS
 def test_samples_of_different_shapes_are_refused(workers: int, tmp_path: Path) -> None:
     import io
 

@@ -15,7 +15,7 @@ import torch
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
-from tests.data.made import encoded, make_shard, make_shards, picture
+from tests.support.data_sets import encoded, make_shard, make_shards, picture
 
 
 def load(root: Path, **kwargs: Any) -> Datasets:

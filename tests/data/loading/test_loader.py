@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
-import multiprocessing
-import os
 import random
-import signal
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,94 +10,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.errors import InputError
 from configs.schema import DataConfig
-from data.datasets import ArrayDataset, MapDataset
-from data.loading.host_loader import LONGEST_TMPDIR, HostLoader
-from data.loading.loader import Loader, build_loader, placement
+from data.loading.host_loader import HostLoader
+from data.loading.loader import Loader, build_loader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
-from tests.conftest import launch, start, wait
-
-CPU = torch.device("cpu")
-NUM_TRAIN, NUM_TEST, BATCH = 53, 23, 12
-NUM_BYTES = (NUM_TRAIN + NUM_TEST) * (3 * 2 + 8)
-"""Bytes of the pixels and the int64 targets."""
-
-
-def make_arrays(count: int, dtype: torch.dtype = torch.uint8) -> ArrayDataset:
-    """Samples that tell their index."""
-    inputs = (torch.arange(count).reshape(-1, 1, 1, 1) * torch.ones(1, 1, 3, 2)).to(dtype)
-    return ArrayDataset(inputs, torch.arange(count) * 2)
-
-
-class PerSample:
-    """A user's data set: numpy images and plain numbers, one at a time."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return np.full((1, 3, 2), index, np.uint8), index * 2
-
-
-class Augmented(PerSample):
-    """One that draws from every global generator."""
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        drawn = [float(torch.rand(())), float(np.random.rand()), random.random()]
-        return torch.tensor([float(index), *drawn], dtype=torch.float64), index * 2
-
-
-class Failing(Augmented):
-    """One with a bug."""
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        super().__getitem__(index)
-        raise RuntimeError("mine")
-
-
-class Counting(ArrayDataset):
-    """Arrays that note how they are read."""
-
-    def __init__(self, count: int) -> None:
-        made = make_arrays(count)
-        super().__init__(made.inputs, made.targets)
-        self.gathers: list[int] = []
-        self.reads = 0
-
-    def gather(self, indices: Tensor) -> Batch:
-        self.gathers.append(len(indices))
-        return super().gather(indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        self.reads += 1
-        return super().__getitem__(index)
-
-    def to(self, device: torch.device) -> ArrayDataset:
-        return self
-
-
-def make_plan(**arguments: Any) -> Plan:
-    defaults = {"num_samples": NUM_TRAIN, "global_batch_size": BATCH, "seed": 3}
-    return Plan(**(defaults | arguments))
-
-
-def host(
-    plan: Plan, workers: int, train: MapDataset | None = None, test: MapDataset | None = None
-) -> HostLoader:
-    return HostLoader(
-        make_arrays(NUM_TRAIN) if train is None else train,
-        make_arrays(NUM_TEST) if test is None else test,
-        plan=plan,
-        device=CPU,
-        workers=workers,
-        prefetch_factor=2,
-    )
+from tests.support.loading import (
+    BATCH,
+    CPU,
+    NUM_TEST,
+    NUM_TRAIN,
+    WORKERS,
+    Augmented,
+    Counting,
+    Failing,
+    PerSample,
+    assert_samples,
+    expected_batches,
+    host,
+    make_arrays,
+    make_plan,
+    take,
+)
 
 
 def make_loader(kind: str, plan: Plan) -> Loader:
@@ -119,36 +45,8 @@ def make_loader(kind: str, plan: Plan) -> Loader:
     return host(plan, int(workers), PerSample(NUM_TRAIN), PerSample(NUM_TEST))
 
 
-KINDS = pytest.mark.parametrize(
-    "kind", ["resident", "arrays-0", "arrays-2", "samples-0", "samples-2"]
-)
-
-
-def expected_batches(plan: Plan, global_batch: int, count: int) -> list[list[int]]:
-    """Sample indices of the first micro-batches from a global batch on."""
-    parts = (
-        part.tolist()
-        for w in itertools.count(global_batch)
-        for part in plan.indices(plan.global_batch(w))
-    )
-    return list(itertools.islice(parts, count))
-
-
-def take(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """The first batches, in memory of their own."""
-    return [
-        (inputs.clone(), targets.clone()) for inputs, targets in itertools.islice(batches, count)
-    ]
-
-
-def assert_samples(batch: Batch, indices: list[int]) -> None:
-    """The batch holds these samples in this order, in the types the model is fed with."""
-    inputs, targets = batch
-    assert inputs.shape == (len(indices), 1, 3, 2)
-    assert inputs.dtype == torch.uint8
-    assert inputs[:, 0, 0, 0].tolist() == indices
-    assert targets.dtype == torch.int64
-    assert targets.tolist() == [2 * index for index in indices]
+WITH_WORKERS = (pytest.param(k, marks=pytest.mark.process) for k in ("arrays-2", "samples-2"))
+KINDS = pytest.mark.parametrize("kind", ["resident", "arrays-0", "samples-0", *WITH_WORKERS])
 
 
 # -- training ------------------------------------------------------------------------------------
@@ -176,7 +74,7 @@ def test_every_loader_streams_the_shards_of_exact_reduction(kind: str) -> None:
         assert_samples(batch, indices)
 
 
-@pytest.mark.parametrize("kind", ["resident", "arrays-0", "arrays-2", "samples-0"])
+@KINDS
 def test_a_rank_without_samples_in_a_short_batch_gets_an_empty_one(kind: str) -> None:
     """Law: every rank takes part in every step, whatever the data set."""
     plan = make_plan(num_samples=BATCH + 1, rank=0, world_size=4)
@@ -275,7 +173,7 @@ def augmented(workers: int, global_batch: int, count: int, **arguments: Any) -> 
     return [inputs for inputs, _ in take(loader.stream(global_batch), count)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS
 @pytest.mark.parametrize("global_batch", [0, 3, 6])
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(
     workers: int, global_batch: int
@@ -317,7 +215,7 @@ def test_augmentation_differs_between_epochs_seeds_and_samples() -> None:
         assert len(set(values)) == 3 * NUM_TRAIN
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS
 @pytest.mark.parametrize("dataset", [Augmented, PerSample, make_arrays])
 def test_iterating_leaves_the_global_generators_untouched(dataset: Any, workers: int) -> None:
     """Law: dropout draws the same numbers whatever the data loading does."""
@@ -335,6 +233,7 @@ def test_a_failing_sample_leaves_the_global_generators_untouched() -> None:
     assert rng_states() == before
 
 
+@pytest.mark.process
 def test_an_evaluation_of_a_random_data_set_repeats_itself() -> None:
     results = []
     for workers in (0, 2):
@@ -342,89 +241,6 @@ def test_an_evaluation_of_a_random_data_set_repeats_itself() -> None:
         for _ in range(2):
             results.append(torch.cat([b[0] for _, b in loader.evaluation(5, 0, 1)]))
     assert all(torch.equal(result, results[0]) for result in results)
-
-
-# -- worker processes ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def workers() -> Callable[[], set[int | None]]:
-    """Ids of the worker processes started since the test began."""
-    gc.collect()
-    before = {child.pid for child in multiprocessing.active_children()}
-    return lambda: {child.pid for child in multiprocessing.active_children()} - before
-
-
-def test_workers_end_with_the_iterator_and_with_the_loader(
-    workers: Callable[[], set[int | None]],
-) -> None:
-    """Law: no process outlives what it works for."""
-    loader = host(make_plan(), 2)
-    stream = loader.stream(0)
-    next(stream)
-    assert len(workers()) == 2
-    del stream
-    gc.collect()
-    assert workers() == set()
-    list(loader.evaluation(5, 0, 1))
-    assert len(workers()) == 2
-    del loader
-    gc.collect()
-    assert workers() == set()
-
-
-def test_evaluations_share_their_workers(workers: Callable[[], set[int | None]]) -> None:
-    """Law: workers are started once, not once per epoch."""
-    loader = host(make_plan(), 2)
-    list(loader.evaluation(5, 0, 1))
-    before = workers()
-    list(loader.evaluation(5, 0, 1))
-    assert workers() == before
-    assert len(before) == 2
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_workers_ignore_the_signals_that_stop_a_run(
-    number: signal.Signals, workers: Callable[[], set[int | None]]
-) -> None:
-    """Law: a stop request is for the trainer; batches keep coming until it has saved."""
-    plan = make_plan()
-    stream = host(plan, 2).stream(0)
-    batches = [next(stream), next(stream)]  # one from each worker: both have started
-    before = workers()
-    for pid in before:
-        assert pid is not None
-        os.kill(pid, number)
-    batches += [next(stream) for _ in range(8)]
-    for batch, indices in zip(batches, expected_batches(plan, 0, 10), strict=True):
-        assert_samples(batch, indices)
-    assert workers() == before
-
-
-ENDING = """
-import sys
-from tests.data.loading.test_loader import NUM_TRAIN, Failing, PerSample, host, make_plan
-how = sys.argv[1]
-train = Failing(NUM_TRAIN) if how == "fails in a worker" else PerSample(NUM_TRAIN)
-loader = host(make_plan(), 2, train)
-list(loader.evaluation(5, 0, 1))
-stream = loader.stream(0)
-print("started", flush=True)
-next(stream)
-if how == "fails beside them":
-    raise RuntimeError("mine")
-"""
-
-
-@pytest.mark.parametrize(
-    ("how", "status"), [("returns", 0), ("fails beside them", 1), ("fails in a worker", 1)]
-)
-def test_a_process_ends_although_its_workers_are_alive(how: str, status: int) -> None:
-    """Law: a run that fails says so and ends; it does not wait for workers that ignore SIGTERM."""
-    finished = wait(start([sys.executable, "-c", ENDING, how]), timeout=60)
-    assert "started" in finished.stdout
-    assert finished.status == status, finished.output
-    assert ("mine" in finished.stderr) == (status == 1)
 
 
 # -- the choice of a loader ----------------------------------------------------------------------
@@ -453,57 +269,3 @@ def test_arrays_live_on_the_device_unless_told_otherwise(
     )
     assert isinstance(loader, kind)
     assert getattr(loader, "workers", 0) == options.get("workers", 0)
-
-
-@pytest.mark.parametrize(
-    ("options", "free_bytes", "on_device", "reason"),
-    [
-        ({}, None, True, "already"),
-        ({}, 4 * NUM_BYTES, True, "at most 25%"),
-        ({}, 4 * NUM_BYTES - 1, False, "more than 25%"),
-        ({"placement": "device"}, 0, True, "data.placement is device"),
-        ({"placement": "host"}, None, False, "data.placement is host"),
-        ({"workers": 1}, 4 * NUM_BYTES, False, "data.workers is 1"),
-    ],
-)
-def test_arrays_live_on_a_device_with_four_times_their_size_free(
-    options: dict[str, Any], free_bytes: int | None, on_device: bool, reason: str
-) -> None:
-    found, why = placement(
-        DataConfig(**options), make_arrays(NUM_TRAIN), make_arrays(NUM_TEST), free_bytes
-    )
-    assert found == on_device
-    assert reason in why
-
-
-@pytest.mark.parametrize("free_bytes", [None, 1 << 40])
-def test_data_read_sample_by_sample_never_live_on_the_device(free_bytes: int | None) -> None:
-    data = PerSample(NUM_TRAIN), PerSample(NUM_TEST)
-    assert placement(DataConfig(), *data, free_bytes)[0] is False
-    with pytest.raises(InputError, match=r"data\.placement: given 'device'"):
-        placement(DataConfig(placement="device"), *data, free_bytes)
-
-
-def test_a_placement_that_was_decided_is_not_decided_again() -> None:
-    for on_device, kind in ((True, ResidentLoader), (False, HostLoader)):
-        config = DataConfig(placement="host" if on_device else "device")
-        data = make_arrays(NUM_TRAIN), make_arrays(NUM_TEST)
-        loader = build_loader(config, *data, plan=make_plan(), device=CPU, on_device=on_device)
-        assert isinstance(loader, kind)
-
-
-def test_a_folder_too_deep_for_sockets_is_refused_before_anything_hangs(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    """Law: the longest folder that is accepted works, with workers."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:
-        for length, status in ((LONGEST_TMPDIR, 0), (LONGEST_TMPDIR + 1, 2)):
-            folder = Path(short) / ("x" * (length - len(short) - 1))
-            folder.mkdir()
-            finished = launch(
-                "launch/train.py",
-                *small(f"run{length}", "--data.workers=1", "--train.max_steps=2"),
-                env={"TMPDIR": str(folder)},
-            )
-            assert finished.status == status, finished.output
-    assert "Set TMPDIR=/tmp" in finished.output

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from configs.errors import InputError
 from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed
-from tests.conftest import ROOT, environment
+from tests.support.processes import ROOT, environment
 
 LAWS = settings(max_examples=50, deadline=None)
 
@@ -80,6 +80,7 @@ def test_an_order_neither_reads_nor_moves_the_global_generator() -> None:
     assert torch.equal(plan.order(21), first)
 
 
+@pytest.mark.process
 def test_an_order_is_the_same_in_another_process() -> None:
     """Law: nothing depends on hash randomisation or on what ran before."""
     code = (
@@ -280,9 +281,9 @@ def test_under_exact_reduction_a_shard_is_the_same_on_any_number_of_ranks(
             for rank in range(world_size)
         ]
         for index in range(alone.epoch_schedule.steps(0)):
-            raise_on_all_ranks = [cut for plan in plans for cut in shard_cuts(plan, index)]
-            assert raise_on_all_ranks == list(shard_cuts(alone, index))
-            assert [shard for shard, _ in raise_on_all_ranks] == list(range(shards))
+            together = [cut for plan in plans for cut in shard_cuts(plan, index)]
+            assert together == list(shard_cuts(alone, index))
+            assert [shard for shard, _ in together] == list(range(shards))
             for plan in plans:
                 check_flags(plan.global_batch(index).micro_batches)
 

@@ -16,7 +16,8 @@ from launch.comparing.history import build_history, from_wandb, numbers
 from launch.comparing.run_record import flatten_mapping, read_run_directory
 from launch.comparing.run_sources import read_runs
 from launch.comparing.wandb_offline import find_wandb_files, read_offline
-from tests.compare_samples import Row, rows, wandb_environment, write_offline, write_run
+from tests.support.sample_runs import Row, rows, write_offline, write_run
+from tests.support.wandb_server import wandb_environment
 
 
 @pytest.fixture(autouse=True)

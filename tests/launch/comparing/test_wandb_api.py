@@ -12,7 +12,8 @@ import wandb
 
 from configs.errors import InputError
 from launch.comparing.run_sources import read_runs
-from tests.compare_samples import Row, Server, rows, wandb_environment, wandb_run, wandb_server
+from tests.support.sample_runs import Row, rows
+from tests.support.wandb_server import Server, wandb_environment, wandb_run, wandb_server
 
 METADATA = {"gpu_nvidia": [{"name": "NVIDIA H200"}, {"name": "NVIDIA H200"}]}
 

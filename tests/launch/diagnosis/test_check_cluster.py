@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from tests.conftest import launch
+from tests.support.processes import launch
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from launch.diagnosis.check_machine import (
     check_memory,
     check_versions,
 )
-from tests.conftest import ROOT, start, wait
+from tests.support.processes import ROOT, start, wait
 
 
 def test_this_machine_can_train(tmp_path: Path) -> None:
@@ -61,6 +61,7 @@ def test_the_driver_is_read_from_the_kernel(tmp_path: Path) -> None:
     assert _driver_version(path) == "535.183.01"
 
 
+@pytest.mark.process
 def test_planted_limits_are_found(tmp_path: Path) -> None:
     """Few open files, more threads than cores, no compiler, a folder that cannot be written."""
     output = tmp_path / "found.json"

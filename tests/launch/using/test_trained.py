@@ -13,7 +13,7 @@ from configs.errors import InputError
 from data.datasets import load_datasets
 from data.normalize import Normalize
 from launch.using.trained import find_checkpoint, load_trained, read_facts
-from tests.conftest import latest_weights, records, train_here
+from tests.support.runs import latest_weights, records, train_here
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import random
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.schema_training import OptimizerConfig, PrecisionConfig
-from tests.trainer.test_step import Rig, assert_same_bits, make
-from trainer.checkpoints.state import RunState, capture, restore
+from tests.support.rig import assert_same_bits, make
+from tests.support.subjects import RunSubject, Subject, stateful, through_disk
+from trainer.checkpoints.state import capture, restore
 from trainer.objective.meter import Meter
 from trainer.optim.average import EMA
 from trainer.optim.optimizers import build_optimizer
@@ -26,45 +26,11 @@ from trainer.ranks.precision import build_precision
 from trainer.ranks.rng import capture_rng, restore_rng, seed_stream
 from trainer.ranks.runtime import Runtime
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 ALONE = Runtime(launcher="python")
 TOTAL = 6
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared: sums must have one order. Generators are put back."""
-    threads = torch.get_num_threads()
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])
-
-
-def through_disk(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-class Subject(Protocol):
-    """An object with state, freshly built."""
-
-    def advance(self, step: int) -> None:
-        """Do what training does with it in step `step`."""
-        ...
-
-    def save(self) -> Any: ...
-
-    def load(self, state: Any) -> None: ...
-
-    def bits(self) -> Any:
-        """Everything that must be equal in the end."""
-        ...
 
 
 class OptimizerSubject:
@@ -179,47 +145,6 @@ class RngSubject:
 
     def bits(self) -> Any:
         return [capture_rng(CPU), self.draw(), self.draw()]
-
-
-class RunSubject:
-    """The whole run, through trainer.checkpoints.state: this is what a checkpoint holds."""
-
-    def __init__(self, **keys: Any) -> None:
-        self.exact = keys.get("reduction") == "exact"
-        # 40 samples: global batches of 16, 16 and 8.
-        self.rig = make(
-            num_samples=40, dropout=0.3, batch_norm=True, decay=0.9, warmup=2, micro=4, **keys
-        )
-        self.state = stateful(self.rig)
-        seed_stream(self.state.seed, "rank", 0)
-
-    def advance(self, step: int) -> None:
-        self.rig.drive()
-        self.rig.progress.metrics, self.rig.progress.best_step = {"accuracy": step / 10}, step
-
-    def save(self) -> Any:
-        weights, trainer = capture(self.state)
-        return {"weights": weights, "trainer": trainer}
-
-    def load(self, state: Any) -> None:
-        assert restore(self.state, **state, exact=self.exact) == []
-
-    def bits(self) -> Any:
-        return self.save()
-
-
-def stateful(rig: Rig, runtime: Runtime = ALONE) -> RunState:
-    return RunState(
-        engine=rig.step.engine,
-        optimizer=rig.optimizer,
-        schedule=rig.schedule,
-        precision=rig.step.precision,
-        ema=rig.ema,
-        meter=rig.meter,
-        progress=rig.progress,
-        seed=3,
-        runtime=runtime,
-    )
 
 
 OVERFLOWS = {"dtype": "fp16", "init_scale": 2.0**20, "growth_interval": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import PrecisionConfig
-from tests.conftest import assert_same_bits, series, start, wait
+from tests.support.processes import start, wait
+from tests.support.runs import assert_same_bits, series
 from trainer.build import assemble
 from trainer.engines.accelerate import AccelerateEngine
 from trainer.engines.accelerate_config import check_accelerate
@@ -26,19 +27,11 @@ from trainer.ranks.runtime import Runtime, choose_device
 
 pytest.importorskip("accelerate")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Arguments = Callable[..., list[str]]
 ALONE = Runtime(launcher="python")
 ACCELERATE = RunConfig(parallel=ParallelConfig(engine="accelerate"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared. Generators are put back."""
-    before = torch.get_rng_state(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_rng_state(before[0])
-    torch.set_num_threads(before[1])
 
 
 def train_here(arguments: list[str]) -> None:
@@ -167,7 +160,9 @@ def test_sharding_that_is_not_the_runs_own_is_refused(more: dict[str, str], name
 
 
 @pytest.mark.parametrize("reshard", ["true", "full_shard"])
-def test_sharding_that_is_the_runs_own_is_accepted(reshard: str) -> None:
+def test_sharding_that_is_the_runs_own_is_accepted(
+    reshard: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """As `accelerate config` writes it down by itself, and with both ways to save memory."""
     env = {
         "FSDP_SHARDING_STRATEGY": "1",
@@ -181,9 +176,12 @@ def test_sharding_that_is_the_runs_own_is_accepted(reshard: str) -> None:
         engine="accelerate", strategy="fsdp", cpu_offload=True, activation_checkpointing=True
     )
     check_accelerate(replace(ACCELERATE, parallel=parallel), ALONE, FSDP | env)
+    assert caplog.records == []
 
 
-def test_what_accelerate_launch_sets_when_nothing_is_asked_for_is_accepted() -> None:
+def test_what_accelerate_launch_sets_when_nothing_is_asked_for_is_accepted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     env = {
         "ACCELERATE_MIXED_PRECISION": "no",
         "ACCELERATE_DYNAMO_BACKEND": "NO",
@@ -197,6 +195,7 @@ def test_what_accelerate_launch_sets_when_nothing_is_asked_for_is_accepted() -> 
         check_accelerate(replace(ACCELERATE, precision=PrecisionConfig(dtype=dtype)), ALONE, env)
     bf16 = replace(ACCELERATE, precision=PrecisionConfig(dtype="bf16"))
     check_accelerate(bf16, ALONE, env | {"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert caplog.records == []
 
 
 def test_accelerate_launch_that_starts_one_process_for_several_is_pointed_out(
@@ -236,6 +235,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         check_accelerate(ACCELERATE, ALONE, {})
 
 
+@pytest.mark.process
 def test_a_run_of_the_native_engine_does_not_import_accelerate(small: Arguments) -> None:
     """The second run shows that an import would have been seen."""
     script = """

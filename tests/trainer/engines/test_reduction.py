@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -18,20 +17,12 @@ from trainer.engines.reduction import PairwiseTree, SingleRank
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALONE = Runtime(launcher="python")
 SEED = 7
 INPUTS = torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(64) % 5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared: matrix products must add in one order. Generators are put back."""
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
 
 
 def network(*, dropout: float = 0.0, batch_norm: bool = False) -> nn.Module:

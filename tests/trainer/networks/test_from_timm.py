@@ -13,9 +13,11 @@ from torch import nn
 
 from configs.errors import InputError
 from configs.schema_training import ModelConfig
-from tests.conftest import records, train
+from tests.support.processes import train
+from tests.support.runs import records
+from trainer.networks.blocks import declared_blocks
 from trainer.networks.from_timm import _import_timm
-from trainer.networks.models import build_model, model_blocks
+from trainer.networks.models import build_model
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_the_seed_decides_its_weights(timm: Any) -> None:
 
 def test_arguments_are_passed_on(timm: Any) -> None:
     model = build("timm/vit_tiny_patch16_224", (1, 8, 8), patch_size=2, depth=3)
-    assert len(model_blocks(model)) == 3
+    assert len(declared_blocks(model)) == 3
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 5)
 
 
@@ -127,6 +129,7 @@ def test_pretrained_weights_are_not_fetched_for_a_model_whose_weights_follow(
     assert isinstance(build("timm/resnet18", pretrained=True, weights_follow=True), nn.Module)
 
 
+@pytest.mark.process
 def test_a_run_trains_one(timm: Any, small: Callable[..., list[str]], tmp_path: Path) -> None:
     train(*small("run", "--model.name=timm/resnet18", "--model.kwargs={}", "--train.max_steps=3"))
     assert [r["step"] for r in records(tmp_path / "run") if "train/loss" in r] == [1, 2, 3]

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.schema_training import ModelConfig
-from tests.conftest import assert_same_bits, launch, make_idx, records, train
-from trainer.networks.models import MODELS, build_model, model_blocks
+from tests.support.data_sets import make_idx
+from tests.support.processes import launch, train
+from tests.support.runs import assert_same_bits, records
+from trainer.networks.blocks import declared_blocks
+from trainer.networks.models import MODELS, build_model
 
 NETWORKS = [name for name in MODELS if name != "mlp"]
 RESNET50_SLOW = [
@@ -142,7 +145,7 @@ def test_a_network_is_one_graph_for_every_batch_size(name: str) -> None:
 def test_blocks_are_called_one_by_one_and_do_most_of_the_work(name: str) -> None:
     """Law: each block is called once, in the order of the list, and none lies within another."""
     model = build(name)
-    blocks = model_blocks(model)
+    blocks = declared_blocks(model)
     called: list[nn.Module] = []
     for block in blocks:
         block.register_forward_hook(lambda module, *_: called.append(module))
@@ -165,15 +168,15 @@ class Declared(nn.Module):
 def test_blocks_are_read_from_the_attribute_of_other_peoples_networks() -> None:
     one, two, three = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)
     flat, nested = nn.ModuleList([one, two]), nn.Sequential(nn.Sequential(one, two), three)
-    assert model_blocks(Declared(flat)) == [one, two]
-    assert model_blocks(Declared(nested)) == [one, two, three]
-    assert model_blocks(nn.Sequential(one, two)) == []
+    assert declared_blocks(Declared(flat)) == [one, two]
+    assert declared_blocks(Declared(nested)) == [one, two, three]
+    assert declared_blocks(nn.Sequential(one, two)) == []
 
 
 @pytest.mark.parametrize("blocks", [lambda: [nn.Linear(1, 1)], lambda: 3, [4, 5]])
 def test_blocks_that_are_no_modules_of_the_network_are_refused(blocks: Any) -> None:
     with pytest.raises(InputError, match="blocks of Declared: given"):
-        model_blocks(Declared(blocks))
+        declared_blocks(Declared(blocks))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +235,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_trains_each_of_them(
     name: str, small: Callable[..., list[str]], tmp_path: Path
@@ -247,6 +251,7 @@ def test_a_run_trains_each_of_them(
     assert found[-1]["eval/count"] == 20
 
 
+@pytest.mark.process
 def test_a_run_on_images_too_small_says_so(small: Callable[..., list[str]], tmp_path: Path) -> None:
     """Law: status 2, one message, no run directory."""
     arguments = small("run", "--model.name=resnet9", "--model.kwargs={}")
@@ -257,6 +262,7 @@ def test_a_run_on_images_too_small_says_so(small: Callable[..., list[str]], tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet", "vit"])
 def test_exact_reduction_gives_them_the_same_bits_on_two_ranks(

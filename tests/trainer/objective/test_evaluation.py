@@ -16,7 +16,7 @@ from data.loading.loader import Loader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
 from data.normalize import Normalize
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.objective.evaluation import Evaluation, evaluate
 from trainer.objective.task import classification
 from trainer.ranks.precision import build_precision

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.optimisation import FUSED_OPTIMIZERS
 from trainer.checkpoints.state import host_copy
-from trainer.networks.models import MLP
-from trainer.optim.flat import FlatParameters, flatten_optimizer
+from trainer.networks.mlp import MLP
+from trainer.optim.flat import FlatKernel, FlatParameters
 from trainer.optim.fused import ALIGNMENT
-
-OPTIMIZERS: dict[str, Any] = {
-    "sgd": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.0, weight_decay=0.1, fused=True),
-    "momentum": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, fused=True),
-    "nesterov": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True, fused=True),
-    "adam": lambda ps: torch.optim.Adam(ps, lr=0.01, weight_decay=0.1, fused=True),
-    "adamw": lambda ps: torch.optim.AdamW(ps, lr=0.01, betas=(0.8, 0.9), eps=1e-3, fused=True),
-}
 
 
 def network() -> MLP:
@@ -38,10 +30,10 @@ class Pair:
     def __init__(self, name: str) -> None:
         self.plain = network()
         self.moved = copy.deepcopy(self.plain)
-        self.plain_optimizer = OPTIMIZERS[name](self.plain.parameters())
+        self.plain_optimizer = FUSED_OPTIMIZERS[name](self.plain.parameters())
         self.flat = FlatParameters(parameters(self.moved))
-        self.optimizer = OPTIMIZERS[name](self.moved.parameters())
-        flatten_optimizer(self.optimizer, self.flat)
+        self.optimizer = FUSED_OPTIMIZERS[name](self.moved.parameters())
+        self.kernel = FlatKernel(self.optimizer, self.flat)
 
     def drive(self, count: int, first: int = 0) -> None:
         for index in range(first, first + count):
@@ -51,9 +43,12 @@ class Pair:
                 theirs.grad = gradient
                 assert mine.grad is not None
                 mine.grad.copy_(gradient)
-            for optimizer in (self.optimizer, self.plain_optimizer):
+            for optimizer, stepped in (
+                (self.optimizer, self.kernel),
+                (self.plain_optimizer, self.plain_optimizer),
+            ):
                 optimizer.param_groups[0]["lr"] = 0.1 / (index + 1)
-                optimizer.step()
+                stepped.step()
 
     def check(self) -> None:
         for mine, theirs in zip(parameters(self.moved), parameters(self.plain), strict=True):
@@ -106,14 +101,14 @@ def test_matrices_lie_transposed() -> None:
     assert weight.grad.t().is_contiguous()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", FUSED_OPTIMIZERS)
 def test_steps_and_state_are_those_of_the_optimizer(name: str) -> None:
     pair = Pair(name)
     pair.drive(4)
     pair.check()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", FUSED_OPTIMIZERS)
 def test_a_state_dict_goes_from_flat_to_plain_and_back(name: str) -> None:
     """Law: a checkpoint does not tell who stepped."""
     pair = Pair(name)
@@ -125,7 +120,7 @@ def test_a_state_dict_goes_from_flat_to_plain_and_back(name: str) -> None:
     pair.check()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", FUSED_OPTIMIZERS)
 def test_a_restored_optimizer_takes_the_same_steps_to_the_last_bit(name: str) -> None:
     whole, parts = Pair(name), Pair(name)
     whole.drive(5)

@@ -16,8 +16,8 @@ from torch.optim import lr_scheduler
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig
 from data.loading.epoch_schedule import EpochSchedule
-from tests.trainer.test_optimisation_law import SCHEDULES, halved, shrinking
-from tests.trainer.test_step import TOO_LARGE, make
+from tests.support.optimisation import SCHEDULES, halved, shrinking
+from tests.support.rig import TOO_LARGE, make
 from trainer.objective.selection import Selection
 from trainer.optim.schedule import PureSchedule, Schedule, build_schedule
 from trainer.optim.torch_schedule import TorchSchedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,9 @@ def test_objects_pass_through_unchanged_and_uncopied() -> None:
 
 
 def test_a_lone_rank_waits_for_nobody() -> None:
-    barrier(ALONE)  # would raise without a process group if it talked to anyone
+    barrier(ALONE)
+    with pytest.raises(ValueError, match="process group"):  # there is nobody to wait for here
+        barrier(replace(ALONE, world_size=2))
 
 
 def test_work_done_together_returns_its_result() -> None:

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.support.processes import ROOT, environment
 from trainer.ranks import stop_signals as preempt
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import SIGNALS, StopPoll, StopRequest, stop_on_signals
@@ -63,6 +63,7 @@ def test_a_signal_repeated_at_once_is_the_same_request(monkeypatch: pytest.Monke
         assert request.signal is signal.SIGINT
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("second", SIGNALS)
 def test_a_later_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
     """Without leaving blocks, and so without waiting for whatever hangs."""

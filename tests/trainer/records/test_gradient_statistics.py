@@ -12,7 +12,8 @@ import torch
 import torch._dynamo  # the first optimizer imports it, and it sets an environment variable
 from torch import nn
 
-from tests.conftest import assert_same_bits, records, train
+from tests.support.processes import train
+from tests.support.runs import assert_same_bits, records
 from trainer.records.gradient_statistics import GradientLog
 
 Arguments = Callable[..., list[str]]
@@ -87,6 +88,7 @@ def gradient_records(run: Path) -> list[dict[str, Any]]:
     return [r for r in records(run) if any(key.startswith("gradients/") for key in r)]
 
 
+@pytest.mark.process
 def test_a_run_records_them_and_is_otherwise_the_same(small: Arguments, tmp_path: Path) -> None:
     """The same bits with and without; the norms make up the global one; the screen shows none."""
     extra = ("--train.max_steps=6", "--train.clip_norm=1e9", "--logging.progress=plain")
@@ -106,6 +108,7 @@ def test_a_run_records_them_and_is_otherwise_the_same(small: Arguments, tmp_path
         assert all(0 < record[f"gradients/{name}/update_ratio"] < 2 for name in names)
 
 
+@pytest.mark.process
 def test_two_ranks_record_what_one_records(small: Arguments, tmp_path: Path) -> None:
     for ranks in (1, 2):
         extra = ("--model.kwargs.dropout=0", "--train.max_steps=3", "--logging.gradients=3")

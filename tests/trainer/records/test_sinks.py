@@ -9,51 +9,12 @@ from typing import Any, Literal
 
 import pytest
 
-from configs.schema_execution import WandbConfig
-from trainer.objective.selection import Selection
+from configs.schema_records import WandbConfig
+from tests.support.sample_records import evaluation, facts, training
 from trainer.records.console import PlainSink, RichSink, build_console
 from trainer.records.jsonl import JsonlSink
 from trainer.records.sinks import Record, RunFacts, Sinks
 from trainer.records.wandb_sink import WandbSink
-
-CONFIG = {"optimizer.lr": 0.25, "model.kwargs": {"hidden": [4]}, "seed": 3}
-
-
-def facts(folder: Path, *, first_step: int = 0) -> RunFacts:
-    return RunFacts(
-        directory=folder,
-        config=CONFIG,
-        environment={"git_commit": "abc", "world_size": 2},
-        total_steps=100,
-        total_epochs=10.0,
-        samples_per_epoch=500,
-        score_name="accuracy",
-        selection=Selection("accuracy", higher=True),
-        first_step=first_step,
-    )
-
-
-def training(step: int) -> Record:
-    return {
-        "step": step,
-        "epoch": step / 10,
-        "time": 1000.0 + step,
-        "train/loss": 1 / step,
-        "train/accuracy": 0.5,
-        "train/lr": 0.001,
-        "train/grad_norm": 2.0,
-        "train/samples_per_second": 500.0,
-    }
-
-
-def evaluation(step: int) -> Record:
-    return {
-        "step": step,
-        "epoch": step / 10,
-        "time": 1000.0 + step,
-        "eval/loss": 0.25,
-        "eval/accuracy": 0.9312,
-    }
 
 
 class Memory:
@@ -227,6 +188,14 @@ def test_the_live_display_runs_without_a_terminal_too(
     assert "loss 0.0100" in out
 
 
-def test_a_display_that_was_never_started_can_be_finished() -> None:
+def test_a_sink_that_was_never_started_is_finished_without_a_word_or_a_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for sink in (RichSink(), PlainSink(), JsonlSink(), WandbSink(WandbConfig(), "run")):
         sink.finish("failed")
+    assert capsys.readouterr() == ("", "")
+    assert caplog.records == list(tmp_path.iterdir()) == []

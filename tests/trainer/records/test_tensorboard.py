@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
-from configs.schema_execution import LoggingConfig
-from tests.trainer.records.test_sinks import evaluation, facts, training
+from configs.schema_records import LoggingConfig
+from tests.support.sample_records import evaluation, facts, training
 from trainer.records.sinks import Record
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
 
@@ -101,5 +101,8 @@ def test_without_the_package_it_is_refused_only_if_asked_for(
             check_tensorboard(LoggingConfig(tensorboard=True))
 
 
-def test_a_sink_that_was_never_started_can_be_finished() -> None:
+def test_a_sink_that_was_never_started_is_finished_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     TensorBoardSink().finish("failed")
+    assert caplog.records == []

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema_training import PrecisionConfig
-from data.datasets import ArrayDataset, Datasets, Normalize
+from tests.support.explicit import DTYPES, SCALE, Dtype, batch, explicit, network, normalize
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.networks.dropout import LEVELS
-from trainer.networks.models import MLP
-from trainer.optim.flat import FlatParameters
-from trainer.ranks.precision import build_precision
-
-CPU = torch.device("cpu")
-Dtype = Literal["fp32", "bf16", "fp16"]
-DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
-SCALE = 256.0
-"""Of the loss in fp16."""
+from trainer.networks.mlp import MLP
 
 
 @pytest.fixture(autouse=True)
@@ -34,48 +24,10 @@ def generator_is_put_back() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
-def normalize(input_shape: tuple[int, ...] = (1, 3, 4), num_classes: int = 5) -> Normalize:
-    data = ArrayDataset(torch.zeros(1, *input_shape, dtype=torch.uint8), torch.zeros(1).long())
-    facts = Datasets(
-        train=data,
-        test=data,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        mean=(0.3,),
-        std=(0.4,),
-        scale=255.0,
-    )
-    return Normalize(facts, CPU)
-
-
-def network(*, dropout: float = 0.0, hidden: tuple[int, ...] = (9, 7)) -> nn.Module:
-    torch.manual_seed(1)
-    return MLP((1, 3, 4), 5, hidden=hidden, dropout=dropout)
-
-
-def explicit(module: nn.Module, smoothing: float = 0.0, dtype: Dtype = "fp32") -> ExplicitPasses:
-    shapes = describe(module)
-    assert shapes is not None
-    flat = FlatParameters([p for shape in shapes for p in shape.linear.parameters()])
-    return ExplicitPasses(
-        shapes,
-        flat,
-        normalize=normalize(),
-        label_smoothing=smoothing,
-        precision=build_precision(PrecisionConfig(dtype=dtype, init_scale=SCALE), CPU),
-    )
-
-
 def taken(passes: ExplicitPasses) -> Tensor:
     out = torch.empty(passes.size, device=passes.flat.gradients.device)
-    passes.take(out)
+    passes.pop_gradient(out)
     return out
-
-
-def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randint(0, 256, (size, 1, 3, 4), generator=generator, dtype=torch.uint8)
-    return inputs, torch.randint(0, 5, (size,), generator=generator)
 
 
 def gradients(module: nn.Module) -> list[Tensor]:
@@ -165,31 +117,25 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
 ) -> None:
     """Law: loss, hits, gradient and generator do not tell; nor do they when a sum goes on."""
     module = network(dropout=dropout)
-    raise_on_all_ranks = explicit(copy.deepcopy(module), smoothing, dtype)
+    together = explicit(copy.deepcopy(module), smoothing, dtype)
     alone = explicit(module, smoothing, dtype)
     parts = [batch(6, seed) for seed in range(5)]
     inputs, targets = (torch.cat(part) for part in zip(*parts, strict=True))
     for first, count in ((0, 3), (3, 2), (0, 5)):
         found = []
-        for passes in (raise_on_all_ranks, alone):
+        for passes in (together, alone):
             torch.manual_seed(first)
             rows: list[Tensor] = []
             span = slice(6 * first, 6 * (first + count))
-            if passes is raise_on_all_ranks:
-                ready = passes.prepare(inputs[span], targets[span], 0.5, count)
-                metrics = [ready.losses, ready.hits]
-            else:
-                metrics = []
+            metrics: list[Tensor] = []
+            if passes is together:
+                passes.stage(inputs[span], targets[span], 0.5, count)
             for index in range(first, first + count):
                 if index % 2:
                     passes.clear()
-                if passes is raise_on_all_ranks:
-                    passes.advance()
-                else:
-                    metrics += passes(*parts[index], 0.5)
+                metrics += passes(*parts[index], 0.5)
                 rows += [gradient.clone() for gradient in passes.flat.views(passes.flat.gradients)]
-            if passes is alone:
-                metrics = [torch.stack(metrics[::2]), torch.stack(metrics[1::2])]
+            metrics = [torch.stack(metrics[::2]), torch.stack(metrics[1::2])]
             found.append([*rows, *metrics, torch.get_rng_state()])
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 
@@ -250,7 +196,7 @@ def test_taken_gradients_are_put_back(dtype: Dtype) -> None:
     before = [gradient.clone() for gradient in gradients(module)]
     kept = taken(passes)
     passes(*batch(4, 3), 1.0)
-    passes.put(kept)
+    passes.set_gradient(kept)
     for mine, expected in zip(gradients(module), before, strict=True):
         assert torch.equal(mine, expected)
     passes.clear()
@@ -347,13 +293,27 @@ def test_a_network_that_is_not_plainly_layers_is_left_to_autograd(what: str) -> 
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "expected"),
     [
-        network,
-        lambda: network(hidden=()),
-        lambda: nn.Linear(12, 5),
-        lambda: nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 5))),
+        (
+            lambda: network(dropout=0.25),
+            [(12, 9, True, 0.25), (9, 7, True, 0.25), (7, 5, False, 0)],
+        ),
+        (lambda: network(hidden=()), [(12, 5, False, 0)]),
+        (lambda: nn.Linear(12, 5), [(12, 5, False, 0)]),
+        (
+            lambda: nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 5))),
+            [(12, 4, True, 0), (4, 5, False, 0)],
+        ),
     ],
 )
-def test_plain_layers_are_recognised(make: Callable[[], nn.Module]) -> None:
-    assert describe(make()) is not None
+def test_plain_layers_are_recognised(
+    make: Callable[[], nn.Module], expected: list[tuple[int, int, bool, float]]
+) -> None:
+    """Law: each linear layer in its order, and whether ReLU and how much dropout follow it."""
+    shapes = describe(make())
+    assert shapes is not None
+    found = [
+        (s.linear.in_features, s.linear.out_features, s.relu, s.dropped / LEVELS) for s in shapes
+    ]
+    assert found == expected

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import ROOT, environment
-from tests.trainer.backward.explicit.test_explicit_passes import Dtype, batch, explicit, network
+from tests.support.explicit import Dtype, batch, explicit, network
+from tests.support.processes import ROOT, environment
 
 SHAPES = ((64, 128, 10), (32, 128, 10), (7, 9, 5), (16, 16, 16), (1, 33, 2), (40, 200, 47))
 ERRORS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -80,21 +80,21 @@ def passes_agree(dtype: Dtype, rtol: float) -> bool:
 
     module = network(dropout=0.3, hidden=(9, 7))
     plain, made = explicit(copy.deepcopy(module), 0.1, dtype), explicit(module, 0.1, dtype)
-    made.head = head
-    made.branches = made.drawing = Streams()  # type: ignore[assignment]
+    made.chain.head = head
+    made.chain.branches = made.drawing = Streams()  # type: ignore[assignment]
     inputs, targets = batch(12)
     for clear in (True, False):
         found = []
         for passes in (plain, made):
             torch.manual_seed(3)
-            prepared = passes.prepare(inputs, targets, 0.25, 2)
-            rows = []
+            passes.stage(inputs, targets, 0.25, 2)
+            rows, metrics = [], []
             for _ in range(2):
                 if clear:
                     passes.clear()
-                passes.advance()
+                metrics += passes(inputs, targets, 0.25)
                 rows.append(passes.flat.gradients.clone())
-            found.append([*rows, prepared.losses, prepared.hits])
+            found.append([*rows, *metrics])
         for mine, theirs in zip(*found, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol / 10)
     return True
@@ -107,6 +107,7 @@ def test_on_the_gpu(gpu: torch.device, shape: tuple[int, int, int], dtype: torch
     assert largest_difference(gpu, *shape, dtype) < ERRORS[dtype]
 
 
+@pytest.mark.process
 def test_interpreted() -> None:
     """triton's interpreter executes the same program on a CPU; it must be chosen at import."""
     if find_spec("triton") is None:

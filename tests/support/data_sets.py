@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.formats.idx import write_idx
+
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
 CLASSES = ("blue_jay", "cardinal", "parrot")
 
@@ -28,6 +30,28 @@ def encoded(pixels: NDArray[np.uint8], ending: str = "png") -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, {"jpg": "JPEG", "png": "PNG"}[ending], quality=95)
     return out.getvalue()
+
+
+def make_idx(
+    folder: Path,
+    *,
+    num_train: int = 509,
+    num_test: int = 101,
+    shape: tuple[int, ...] = (9, 7),
+    num_classes: int = 5,
+    suffix: str = "",
+) -> Path:
+    """Four IDX files of odd sizes whose classes can be learned."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(0, 200, (num_classes, *shape))
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", num_train), ("test", num_test)):
+        labels = random.integers(0, num_classes, count).astype(np.uint8)
+        noise = random.integers(0, 56, (count, *shape))
+        images = (patterns[labels] + noise).astype(np.uint8)
+        write_idx(folder / f"{split}-images-idx3-ubyte{suffix}", images)
+        write_idx(folder / f"{split}-labels-idx1-ubyte{suffix}", labels)
+    return folder
 
 
 def make_tree(
@@ -131,4 +155,4 @@ def to_float(image: torch.Tensor) -> torch.Tensor:
     return image / 255
 
 
-JITTER = [{"tests.data.made:Jitter": {"size": 11}}]
+JITTER = [{"tests.support.data_sets:Jitter": {"size": 11}}]
