@@ -62,7 +62,7 @@ def test_every_step_is_taken_at_its_rate_and_its_loss_is_that_of_training(
     assert len(curve.losses) == 10
     batches = found.loader.stream(0)
     for index, loss in enumerate(curve.losses):
-        found.step(found.plan.global_batch(index), batches)
+        found.step([found.plan.global_batch(index)], batches)
         assert loss == pytest.approx(found.state.meter.collect(ONE_RANK).loss, rel=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_the_state_of_training_is_untouched(
     found = bench("--train.ema_decay=0.9", "--optimizer.name=adamw")
     batches = found.loader.stream(0)
     for index in range(num_before):
-        found.step(found.plan.global_batch(index), batches)
+        found.step([found.plan.global_batch(index)], batches)
     before, schedule = capture(found.state), found.step.schedule
     range_test(found, FinderOptions(steps=15))
     assert same(list(capture(found.state)), list(before))
@@ -156,7 +156,7 @@ def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
     batches = found.loader.stream(0)
     found.state.engine.module.train()
     for index in range(found.plan.epoch_schedule.steps(0)):
-        found.step(found.plan.global_batch(index), batches)
+        found.step([found.plan.global_batch(index)], batches)
     result = evaluate(
         found.state.engine.module,
         found.loader,
