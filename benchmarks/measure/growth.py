@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure.timed_runs import time_mlp_step
-
 from benchmarks.measure.results import range_text, show
 from benchmarks.measure.rounds import collect, spread
+from benchmarks.measure.timed_runs import time_mlp_step
 
 BATCHES = (16, 64, 256, 1024, 4096)
 WIDTHS = (64, 128, 256, 512, 1024)

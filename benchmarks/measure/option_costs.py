@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure.timed_runs import time_step
-
 from benchmarks.measure.results import show
 from benchmarks.measure.rounds import collect, ratios, spread
+from benchmarks.measure.timed_runs import time_step
 
 WARMUP_STEPS = 100
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure.timed_runs import time_mlp_step
-
 from benchmarks.measure.results import range_text, show
 from benchmarks.measure.rounds import collect, spread
+from benchmarks.measure.timed_runs import time_mlp_step
 from configs.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure.timed_runs import NOTHING_BUT_STEPS, time_step
-
 from benchmarks.measure.processes import run
 from benchmarks.measure.scaling_report import Findings, show_scaling, write_scaling
+from benchmarks.measure.timed_runs import NOTHING_BUT_STEPS, time_step
 from configs.errors import InputError
 from configs.imports import import_extra
 from launch.entry import TRAIN

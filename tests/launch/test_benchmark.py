@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.measure.timed_runs import time_mlp_step
 
 from benchmarks.measure.contenders import CONTENDERS, PEERS, Contender, Settings, choose
 from benchmarks.measure.growth import points
@@ -31,6 +30,7 @@ from benchmarks.measure.rounds import (
 )
 from benchmarks.measure.run_times import compile_seconds, last_epoch_mean, read_run
 from benchmarks.measure.seeds import moments
+from benchmarks.measure.timed_runs import time_mlp_step
 from benchmarks.run import parse
 from configs.errors import InputError
 from tests.support.processes import launch, python_command, start, wait

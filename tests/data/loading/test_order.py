@@ -387,7 +387,7 @@ def test_global_batches_in_a_row_are_global_batches_one_by_one(
         drop_last=drop_last,
         micro_batch_size=3,
     )
-    found = plan.global_batches(number, count)
+    found = plan.next_global_batches(number, count)
     fresh = [plan._find(number + index) for index in range(count)]
     alike = [w for w in fresh if (w.epoch, w.size) == (fresh[0].epoch, fresh[0].size)]
     assert found == fresh[: len(found)]
