@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.imports import import_extra
 from launch.comparing.comparison import Comparison, is_fraction, is_held_out
-from launch.comparing.panels import COLOURS, Panel
+from launch.comparing.panels import COLOURS, GRID, ON_ANY_PAGE, Panel
 from launch.comparing.run_record import RunRecord
 from trainer.records.sinks import Record
 
@@ -72,17 +72,17 @@ def curves_figure(comparison: Comparison, panels: Sequence[Panel]) -> Any:
         levels = (value for curve in curves if curve.row == row for value in curve.values)
         values = {level for level in levels if math.isfinite(level)}
         axis: dict[str, Any] = {"tickformat": ".0%"} if all(map(is_fraction, panel.keys)) else {}
-        if len(values) == 1 and values != {
-            0.0
-        }:  # or plotly shows one unit up and down: a rate would seem to be 0
+        if len(values) == 1 and values != {0.0}:
+            # Or plotly shows one unit up and down: a rate would seem to be 0.
             axis["range"] = sorted((0, 2 * values.pop()))
         figure.update_yaxes(axis, row=row, col=1)
-    figure.update_xaxes(showticklabels=True)
+    figure.update_xaxes(showticklabels=True, **GRID)
+    figure.update_yaxes(**GRID)
     figure.update_xaxes(title_text="step", row=len(panels), col=1)
     names = len(comparison.groups) * LEGEND_PIXELS
     panels_height = PANEL_PIXELS * len(panels)
     figure.update_layout(
-        template="plotly_white",
+        **ON_ANY_PAGE,
         height=panels_height + MENU_PIXELS + names + 70,
         margin={"l": 50, "r": 10, "t": MENU_PIXELS, "b": names + 70},
         legend={"orientation": "v", "x": 0, "y": -70 / panels_height, "yanchor": "top"},
@@ -179,6 +179,8 @@ def _menus(curves: Sequence[_Curve], rows: int, height: int) -> list[dict[str, A
             "yanchor": "top",
             "pad": {"t": 0, "b": 0},
             "font": {"size": 11},
+            "bgcolor": "rgba(128,136,150,0.12)",
+            "bordercolor": "rgba(128,136,150,0.4)",
         }
         for row, buttons in enumerate(menus)
         if buttons

@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.imports import import_extra
 from launch.comparing.comparison import LAYERS
+from launch.comparing.panels import ON_ANY_PAGE
 from launch.comparing.run_record import RunRecord
 
 KINDS = {"norm": "gradient norm", "update_ratio": "update / weight"}
@@ -54,7 +55,7 @@ def layers_figure(runs: Sequence[RunRecord]) -> Any | None:
     for number, button in enumerate(buttons):
         button["args"][0] = {"visible": [index == number for index in range(len(buttons))]}
     figure.update_layout(
-        template="plotly_white",
+        **ON_ANY_PAGE,
         margin={"l": 10, "r": 10, "t": 60, "b": 40},
         updatemenus=[
             {
@@ -99,7 +100,7 @@ def confusion_figure(run: RunRecord) -> Any:
     if size <= 40:
         ticks |= {"tickvals": indices, "ticktext": [_shortened(name) for name in classes]}
     figure.update_layout(
-        template="plotly_white",
+        **ON_ANY_PAGE,
         height=400,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         xaxis=ticks | {"title": {"text": "predicted"}},

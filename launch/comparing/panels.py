@@ -13,6 +13,16 @@ COLOURS = (
     "#2f6fd0", "#d9622b", "#1f9a6d", "#b03a8c", "#a07a00", "#6a57c9", "#1893b0", "#c23b4a",
 )  # fmt: skip
 """Told apart in print, on a dark screen and by colour-blind readers; groups beyond repeat them."""
+ON_ANY_PAGE = {
+    "template": "plotly_white",
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"color": "#7c8796"},
+    "hoverlabel": {"font": {"color": "#ffffff"}},
+}
+"""Layout of a chart that shows what is behind it: the page is light or dark, as the reader's system
+is, and the grey of the texts reads well on both."""
+GRID = {"gridcolor": "rgba(128,136,150,0.25)", "zerolinecolor": "rgba(128,136,150,0.5)"}
 NOT_SHOWN = {"correct", "count", "skipped_steps"}
 
 
