@@ -63,12 +63,8 @@ def main(argv: Sequence[str]) -> int:
     return MEASUREMENTS[arguments.kind](arguments)
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments with their defaults filled in.
-
-    Raises:
-        InputError: For numbers below 1, and an output that cannot be written.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `launch/benchmark.py`."""
     parser = argparse.ArgumentParser(
         prog="launch/benchmark.py",
         description=__doc__,
@@ -94,11 +90,36 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where everyone trains")
     add("--output", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
     add_scaling_arguments(parser)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments with their defaults filled in.
+
+    Raises:
+        InputError: For numbers below 1, and an output that cannot be written.
+    """
+    arguments = build_parser().parse_args(argv)
     chosen = [name for name in MEASUREMENTS if getattr(arguments, name, None) not in (None, False)]
     if len(chosen) > 1:
         raise InputError("what to measure", given=chosen, expected="one of them at a time")
     arguments.kind = chosen[0] if chosen else "peers"
+    _fill_defaults(arguments)
+    if arguments.only is not None and arguments.kind != "peers":
+        raise InputError("--only", given=arguments.only, expected="a comparison of peers")
+    if arguments.kind == "project_scaling":
+        return arguments  # it has an output of its own
+    if arguments.output is None and not (arguments.quick or arguments.only):
+        name = Path(arguments.config).stem.replace(",", "+")
+        name = name if arguments.kind == "seeds" else arguments.kind
+        name += "_gpu" if arguments.device == "cuda" else ""
+        arguments.output = RESULTS / f"{name}.json"
+    results.check_output(arguments.output)
+    return arguments
+
+
+def _fill_defaults(arguments: argparse.Namespace) -> None:
+    """Numbers that were not given, and a check of all of them."""
     quick = arguments.quick
     defaults = {
         "rounds": 1 if quick else DEFAULT_ROUNDS,
@@ -113,17 +134,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         value = getattr(arguments, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')}", given=value, expected="1 or more")
-    if arguments.only is not None and arguments.kind != "peers":
-        raise InputError("--only", given=arguments.only, expected="a comparison of peers")
-    if arguments.kind == "project_scaling":
-        return arguments  # it has an output of its own
-    if arguments.output is None and not (quick or arguments.only):
-        name = Path(arguments.config).stem.replace(",", "+")
-        name = name if arguments.kind == "seeds" else arguments.kind
-        name += "_gpu" if arguments.device == "cuda" else ""
-        arguments.output = RESULTS / f"{name}.json"
-    results.check_output(arguments.output)
-    return arguments
 
 
 def benchmark_peers(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict
@@ -9,40 +10,24 @@ from typing import Any
 
 from configs.schema import RunConfig
 
-EXECUTION_KEYS = (
-    "name",
-    "output_dir",
-    "data.root",
-    "data.download",
-    "data.verify",
-    "data.placement",
-    "data.workers",
-    "data.prefetch_factor",
-    "train.epochs",
-    "train.max_steps",
-    "train.micro_batch_size",
-    "train.auto_batch",
-    "train.patience",
-    "train.min_gain",
-    "compile",
-    "parallel.engine",
-    "parallel.strategy",
-    "parallel.cpu_offload",
-    "parallel.activation_checkpointing",
-    "parallel.device",
-    "parallel.backend",
-    "parallel.threads",
-    "parallel.bucket_mb",
-    "parallel.drift_every_steps",
-    "parallel.init_timeout_seconds",
-    "parallel.timeout_seconds",
-    "checkpoint",
-    "evaluate",
-    "logging",
-    "profile",
-    "dry_run",
-)
-"""Keys that say how, where or how far to run: changing them continues the same run."""
+
+@functools.cache
+def defines_mathematics(key: str) -> bool:
+    """Whether another value under a dotted key makes it another run.
+
+    That is said beside each field of the schema: by a plain default, or by `execution` for a field
+    or a whole group that only says how, where or how far to run.
+
+    Raises:
+        KeyError: If no config has that key.
+    """
+    group: Any = RunConfig()
+    said = []
+    for name in key.split("."):
+        declared = getattr(group, "__dataclass_fields__", {})[name]
+        said.append(declared.metadata.get("defines_mathematics", True))
+        group = getattr(group, name)
+    return all(said)
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -75,11 +60,7 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The leaves that define the mathematics of a run."""
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if not any(key == name or key.startswith(name + ".") for name in EXECUTION_KEYS)
-    }
+    return {key: value for key, value in flatten(config).items() if defines_mathematics(key)}
 
 
 def digest(config: RunConfig) -> str:

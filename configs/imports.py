@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +38,72 @@ def import_object(key: str, path: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        missing = error.name or ""
+        if not missing or not f"{module_name}.".startswith(f"{missing}."):
+            if hidden := _hidden(missing):  # from what the user's own module imports
+                error.add_note(hidden)
             raise
         raise InputError(
             key,
             given=path,
             expected="an importable module",
-            remedy=f"No module {error.name!r}: keep it beside the config file, run from its "
+            remedy=_hidden(module_name)
+            or f"No module {missing!r}: keep it beside the config file, run from its "
             "folder, or put it on PYTHONPATH.",
         ) from None
     for name in attribute.split("."):
         if not hasattr(found, name):
-            raise InputError(key, given=path, expected=f"an attribute {name!r} in {_name(found)}")
+            raise InputError(
+                key,
+                given=path,
+                expected=f"an attribute {name!r} in {_name(found)}",
+                remedy=_hidden(module_name, name),
+            )
         found = getattr(found, name)
     return found
+
+
+def _hidden(module: str, attribute: str = "") -> str:
+    """Which file of the user's is not imported under its name, why not, and the way out.
+
+    The first package of a name on sys.path hides the others: one of this project, an installed one
+    or Python's own hides the user's in the working directory or further down sys.path.
+
+    Args:
+        module: The name, such as `data.mynet`.
+        attribute: What the module that was found lacks, and the hidden one has; empty if no module
+            was found.
+
+    Returns:
+        A remedy for a message; empty if nothing is hidden.
+    """
+    names = itertools.accumulate(module.split("."), "{}.{}".format)
+    imported = [sys.modules[name] for name in names if name in sys.modules]
+    if not imported:
+        return ""
+    file = getattr(imported[-1], "__file__", None)
+    folders = [*getattr(imported[-1], "__path__", []), *([Path(file).parent] if file else [])]
+    known = {Path(folder).resolve() for folder in folders}
+    for other in _files_named(module):
+        words = re.findall(r"\w+", other.read_text("utf-8", "replace"))
+        if other.parent not in known and (not attribute or attribute in words):
+            top = module.partition(".")[0]
+            return (
+                f"{other} is hidden: {imported[-1].__name__!r} is imported from "
+                f"{file or next(iter(folders), 'Python itself')}. Give your "
+                f"{'file' if other.stem == module else 'folder'} {top!r} a name of its own, such "
+                f"as 'my_{top}', and import it by that name."
+            )
+    return ""
+
+
+def _files_named(module: str) -> Iterator[Path]:
+    """Source files that would be the module, if they came first on sys.path."""
+    for folder in (Path.cwd(), *map(Path, sys.path)):
+        place = folder.resolve().joinpath(*module.split("."))
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                yield file
 
 
 def find_beside(config_file: Path, values: Iterable[Any]) -> None:
@@ -106,12 +160,15 @@ def call_with(
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        reason = str(error)
+        reason = str(error)[:1].upper() + str(error)[1:]
+        strange = not takes_any and not kwargs.keys() <= signature.parameters.keys()
+        if strange and key.endswith(".kwargs"):  # they may be the recipe's own
+            reason += f": give arguments of its own, or none with --{key} '{{}}'"
         raise InputError(
             key,
             given=kwargs,
             expected=f"arguments of {_name(target)}{signature}",
-            remedy=f"{reason[:1].upper()}{reason[1:]}.",
+            remedy=f"{reason}.",
         ) from None
     return target(**arguments)
 

@@ -1,6 +1,7 @@
 """The one description of a run: frozen dataclasses that validate themselves.
 
-Every field carries one sentence, which `--help` prints. Keys are validated where they live and
+Every field carries one sentence, which `--help` prints, and says whether it defines the mathematics
+of the run or only how it is executed (`configs/fields.py`). Keys are validated where they live and
 before any device is touched. (No `slots`: jsonargparse reads nested defaults through `vars()`.)
 """
 
@@ -10,15 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from configs.errors import expect
-from configs.schema_execution import (
-    CheckpointConfig,
-    CompileConfig,
-    DryRunConfig,
-    EvaluateConfig,
-    LoggingConfig,
-    ParallelConfig,
-    ProfileConfig,
-)
+from configs.fields import EXECUTION, execution
+from configs.schema_execution import CompileConfig, DryRunConfig, ParallelConfig, ProfileConfig
+from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
 from configs.schema_training import (
     ModelConfig,
     OptimizerConfig,
@@ -62,18 +57,18 @@ class DataConfig:
     `package.module:attribute`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Options of the data set (docs/data.md), or keyword arguments of one by import path."""
-    root: str | None = None
+    root: str | None = execution(None)
     """Folder that holds the files, directly or in a subfolder named after the data set."""
-    download: bool = True
+    download: bool = execution(True)
     """Fetch a catalogue data set that is not on this machine."""
-    verify: bool = True
+    verify: bool = execution(True)
     """Refuse files whose SHA-256 is not the catalogue's."""
-    placement: Literal["auto", "host", "device"] = "auto"
+    placement: Literal["auto", "host", "device"] = execution("auto")
     """Keep the data set in host memory or on the device; auto: device if it fits and has no
     workers."""
-    workers: int = 0
+    workers: int = execution(0)
     """DataLoader worker processes per rank; in-memory data needs none."""
-    prefetch_factor: int = 2
+    prefetch_factor: int = execution(2)
     """Micro-batches each worker prepares ahead."""
     drop_last: bool = False
     """Leave out the last, short global batch of an epoch."""
@@ -96,11 +91,11 @@ class DataConfig:
 class RunConfig:
     """A run, from its first weight to its last record."""
 
-    name: str = "run"
+    name: str = execution("run")
     """Name of the run; its directory is OUTPUT_DIR/NAME."""
     seed: int = 0
     """Seed of the initial weights, the data order and dropout."""
-    output_dir: str = "runs"
+    output_dir: str = execution("runs")
     """Folder of run directories."""
     data: DataConfig = field(default_factory=DataConfig)
     """What to train on and where it lies."""
@@ -116,19 +111,19 @@ class RunConfig:
     """Length, batch and regularisation of training."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     """Number formats."""
-    compile: CompileConfig = field(default_factory=CompileConfig)
+    compile: CompileConfig = field(default_factory=CompileConfig, metadata=EXECUTION)
     """torch.compile."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Ranks, devices and the reduction of gradients."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=EXECUTION)
     """When to save and what to continue from."""
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata=EXECUTION)
     """Evaluation on the test set."""
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig, metadata=EXECUTION)
     """What is recorded and shown."""
-    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig, metadata=EXECUTION)
     """Where the time of a step goes."""
-    dry_run: DryRunConfig = field(default_factory=DryRunConfig)
+    dry_run: DryRunConfig = field(default_factory=DryRunConfig, metadata=EXECUTION)
     """A report about the run instead of the run."""
 
     def __post_init__(self) -> None:

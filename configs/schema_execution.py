@@ -1,11 +1,12 @@
-"""How and where it runs, is saved, evaluated and recorded."""
+"""How and where a run is executed: compiling, ranks and devices, profiling, trying it out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from configs.errors import expect
+from configs.fields import execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +33,14 @@ NATIVE_ONLY = ("reduction", "compression")
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    engine: Literal["native", "accelerate"] = "native"
+    engine: Literal["native", "accelerate"] = execution("native")
     """Who runs the model and shares its gradients; accelerate: Hugging Face Accelerate."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "fsdp"] = execution("ddp")
     """How several ranks share the model; ddp: each holds all of it. fsdp: each holds a part of
     weights, gradients and optimizer state, and fetches a block when it computes with it."""
-    cpu_offload: bool = False
+    cpu_offload: bool = execution(False)
     """Under fsdp, keep weights, gradients and optimizer state in host memory."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = execution(False)
     """Keep only the inputs of each block for the backward pass, and compute the rest again."""
     sync_batch_norm: bool = False
     """Batch statistics over the samples of all ranks instead of each rank's own; on GPUs."""
@@ -53,20 +54,20 @@ class ParallelConfig:
     """Steps with uncompressed gradients before PowerSGD begins."""
     shards: int = 8
     """Fixed shards of the global batch under exact reduction, a power of two."""
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = execution("auto")
     """Where to train; auto: a GPU if there is one. mps (Apple) and xpu (Intel): one rank, under
     parallel.engine=accelerate, which also takes them by itself."""
-    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    backend: Literal["auto", "gloo", "nccl"] = execution("auto")
     """Communication between ranks; auto: nccl on GPUs, gloo on CPUs."""
-    threads: int | None = None
+    threads: int | None = execution(None)
     """CPU threads per rank; default: the launcher's or torch's, and 1 under exact reduction."""
-    bucket_mb: float = 25.0
+    bucket_mb: float = execution(25.0)
     """Size of DDP's gradient buckets in MiB."""
-    drift_every_steps: int | None = None
+    drift_every_steps: int | None = execution(None)
     """Compare a digest of the weights of all ranks every this many steps; null: never."""
-    init_timeout_seconds: float = 600.0
+    init_timeout_seconds: float = execution(600.0)
     """How long ranks wait for each other to appear and to load their data."""
-    timeout_seconds: float = 120.0
+    timeout_seconds: float = execution(120.0)
     """How long a rank waits for the others inside training before it gives up."""
 
     def __post_init__(self) -> None:
@@ -92,15 +93,6 @@ class ParallelConfig:
         for key in ("init_timeout_seconds", "timeout_seconds"):
             value = getattr(self, key)
             expect(self, f"parallel.{key}", 0 < value < float("inf"), "a number above 0")
-
-    @property
-    def takes_written_out_passes(self) -> bool:
-        """Whether gradients may come from elsewhere than autograd."""
-        return (
-            self.strategy == "ddp"
-            and not self.activation_checkpointing
-            and self.compression != "powersgd"
-        )
 
     def _check_strategy(self) -> None:
         """What cannot be had together."""
@@ -159,65 +151,6 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    every_steps: int | None = None
-    """Save every this many optimizer steps, besides the epochs."""
-    every_epochs: int | None = 1
-    """Save every this many epochs; null: only every_steps and the end."""
-    keep: int = 3
-    """How many of the newest checkpoints to keep, besides the best."""
-    keep_best: int = 1
-    """How many of the best checkpoints to keep; above 1 every evaluated step is saved."""
-    resume: str = "auto"
-    """auto: continue the run in its directory if there is one. never: start afresh. PATH: continue
-    from that checkpoint."""
-
-    def __post_init__(self) -> None:
-        expect(
-            self,
-            "checkpoint.every_steps",
-            self.every_steps is None or self.every_steps >= 1,
-            "1 or more, or null",
-        )
-        expect(
-            self,
-            "checkpoint.every_epochs",
-            self.every_epochs is None or self.every_epochs >= 1,
-            "1 or more, or null",
-        )
-        expect(
-            self,
-            "checkpoint.keep",
-            self.keep >= 2,
-            "2 or more",
-            "With one checkpoint, a save that goes wrong would leave none.",
-        )
-        expect(self, "checkpoint.keep_best", self.keep_best >= 1, "1 or more")
-        expect(self, "checkpoint.resume", bool(self.resume), "auto, never or a path")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    every_epochs: int | None = 1
-    """Evaluate on the test set every this many epochs, and always at the end; null: only then."""
-    batch_size: int = 1000
-    """Samples per evaluation batch."""
-    best: str | None = None
-    """Metric that tells which weights are best; default: the task's (accuracy, f1, or the loss)."""
-    best_mode: Literal["auto", "max", "min"] = "auto"
-    """Whether more of it is better; auto: as the metric says."""
-
-    def __post_init__(self) -> None:
-        expect(
-            self,
-            "evaluate.every_epochs",
-            self.every_epochs is None or self.every_epochs >= 1,
-            "1 or more, or null",
-        )
-        expect(self, "evaluate.batch_size", self.batch_size >= 1, "1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
     enabled: bool = False
     """Profile some warm steps: RUN/profile/trace.json.gz and summary.md; `--profile` for short."""
@@ -241,46 +174,5 @@ class DryRunConfig:
             self,
             "dry_run.world_size",
             self.world_size is None or self.world_size >= 1,
-            "1 or more, or null",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandbConfig:
-    mode: Literal["online", "offline", "disabled"] = "disabled"
-    """Send the run to Weights & Biases; WANDB_MODE overrides a mode that is not disabled."""
-    project: str = "convoy"
-    """Project the run belongs to."""
-    entity: str | None = None
-    """User or team that owns the project."""
-    group: str | None = None
-    """Group of runs that belong together, such as seeds of one config."""
-    job_type: str | None = None
-    """Kind of run within its group."""
-    tags: list[str] = field(default_factory=list)
-    """Tags of the run."""
-    artifacts: bool = False
-    """Upload the best checkpoint as an artifact when the run completes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
-    every_steps: int = 50
-    """Optimizer steps between two records; only then does the host wait for the device."""
-    progress: Literal["auto", "rich", "plain", "off"] = "auto"
-    """Live display, plain lines or neither; auto: live on a terminal, plain lines elsewhere."""
-    gradients: int | None = None
-    """Record gradient norm and update-to-weight ratio of every parameter each this many steps."""
-    tensorboard: bool = False
-    """Write event files for TensorBoard to RUN/tensorboard."""
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    """Weights & Biases."""
-
-    def __post_init__(self) -> None:
-        expect(self, "logging.every_steps", self.every_steps >= 1, "1 or more")
-        expect(
-            self,
-            "logging.gradients",
-            self.gradients is None or self.gradients >= 1,
             "1 or more, or null",
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from configs.errors import expect
+from configs.fields import execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +133,19 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    epochs: int = 10
+    epochs: int = execution(10)
     """Passes over the training set."""
-    max_steps: int | None = None
+    max_steps: int | None = execution(None)
     """Stop after this many optimizer steps, if that comes before the epochs end."""
     global_batch_size: int = 64
     """Samples per optimizer step, over all ranks; the world size never changes it."""
     batch_schedule: dict[int, int] = field(default_factory=dict)
     """Another global batch size from an epoch on (counted from 1), such as {5: 128, 9: 256}: with
     train.micro_batch_size a schedule of gradient accumulation."""
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = execution(None)
     """Most samples a rank sends through the model at once; fewer than its share means gradient
     accumulation. Default: its whole share."""
-    auto_batch: bool = False
+    auto_batch: bool = execution(False)
     """Find the largest micro-batch that fits into the memory of every rank; the global batch
     stays."""
     clip_norm: float | None = None
@@ -156,9 +157,9 @@ class TrainConfig:
     swa_from_epoch: int | None = None
     """Average the weights at the ends of the epochs from this one on (counted from 1), all alike,
     and evaluate the average."""
-    patience: int | None = None
+    patience: int | None = execution(None)
     """Stop after this many evaluations in a row without a better one; null: never."""
-    min_gain: float = 0.0
+    min_gain: float = execution(0.0)
     """How much better an evaluation must be for `train.patience` to start anew."""
 
     def __post_init__(self) -> None:

@@ -1,12 +1,9 @@
-"""Data sets by name: what `data.dataset` can be, and how inputs are normalised."""
+"""Data sets by name: what `data.dataset` can be."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
 
 from configs.errors import InputError
 from configs.imports import is_import_path
@@ -14,9 +11,8 @@ from configs.schema import DataConfig
 from data.catalogue.catalog import CATALOG
 from data.catalogue.dataset_facts import DatasetFacts
 from data.catalogue.published import load_published
-from data.facts import InputFacts
 from data.formats.huggingface import load_huggingface
-from data.formats.idx_folder import idx_files, load_idx_folder
+from data.formats.idx_folder import load_idx_folder
 from data.formats.image_folder import load_image_folder
 from data.formats.npy import load_mapped
 from data.formats.user import load_user
@@ -29,9 +25,7 @@ __all__ = [
     "BatchDataset",
     "Datasets",
     "MapDataset",
-    "Normalize",
     "catalog_facts",
-    "idx_files",
     "load_datasets",
 ]
 
@@ -43,28 +37,6 @@ READERS: dict[str, Callable[[DataConfig], Datasets]] = {
     "webdataset": load_shards,
 }
 """Formats of a user's own files, by name; the catalogue has names of its own."""
-
-
-class Normalize:
-    """`(x / scale - mean) / std` in float32, on the device the batch is on.
-
-    Images travel as uint8 and become floats here, once per batch: a quarter of the bytes to copy.
-    """
-
-    def __init__(self, data: InputFacts, device: torch.device) -> None:
-        shape = (-1, *[1] * (len(data.input_shape) - 1))
-        mean = torch.tensor(data.mean, dtype=torch.float64).reshape(shape)
-        std = torch.tensor(data.std, dtype=torch.float64).reshape(shape)
-        self.factor: Tensor | float = (1.0 / (data.scale * std)).to(torch.float32).to(device)
-        self.offset: Tensor | float = (-mean / std).to(torch.float32).to(device)
-        if len(data.mean) == 1:  # numbers are a third faster than tensors of one element
-            self.factor, self.offset = float(self.factor), float(self.offset)
-
-    def __call__(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalised inputs; written into `out`, a float32 tensor of their shape, if given."""
-        if out is None:
-            return inputs.to(torch.float32) * self.factor + self.offset
-        return out.copy_(inputs).mul_(self.factor).add_(self.offset)
 
 
 def load_datasets(config: DataConfig, *, seed: int) -> Datasets:

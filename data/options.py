@@ -24,7 +24,7 @@ MADE_OF = {
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
-    """For a data set that has none."""
+    """The options of a data set that has none."""
 
 
 def refuse_options(config: DataConfig) -> None:

@@ -14,6 +14,12 @@ Batch = tuple[Tensor, Tensor]
 """Inputs `(B, ...)` and targets `(B, ...)`."""
 
 
+def zeros_of(example: Batch, size: int, device: torch.device) -> Batch:
+    """A batch of `size` samples of zeros, in the shapes and types of an example of any size."""
+    inputs, targets = (part.new_zeros(size, *part.shape[1:], device=device) for part in example)
+    return inputs, targets
+
+
 class MapDataset(Protocol):
     """What a user's data set must offer: a length, and `(input, target)` pairs by index.
 

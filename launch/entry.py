@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from configs.errors import InputError
+from trainer.ranks.launcher import guess
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
@@ -34,18 +35,17 @@ def train_command(ranks: int, *options: str) -> list[str]:
 
 def rank() -> int:
     """Rank by the launcher's variables; known before anything heavy is imported."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return guess(os.environ).rank
 
 
 def num_ranks() -> int:
     """World size by the launcher's variables."""
-    if "RANK" in os.environ:
-        return int(os.environ.get("WORLD_SIZE") or 1)
-    return int(os.environ.get("SLURM_NTASKS") or 1)
+    return guess(os.environ).world_size
 
 
 def is_main_process() -> bool:
-    return rank() == 0
+    """Whether this is rank 0 by the launcher's variables."""
+    return guess(os.environ).is_main
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> None:

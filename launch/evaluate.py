@@ -30,8 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
     from data.datasets import load_datasets
     from launch.using.assess import assess, to_record
-    from trainer.checkpoints.atomic_files import check_output
-    from trainer.checkpoints.run_directory import write_atomically
+    from trainer.checkpoints.atomic_files import check_output, write_atomically
 
     trained = load_run(arguments, overrides)
     folder: Path = (arguments.output or trained.directory).expanduser()

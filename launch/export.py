@@ -23,8 +23,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(own)
 
     from launch.using.exporting import export
-    from trainer.checkpoints.atomic_files import check_output
-    from trainer.checkpoints.run_directory import write_atomically
+    from trainer.checkpoints.atomic_files import check_output, write_atomically
 
     if arguments.output is not None:
         check_output("--output", arguments.output)

@@ -24,7 +24,8 @@ from trainer.ranks.stop_signals import stop_with_parent
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
-    from launch.finding.lr_finder import Curve, FinderOptions, Suggestion
+    from launch.finding.loss_curve import LossCurve, Suggestion
+    from launch.finding.range_test import FinderOptions
 
 OWN_HELP = {
     "min_lr": "learning rate of the first step (default: 1e-7)",
@@ -89,7 +90,7 @@ def read_options(given: dict[str, str]) -> FinderOptions:
     Raises:
         InputError: For a value that is no number, or out of range.
     """
-    from launch.finding.lr_finder import FinderOptions
+    from launch.finding.range_test import FinderOptions
 
     values: dict[str, float | str] = {}
     for name, text in given.items():
@@ -106,7 +107,9 @@ def read_options(given: dict[str, str]) -> FinderOptions:
 
 def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
     """Run the test on all ranks; rank 0 shows what it found."""
-    from launch.finding.lr_finder import draw_curve, range_test, suggest, write_curve
+    from launch.finding.curve_files import draw_curve, write_curve
+    from launch.finding.loss_curve import suggest
+    from launch.finding.range_test import range_test
     from trainer.build import assemble
     from trainer.checkpoints.atomic_files import check_output
     from trainer.ranks.runtime import choose_device, detect, process_group
@@ -125,7 +128,7 @@ def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
     return 0 if suggestion is not None else 1
 
 
-def show(curve: Curve, suggestion: Suggestion | None, output: Path) -> None:
+def show(curve: LossCurve, suggestion: Suggestion | None, output: Path) -> None:
     """What was found, and the flag to paste."""
     if curve.learning_rates:
         first, last = curve.learning_rates[0], curve.learning_rates[-1]

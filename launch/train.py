@@ -71,7 +71,7 @@ def train(config: RunConfig, stop: StopRequest) -> int:
         finally:
             run.log.summary(status)
             run.sinks.finish(status)
-            run.saver.close()
+            run.checkpointer.close()
 
         sizes = [micro.size for micro in run.plan.global_batch(0).micro_batches]
         profile = run.profiler.report(run.state.engine.module, sizes)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.support.processes import ROOT, start, wait
+from trainer import execution
 
 PAGES = sorted(
     path
@@ -55,6 +59,56 @@ def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs/README.md"
     listed = {Path(target).name for target in LINK.findall(index.read_text(encoding="utf-8"))}
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= listed
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_figures_of_the_first_screen_are_those_that_were_measured() -> None:
+    """Law: what README says of speed and accuracy is in benchmarks/results, rounded."""
+    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    peers = {found["name"]: found for found in results("peers")["contenders"]}
+    times = {
+        name: peers[name]["ratio"]["median"] for name in ("pytorch", "accelerate", "lightning")
+    }
+    gpu = {run["name"]: run["epoch_seconds"][-1] for run in results("gpu_h200")["runs"][:4]}
+    tutorial, ours = gpu["PyTorch tutorial loop, fp32"], gpu["Convoy, fp32"]
+    (fast,) = results("mnist_fast")["recipes"]
+    accuracy, seconds = fast["test_accuracy"], fast["train_seconds"]["mean"]
+    for claim in (
+        f"an epoch of the MNIST network takes {peers['convoy']['epoch_seconds']['median']:.2f} s",
+        f"the tutorial's loop takes {times['pytorch']:.1f} times as long",
+        f"Accelerate {times['accelerate']:.1f}, Lightning {times['lightning']:.1f}, a JAX epoch",
+        f"it took {ours:.2f} s and the tutorial's loop {tutorial / ours:.0f} times as long",
+        f"{accuracy['mean']:.2%} ± {100 * accuracy['standard_deviation']:.2f} test accuracy over "
+        f"{fast['seeds']} seeds take {seconds:.1f} s".replace("%", " %"),
+    ):
+        assert claim in page
+    assert 1 < peers["jax-scan"]["ratio"]["median"] < 1.2, "a JAX epoch is a little longer"
+
+
+def test_every_way_that_a_run_may_take_is_in_the_table() -> None:
+    """Law: docs/execution.md has a row for each word that the line `runs as: ...` may say."""
+    page = (ROOT / "docs/execution.md").read_text(encoding="utf-8")
+    kinds = (execution.Engine, execution.Gradients, execution.Reduction)
+    ways = [way for kind in kinds for way in get_args(kind)] + list(execution.KERNELS.values())
+    assert [way for way in ways if f"\n| `{way}` |" not in page] == []
+    assert f"up to {execution.MAX_RECORDED} in a row" in page
+    assert f"up to {execution.MAX_EXECUTED} in a row" in page
+
+
+def test_every_picture_is_shown_somewhere_and_stands_alone() -> None:
+    """Law: an SVG of the guides has a description and loads nothing from elsewhere."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pictures = sorted((ROOT / "docs/pictures").glob("*.svg"))
+    assert len(pictures) >= 5
+    for picture in pictures:
+        root = ElementTree.parse(picture).getroot()
+        assert root.get("aria-label"), picture.name
+        assert f"pictures/{picture.name}" in pages
+        links = re.findall(r"(?:href|src)=|url\((?!#)|@import", picture.read_text(encoding="utf-8"))
+        assert links == [], picture.name
 
 
 def test_every_pattern_is_in_the_file_that_shows_it() -> None:

@@ -1,4 +1,4 @@
-"""What docs/debugging.md shows is run: every snippet holds, every command works."""
+"""What docs/debugging.md and its appendix show is run: snippets hold, commands work."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import pytest
 from tests.support.processes import ROOT, start, wait
 
 PAGE = (ROOT / "docs/debugging.md").read_text(encoding="utf-8")
+APPENDIX = (ROOT / "docs/appendix_debugging.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+SNIPPETS = blocks(PAGE, "python") + blocks(APPENDIX, "python")
+COMMANDS = [line for block in blocks(PAGE, "bash") for line in block.splitlines()]
 
 
-@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.split()[-1][:20])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split()[-1][:20])
 def test_every_snippet_holds(snippet: str) -> None:
     """Law: a snippet states its point as an assertion, which is true."""
     assert "assert " in snippet
@@ -51,8 +53,9 @@ def test_every_command_works(line: str, small: Callable[..., list[str]], tmp_pat
 
 def test_every_check_that_the_page_names_exists() -> None:
     """Law: a check in the table is one that the doctor makes."""
-    sources = "".join(path.read_text() for path in (ROOT / "trainer/diagnosis").glob("check_*.py"))
-    sources += (ROOT / "launch/diagnosis/examine.py").read_text()
+    files = [*ROOT.glob("launch/*/check_*.py"), *ROOT.glob("launch/*/examine.py")]
+    assert len(files) > 5
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
     table = [row.split("|")[3] for row in PAGE.splitlines() if row.startswith("|")][2:]
     named = [name for cell in table for name in re.findall(r"`(\w+)`", cell)]
     assert len(named) > 15

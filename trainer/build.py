@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-from configs.identity import flatten
 from configs.schema import RunConfig
 from data.datasets import Datasets
-from data.loading.loader import Loader, zeros_of
+from data.loading.loader import Loader
 from data.loading.order import Plan
+from data.loading.resident_loader import ResidentLoader
+from data.samples import Batch, zeros_of
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.autograd import LossModule
-from trainer.checkpoints.checkpoint import load_checkpoint
-from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
-from trainer.checkpoints.saver import Saver
-from trainer.checkpoints.state import Progress, RunState, restore
+from trainer.checkpointer import Checkpointer
+from trainer.checkpoints.run_directory import Resume, RunDirectory
+from trainer.checkpoints.state import Progress, RunState
 from trainer.components import Components, build_components
+from trainer.cuda_graphs.recorded_steps import RecordedSteps
+from trainer.cuda_graphs.recorder import GraphRecorder
+from trainer.due import End
 from trainer.engines.accelerate import AccelerateEngine, build_sharded
-from trainer.engines.native import Engine, NativeEngine
+from trainer.engines.engine import Engine
+from trainer.engines.native import NativeEngine
+from trainer.evaluator import Evaluator
 from trainer.log import RunLog
 from trainer.loop import Run
 from trainer.networks.blocks import prepare_blocks
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
+from trainer.outputs import continue_from, decide_resume, open_outputs
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
+from trainer.ranks.load_data import load_data
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime, use_training_timeout
-from trainer.ranks.shared_data import load_on_all_ranks
 from trainer.ranks.stop_signals import StopRequest
-from trainer.records.console import build_console
 from trainer.records.gradient_statistics import GradientLog
-from trainer.records.jsonl import JsonlSink
-from trainer.records.sinks import RunFacts, Sink, Sinks
+from trainer.records.sinks import Sinks
 from trainer.records.stopwatch import Stopwatch
-from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
-from trainer.records.wandb_sink import WandbSink
-from trainer.step import TrainStep
-from trainer.stretching import build_stretches
-
-logger = logging.getLogger("convoy")
+from trainer.step import Steps, TrainStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,67 +92,101 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
         runtime,
         raise_on_all_ranks(
             runtime,
-            lambda: _decide(config, directory) if runtime.is_main else Resume(None, 0, []),
+            lambda: decide_resume(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
     use_training_timeout(runtime, config.parallel)
     state = build_state(config, runtime, components)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
     sinks = raise_on_all_ranks(
-        runtime, lambda: _open_outputs(config, runtime, components, directory, resume, notes)
+        runtime, lambda: open_outputs(config, runtime, components, directory, resume, notes)
     )
-    watch, step = Stopwatch(), _build_step(config, runtime, components, state)
-    gradients = GradientLog(state.engine.module, config.logging.gradients)
+    return _assemble_run(config, runtime, components, state, directory, sinks, stop)
+
+
+def _assemble_run(
+    config: RunConfig,
+    runtime: Runtime,
+    components: Components,
+    state: RunState,
+    directory: RunDirectory,
+    sinks: Sinks,
+    stop: StopRequest,
+) -> Run:
+    """The objects that know when they are due, around the steps."""
+    plan, selection, watch = components.plan, components.selection, Stopwatch()
+    end = End(state.progress, config.train, components.total_global_batches)
+    profiler = build_profiler(
+        config.profile,
+        folder=directory.path / "profile",
+        runtime=runtime,
+        precision=components.precision,
+        progress=state.progress,
+        watch=watch,
+        runs_as=components.execution.line(),
+    )
+    step = _build_step(config, runtime, components, state, watched=profiler.batches)
     log = RunLog(
         config=config,
         runtime=runtime,
         state=state,
         step=step,
-        epoch_schedule=components.plan.epoch_schedule,
+        epoch_schedule=plan.epoch_schedule,
         task=components.task,
-        selection=components.selection,
+        selection=selection,
         sinks=sinks,
         directory=directory,
-        gradients=gradients,
+        gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
+        end=end,
     )
     return Run(
         config=config,
         runtime=runtime,
-        plan=components.plan,
+        execution=components.execution,
+        plan=plan,
         loader=components.loader,
-        num_test=len(components.data.test),
-        normalize=components.normalize,
-        task=components.task,
-        selection=components.selection,
-        stretches=build_stretches(config, components, step),
         state=state,
-        total_global_batches=components.total_global_batches,
-        sinks=sinks,
+        steps=_build_steps(components, step, runtime),
+        end=end,
         log=log,
-        directory=directory,
-        saver=Saver(
-            directory.checkpoints,
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        ),
-        stop=stop,
-        gradients=gradients,
-        profiler=build_profiler(
-            config.profile,
-            folder=directory.path / "profile",
+        evaluator=Evaluator(
+            config=config,
             runtime=runtime,
-            precision=components.precision,
-            progress=state.progress,
+            state=state,
+            plan=plan,
+            loader=components.loader,
+            num_samples=len(components.data.test),
+            normalize=components.normalize,
+            task=components.task,
+            selection=selection,
+            log=log,
             watch=watch,
+            stop=stop,
+            end=end,
         ),
+        checkpointer=Checkpointer(
+            config.checkpoint,
+            runtime=runtime,
+            state=state,
+            epoch_schedule=plan.epoch_schedule,
+            selection=selection,
+            log=log,
+            directory=directory,
+            end=end,
+        ),
+        selection=selection,
+        sinks=sinks,
+        directory=directory,
+        stop=stop,
+        profiler=profiler,
         watch=watch,
     )
 
 
 def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components]:
     """Data and model on every rank, or one refusal on all of them."""
-    data = load_on_all_ranks(config, runtime)
+    data = load_data(config, runtime)
     if config.train.auto_batch:
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
@@ -165,18 +196,18 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
 
 def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     """One step over zeros, with the shapes of this rank and without the others."""
-    components = build_components(config, runtime, data)
     alone = replace(runtime, world_size=1, backend="")
+    components = build_components(config, runtime, data).on(alone)
     state = build_state(config, alone, components)
     global_batch = components.plan.largest_global_batch
     sizes = (micro.size for micro in global_batch.micro_batches)
     batches = (zeros_of(components.example, size, runtime.device) for size in sizes)
-    _build_step(config, alone, components, state)(global_batch, batches)
+    _build_step(config, alone, components, state)([global_batch], batches)
 
 
 def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
-    ema = build_average(config.train, components.model, components.plan.epoch_schedule)
+    average = build_average(config.train, components.model, components.plan.epoch_schedule)
     loss = LossModule(
         components.model,
         normalize=components.normalize,
@@ -184,8 +215,9 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         task=components.task,
     )
     prepare_blocks(components.model, config.parallel, runtime.world_size)
-    engine = _choose_engine(config, runtime, components, ema)(
+    engine = _engine(components, average)(
         loss,
+        compiled=components.execution.compiled,
         runtime=runtime,
         parallel=config.parallel,
         compile_=config.compile,
@@ -199,7 +231,7 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         optimizer=components.optimizer,
         schedule=components.schedule,
         precision=components.precision,
-        ema=ema,
+        average=average,
         meter=Meter(),
         progress=Progress(),
         seed=config.seed,
@@ -207,89 +239,55 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
     )
 
 
-def _choose_engine(
-    config: RunConfig, runtime: Runtime, components: Components, average: Average | None
-) -> Callable[..., Engine]:
-    accelerate = config.parallel.engine == "accelerate"
-    if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
+def _engine(components: Components, average: Average | None) -> Callable[..., Engine]:
+    """What builds the engine that was decided on."""
+    execution = components.execution
+    if execution.engine in ("FSDP", "Accelerate with FSDP"):
         from trainer.engines.fsdp import ShardedEngine  # slow to import
 
         return partial(
-            build_sharded if accelerate else ShardedEngine,
+            build_sharded if execution.engine == "Accelerate with FSDP" else ShardedEngine,
             optimizer=components.optimizer,
             average=average.module if average else None,
         )
-    if accelerate:
+    if execution.engine == "Accelerate":
         return AccelerateEngine
-    return partial(NativeEngine, flat=components.flat)
+    return partial(NativeEngine, flat=components.flat, stages=execution.stages)
 
 
 def _build_step(
-    config: RunConfig, runtime: Runtime, components: Components, state: RunState
+    config: RunConfig,
+    runtime: Runtime,
+    components: Components,
+    state: RunState,
+    watched: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
 ) -> TrainStep:
+    execution = components.execution
+    loader = None
+    if execution.stages and execution.max_steps > 1:
+        assert isinstance(components.loader, ResidentLoader)
+        loader = components.loader
     return TrainStep(
         engine=state.engine,
         optimizer=components.optimizer,
+        kernel=components.kernel,
         schedule=components.schedule,
         precision=components.precision,
         augment=components.augment,
-        ema=state.ema,
+        average=state.average,
         meter=state.meter,
         progress=state.progress,
         clip_norm=config.train.clip_norm,
         runtime=runtime,
+        max_steps=execution.max_steps,
+        loader=loader,
+        watched=watched,
     )
 
 
-def _decide(config: RunConfig, directory: RunDirectory) -> Resume:
-    """What to continue from, decided under the lock: nobody may save in between."""
-    check_tensorboard(config.logging)
-    directory.claim()
-    return directory.decide_resume(config)
-
-
-def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -> list[str]:
-    """Load a checkpoint into the finished parts; returns lines for the log."""
-    if checkpoint is None:
-        return []
-    weights, trainer = load_checkpoint(checkpoint)
-    notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
-    return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
-
-
-def _open_outputs(
-    config: RunConfig,
-    runtime: Runtime,
-    components: Components,
-    directory: RunDirectory,
-    resume: Resume,
-    notes: list[str],
-) -> Sinks:
-    """On rank 0: the run directory, its records, and whoever else is told of them."""
-    if not runtime.is_main:
-        return Sinks([])
-    for note in [*directory.open(config, resume), *notes]:
-        logger.info(note)
-    environment = describe_environment(runtime)
-    directory.write_environment(environment)
-    directory.write_model(components.data.facts())
-    wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
-    if config.logging.tensorboard:
-        wanted.append(TensorBoardSink())
-    if config.logging.wandb.mode != "disabled":
-        wanted.append(WandbSink(config.logging.wandb, config.name))
-    sinks = Sinks(wanted)
-    sinks.start(
-        RunFacts(
-            directory=directory.path,
-            config=flatten(config),
-            environment=environment,
-            total_steps=components.schedule.total_steps,
-            total_epochs=components.plan.epoch_schedule.epochs(components.schedule.total_steps),
-            samples_per_epoch=components.plan.num_samples,
-            score_name=components.task.score_name,
-            selection=components.selection,
-            first_step=resume.step,
-        )
-    )
-    return sinks
+def _build_steps(components: Components, step: TrainStep, runtime: Runtime) -> Steps:
+    """The step itself, or recordings of it."""
+    if not components.execution.cuda_graphs:
+        return step
+    assert isinstance(components.loader, ResidentLoader)
+    return RecordedSteps(step, loader=components.loader, recorder=GraphRecorder(runtime.device))

@@ -11,19 +11,24 @@ from torch import nn
 from configs.errors import InputError
 from configs.schema import RunConfig
 from data.augment import Augment, build_augment
-from data.datasets import Datasets, Normalize
-from data.loading.loader import Loader, build_loader
+from data.datasets import Datasets
+from data.loading.loader import Loader, build_loader, placement
 from data.loading.order import Plan
+from data.normalize import Normalize
 from data.samples import Batch
+from trainer.backward.compiling import check_compiler
+from trainer.backward.explicit.onednn import keeps_upright
+from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.accelerate_config import check_accelerate
-from trainer.engines.native import flatten_parameters
+from trainer.execution import Execution, Subject, decide
 from trainer.networks.blocks import check_blocks
-from trainer.networks.models import build_model, check_outputs
+from trainer.networks.models import build_model
+from trainer.objective.check_outputs import check_outputs
 from trainer.objective.selection import Selection, choose_selection
 from trainer.objective.task import Task, build_task
-from trainer.optim.flat import FlatParameters
-from trainer.optim.fused import STATE, DirectStep
-from trainer.optim.optimizers import build_optimizer, check_gradients, one_kernel
+from trainer.optim.flat import FlatKernel, FlatParameters
+from trainer.optim.fused import DirectKernel, Kernel
+from trainer.optim.optimizers import build_optimizer, check_gradients
 from trainer.optim.parameter_groups import group_parameters
 from trainer.optim.schedule import Schedule, build_schedule
 from trainer.ranks.precision import Precision, build_precision
@@ -34,6 +39,7 @@ from trainer.ranks.runtime import Runtime
 class Components:
     """What a rank can build, and refuse, without talking to the others."""
 
+    config: RunConfig
     data: Datasets
     plan: Plan
     loader: Loader
@@ -42,13 +48,22 @@ class Components:
     example: Batch
     """The first training sample as a batch of one, in host memory."""
     model: nn.Module
+    subject: Subject
+    execution: Execution
     flat: FlatParameters | None
     optimizer: torch.optim.Optimizer
+    kernel: torch.optim.Optimizer | Kernel
+    """What takes the optimizer's steps: itself, or a kernel in its place."""
     normalize: Normalize
     augment: Augment
     precision: Precision
     schedule: Schedule
     total_global_batches: int
+
+    def on(self, runtime: Runtime) -> Components:
+        """The same parts for a run on other ranks, such as this one alone."""
+        subject = replace(self.subject, world_size=runtime.world_size)
+        return replace(self, subject=subject, execution=decide(self.config, subject))
 
 
 def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Components:
@@ -79,19 +94,43 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
     augment = build_augment(config.data.augment, data.input_shape, classes)
     if config.data.augment.mixup or config.data.augment.cutmix:
         task = replace(task, label_smoothing=None)  # passes written out know whole classes only
-    flat, optimizer = _build_optimizer(config, runtime, model, precision, task)
+    subject = Subject(
+        model=model,
+        task=task,
+        augment=augment,
+        plan=plan,
+        input_shape=data.input_shape,
+        device=runtime.device,
+        world_size=runtime.world_size,
+        resident=placement(config.data, data.train, data.test, _free_bytes(runtime.device)),
+    )
+    execution = decide(config, subject)
+    flat, optimizer, kernel = build_optimizer_and_kernel(
+        config, runtime, model, precision, execution
+    )
     total_global_batches = plan.epoch_schedule.global_batches_before(config.train.epochs)
     selection = choose_selection(task, config.evaluate.best, config.evaluate.best_mode)
     return Components(
+        config=config,
         data=data,
         plan=plan,
         task=task,
         selection=selection,
         example=(inputs[None], target[None]),
-        loader=build_loader(config.data, data.train, data.test, plan=plan, device=runtime.device),
+        loader=build_loader(
+            config.data,
+            data.train,
+            data.test,
+            plan=plan,
+            device=runtime.device,
+            on_device=execution.resident,
+        ),
         model=model,
+        subject=subject,
+        execution=execution,
         flat=flat,
         optimizer=optimizer,
+        kernel=kernel,
         normalize=normalize,
         augment=augment,
         precision=precision,
@@ -123,35 +162,44 @@ def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan
     return model
 
 
-def _build_optimizer(
-    config: RunConfig, runtime: Runtime, model: nn.Module, precision: Precision, task: Task
-) -> tuple[FlatParameters | None, torch.optim.Optimizer]:
-    """Over a flat buffer if the passes are written out, else over the model's own parameters."""
+def _free_bytes(device: torch.device) -> int | None:
+    """Of the device's memory; None on a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def build_optimizer_and_kernel(
+    config: RunConfig,
+    runtime: Runtime,
+    model: nn.Module,
+    precision: Precision,
+    execution: Execution,
+) -> tuple[FlatParameters | None, torch.optim.Optimizer, torch.optim.Optimizer | Kernel]:
+    """The optimizer, and what takes its steps; over a flat buffer if the passes are written out."""
     flat = None
-    if config.parallel.engine == "native":
-        flat = flatten_parameters(
-            model,
-            config.compile,
-            task,
-            runtime.device,
-            config.parallel,
-            one_kernel(config.optimizer),
-        )
+    if execution.kernel == "flat":
+        shapes = describe(model)
+        assert shapes is not None
+        parameters = [p for shape in shapes for p in shape.linear.parameters()]
+        flat = FlatParameters(parameters, keeps_upright)
+    if execution.compiled:
+        check_compiler(runtime.device)
     optimizer = build_optimizer(
         config.optimizer,
         group_parameters(model, config.optimizer),
         runtime.device,
         scaled=precision.scaler.is_enabled(),
-        flat=flat,
     )
-    if flat is None and type(optimizer) in STATE and config.parallel.strategy == "ddp":
-        optimizer.step = DirectStep(optimizer)  # type: ignore[method-assign]
+    kernel: torch.optim.Optimizer | Kernel = optimizer
+    if flat is not None:
+        kernel = FlatKernel(optimizer, flat)
+    elif execution.kernel == "direct":
+        kernel = DirectKernel(optimizer)
     check_gradients(model, optimizer, config.parallel)
     if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
         from trainer.engines.fsdp import check_sharding
 
         check_sharding(config, optimizer)
-    return flat, optimizer
+    return flat, optimizer, kernel
 
 
 def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:

@@ -11,6 +11,7 @@ from configs.schema import RunConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
+from trainer.due import Boundary, End, steps_until
 from trainer.objective.meter import HostCopies, UnreadMetrics
 from trainer.objective.selection import Selection
 from trainer.objective.task import Task
@@ -54,6 +55,7 @@ class RunLog:
         directory: RunDirectory,
         gradients: GradientLog,
         watch: Stopwatch,
+        end: End,
     ) -> None:
         self.config = config
         self.runtime = runtime
@@ -66,12 +68,30 @@ class RunLog:
         self.directory = directory
         self.gradients = gradients
         self.watch = watch
+        self.end = end
         self.unwritten: Unwritten | None = None
 
     @property
     def elapsed_seconds(self) -> float:
         """Training time of the run over all its restarts."""
         return self.state.progress.elapsed_seconds + self.watch.total_seconds
+
+    def before_steps(self) -> None:
+        """Keep the weights if the step that comes is one to be measured."""
+        self.gradients.prepare(self.state.progress.step)
+
+    def steps_until_due(self) -> int:
+        """Steps to the next record; a step that is to be measured is taken by itself."""
+        step = self.state.progress.step
+        left = steps_until(step, self.config.logging.every_steps)
+        return min(left, self.gradients.until_watched(step))
+
+    def record_if_due(self, boundary: Boundary) -> None:
+        """Record sizes of gradients, and the metrics since the last record, if that is due."""
+        if boundary.stepped and self.gradients.watching:
+            self.gradient_sizes()
+        if boundary.steps_due(self.config.logging.every_steps) or self.end.reached:
+            self.training()
 
     def training(self) -> None:
         """Average the metrics since the last record."""

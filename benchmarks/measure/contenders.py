@@ -47,7 +47,7 @@ class Contender:
     needs: tuple[str, ...] = ()
     """Packages that the extra `benchmark` brings."""
     devices: tuple[str, ...] = ("cpu", "cuda")
-    """Where it takes part."""
+    """The devices it can train on."""
 
     @property
     def is_convoy(self) -> bool:

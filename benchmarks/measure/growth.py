@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.processes import run
 from benchmarks.measure.results import range_text, show
 from benchmarks.measure.rounds import collect, spread
-from benchmarks.measure.run_times import seconds_per_step
-from launch.entry import train_command
+from benchmarks.measure.timed_runs import time_mlp_step
 
 BATCHES = (16, 64, 256, 1024, 4096)
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -59,7 +54,15 @@ def measure_growth(
     def measure(point: Point) -> float:
         print(f"{point.axis}: {point.value}", file=sys.stderr, flush=True)
         steps = min(max(SAMPLES // point.batch, FEWEST_STEPS), MOST_STEPS) // shorter
-        return samples_per_second(point, steps=steps, threads=threads, device=device)
+        seconds = time_mlp_step(
+            point.hidden,
+            point.batch,
+            steps=steps,
+            device=device,
+            threads=threads,
+            ranks=point.ranks,
+        )
+        return point.batch / seconds
 
     found = collect(chosen, rounds, measure, lambda line: print(line, file=sys.stderr))
     series: dict[str, dict[str, Any]] = {}
@@ -75,30 +78,6 @@ def measure_growth(
             }
         )
     return list(series.values())
-
-
-def samples_per_second(point: Point, *, steps: int, threads: int, device: str) -> float:
-    """Rate of a fresh run after its first quarter; no evaluation, no checkpoint in between."""
-    quarter = max(steps // 4, 1)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        command = train_command(
-            point.ranks,
-            "--config=mnist",
-            "--name=run",
-            f"--output_dir={folder}",
-            f"--model.kwargs={json.dumps({'hidden': point.hidden, 'dropout': 0.2})}",
-            f"--train.global_batch_size={point.batch}",
-            "--train.epochs=1000",
-            f"--train.max_steps={steps}",
-            f"--parallel.device={device}",
-            "--data.drop_last=true",
-            "--evaluate.every_epochs=null",
-            "--checkpoint.every_epochs=null",
-            f"--logging.every_steps={quarter}",
-            "--logging.progress=off",
-        )
-        run(command, threads=max(threads // point.ranks, 1))
-        return point.batch / seconds_per_step(Path(folder) / "run", warmup_steps=quarter)
 
 
 def show_growth(series: Sequence[dict[str, Any]]) -> None:

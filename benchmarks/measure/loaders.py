@@ -120,7 +120,7 @@ def make_data(folder: Path, amounts: Amounts) -> dict[str, Datasets]:
 
 def samples_per_second(case: Case, data: Datasets, amounts: Amounts, device: torch.device) -> float:
     """Rate of a fresh loader after its workers have started and their queues are full."""
-    from data.loading.loader import HostLoader
+    from data.loading.host_loader import HostLoader
     from data.loading.order import Plan
 
     loader = HostLoader(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.processes import run
 from benchmarks.measure.results import show
 from benchmarks.measure.rounds import collect, ratios, spread
-from benchmarks.measure.run_times import seconds_per_step
-from launch.entry import train_command
+from benchmarks.measure.timed_runs import time_step
 
 WARMUP_STEPS = 100
 
@@ -50,20 +46,16 @@ def compare_options(*, rounds: int, steps: int, threads: int) -> list[dict[str, 
 
 
 def step_seconds(option: Option, steps: int, threads: int) -> float:
-    """Training time of one step, from the records of a fresh run."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        command = train_command(
-            option.ranks,
-            "--config=mnist",
-            "--name=run",
-            f"--output_dir={folder}",
-            f"--train.max_steps={steps}",
-            f"--logging.every_steps={min(WARMUP_STEPS, max(steps // 2, 1))}",
-            "--logging.progress=off",
-            *option.options,
-        )
-        run(command, threads=max(threads // option.ranks, 1))
-        return seconds_per_step(Path(folder) / "run", warmup_steps=1)
+    """Training time of one step, saving included, from the records of a fresh run."""
+    return time_step(
+        "--config=mnist",
+        *option.options,
+        steps=steps,
+        record_every=min(WARMUP_STEPS, max(steps // 2, 1)),
+        warmup_steps=1,
+        threads=threads,
+        ranks=option.ranks,
+    )
 
 
 def summarise(option: Option, times: dict[str, list[float]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.measure.contenders import Contender, Settings
 from benchmarks.measure.processes import CommandFailed, run
 from benchmarks.measure.results import range_text, show
-from benchmarks.measure.rounds import interleaved, ratios, spread, steady, whole_rounds
+from benchmarks.measure.rounds import complete_rounds, interleaved, ratios, spread, steady
 from benchmarks.measure.run_times import read_run
 from configs.errors import InputError
 
@@ -68,8 +68,8 @@ def compare(
             status[item.name], reasons[item.name] = "failed", str(error)
             print(f"{item.title} failed: {error}", file=sys.stderr, flush=True)
     measured = [name for name in runs if name not in status]
-    whole = whole_rounds([runs[name] for name in measured])
-    runs |= dict(zip(measured, whole, strict=True))
+    complete = complete_rounds([runs[name] for name in measured])
+    runs |= dict(zip(measured, complete, strict=True))
     for name in measured:
         if not runs[name]:
             status[name], reasons[name] = "skipped", "no time was left for it"

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure.processes import run
 from benchmarks.measure.results import range_text, show
 from benchmarks.measure.rounds import collect, spread
-from benchmarks.measure.run_times import seconds_per_step
+from benchmarks.measure.timed_runs import time_mlp_step
 from configs.errors import InputError
-from launch.entry import train_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +44,7 @@ class Network:
 
     @property
     def step_flops(self) -> int:
-        """Of the matrix products of a step: three a layer, two for the first one."""
+        """Operations of the matrix products of a step: three a layer, two for the first one."""
         sizes = (INPUTS, *self.hidden, CLASSES)
         products = [a * b for a, b in itertools.pairwise(sizes)]
         return 2 * self.batch_size * (3 * sum(products) - products[0])
@@ -109,7 +104,15 @@ def measure_precisions(
             return product_rate(item, device)
         print(f"{item.network.name}, {item.precision}, {item.mode}", file=sys.stderr, flush=True)
         steps = item.network.steps // (10 if quick else 1)
-        return steps_per_second(item, steps=steps, threads=threads, device=device)
+        return 1 / time_mlp_step(
+            item.network.hidden,
+            item.network.batch_size,
+            *PRECISIONS[item.precision],
+            *MODES[item.mode],
+            steps=steps,
+            device=device,
+            threads=threads,
+        )
 
     items: list[Case | str] = [*products, *cases]
     say = functools.partial(print, file=sys.stderr)
@@ -142,32 +145,6 @@ def product_rate(precision: str, device: str) -> float:
         return matmul_rate(torch.device(device), dtype)
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def steps_per_second(case: Case, *, steps: int, threads: int, device: str) -> float:
-    """Pace of a fresh run after its first quarter; no evaluation, no checkpoint in between."""
-    network, quarter = case.network, max(steps // 4, 1)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        command = train_command(
-            1,
-            "--config=mnist",
-            "--name=run",
-            f"--output_dir={folder}",
-            f"--model.kwargs={json.dumps({'hidden': network.hidden, 'dropout': 0.2})}",
-            f"--train.global_batch_size={network.batch_size}",
-            "--train.epochs=100000",
-            f"--train.max_steps={steps}",
-            f"--parallel.device={device}",
-            "--data.drop_last=true",
-            "--evaluate.every_epochs=null",
-            "--checkpoint.every_epochs=null",
-            f"--logging.every_steps={quarter}",
-            "--logging.progress=off",
-            *PRECISIONS[case.precision],
-            *MODES[case.mode],
-        )
-        run(command, threads=threads)
-        return 1 / seconds_per_step(Path(folder) / "run", warmup_steps=quarter)
 
 
 def summarise(case: Case, steps: Sequence[float], products: Sequence[float]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def write(path: Path, content: dict[str, Any], figure: Figure | None = None) -> None:
     """The result with command, code, versions and hardware as JSON, and its picture beside it."""
     from trainer.checkpoints.atomic_files import replacing
-    from trainer.checkpoints.run_directory import describe_machine
+    from trainer.checkpoints.environment import describe_machine
 
     environment = describe_machine()
     environment["packages"] |= {name: _version(name) for name in PACKAGES}

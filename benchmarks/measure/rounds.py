@@ -28,20 +28,21 @@ def interleaved(
             yield number, item
 
 
-def whole_rounds(found: Sequence[Sequence[T]]) -> list[list[T]]:
-    """Of each item's measurements those of rounds that all have seen; all, if there is no such."""
-    whole = min(map(len, found), default=0)
-    return [list(values[: whole or None]) for values in found]
+def complete_rounds(found: Sequence[Sequence[T]]) -> list[list[T]]:
+    """The measurements of each item from the rounds that every item was in; all, if there is
+    none."""
+    complete = min(map(len, found), default=0)
+    return [list(values[: complete or None]) for values in found]
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Median, smallest and largest value, rounded to so many digits; 0: to whole numbers."""
+    """Median, smallest and largest value, rounded to so many digits; 0: to integers."""
     found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {key: round(value, digits or None) for key, value in found.items()}
 
 
 def ratios(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Spread of mine / theirs, round by round: what slows a whole round cancels."""
+    """Spread of mine / theirs, round by round: what slows a round as a whole cancels."""
     return spread([a / b for a, b in zip(mine, theirs, strict=True)])
 
 
@@ -66,4 +67,4 @@ def collect(
         found[index].append(measure(items[index]))
         if all(len(values) == number + 1 for values in found.values()):
             say(f"round {number + 1} of {rounds} done")
-    return whole_rounds(list(found.values()))
+    return complete_rounds(list(found.values()))

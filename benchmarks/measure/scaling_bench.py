@@ -6,20 +6,21 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.measure.processes import run
+from benchmarks.measure.scaling_report import Findings, show_scaling, write_scaling
+from benchmarks.measure.timed_runs import NOTHING_BUT_STEPS, time_step
 from configs.errors import InputError
 from configs.imports import import_extra
-from launch.entry import TRAIN, train_command
+from launch.entry import TRAIN
 
 if TYPE_CHECKING:
     from benchmarks.measure.scaling_model import Fit, Link
-from benchmarks.measure.scaling_report import Findings, show_scaling, write_scaling
 
 MEASURE_LINK = TRAIN.with_name("measure_link.py")
 RESULT = Path(__file__).resolve().parents[1] / "results" / "scaling.json"
@@ -69,9 +70,9 @@ def project_scaling(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     import_extra("matplotlib.figure", "benchmark")  # better now than after the measurements
-    smallest = {"scaling_ranks": 2, "scaling_steps": 40}
+    smallest = {"scaling_ranks": 2, "scaling_steps": 40, "scaling_largest_mb": 0.002}
     for name, least in smallest.items():
-        if getattr(arguments, name) < least:
+        if not getattr(arguments, name) >= least:
             key = "--" + name.replace("_", "-")
             raise InputError(key, given=getattr(arguments, name), expected=f"{least} or more")
     for key, value in (
@@ -96,6 +97,7 @@ def _find(arguments: argparse.Namespace) -> Findings:
             given=batch,
             expected="2 or more, to tell the cost of a sample from that of a step",
         )
+    gradient_bytes = _gradient_bytes(config)
     steps = {size: step_seconds(options, size, arguments.scaling_steps) for size in sizes}
     given = arguments.link_gbps is not None and arguments.link_latency_us is not None
     messages = (
@@ -111,7 +113,6 @@ def _find(arguments: argparse.Namespace) -> Findings:
         )
     link = choose_link(arguments.link_gbps, arguments.link_latency_us, fit)
     compute = scaling.fit_compute(list(steps), list(steps.values()))
-    gradient_bytes = _gradient_bytes(config)
     ranks = [2**power for power in range(MAX_RANKS.bit_length())]
     predictions = [
         law(
@@ -153,29 +154,19 @@ def choose_link(gbps: float | None, latency_us: float | None, fit: Fit | None) -
 def step_seconds(options: Sequence[str], batch: int, steps: int) -> float:
     """Seconds of a step of one rank with so many samples, from the records of a real run."""
     every = steps // 4
-    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-        command = train_command(
-            1,
-            *options,
-            "--name=run",
-            f"--output_dir={folder}",
-            f"--train.global_batch_size={batch}",
-            "--train.micro_batch_size=null",
-            f"--train.max_steps={4 * every}",
-            f"--train.epochs={4 * every}",  # an epoch has a step at least
-            "--schedule.warmup_steps=0",
-            "--parallel.reduction=fast",
-            "--checkpoint.every_epochs=null",
-            "--evaluate.every_epochs=null",
-            f"--logging.every_steps={every}",
-            "--logging.progress=off",
-        )
-        _run(command, f"a run with {batch} samples a step")
-        lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if "train/loss" in record]
-    first, last = records[0], records[-1]
-    seconds = last["elapsed_seconds"] - first["elapsed_seconds"]
-    return float(seconds / (last["step"] - first["step"]))
+    return time_step(
+        *options,
+        f"--train.global_batch_size={batch}",
+        "--train.micro_batch_size=null",
+        f"--train.epochs={4 * every}",  # an epoch has a step at least
+        "--schedule.warmup_steps=0",
+        "--parallel.reduction=fast",
+        *NOTHING_BUT_STEPS,
+        steps=4 * every,
+        record_every=every,
+        warmup_steps=0,
+        threads=len(os.sched_getaffinity(0)),
+    )
 
 
 def measure_link(ranks: int, largest_mb: float) -> dict[str, Any]:
@@ -188,24 +179,13 @@ def measure_link(ranks: int, largest_mb: float) -> dict[str, Any]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc_per_node={ranks}", str(MEASURE_LINK), f"--output={output}"]
         command += [f"--device={device}", f"--largest-mb={largest_mb}"]
-        threads = max((os.cpu_count() or 1) // ranks, 1)
-        _run(command, "the measurement of the link", {"OMP_NUM_THREADS": str(threads)})
+        run(command, threads=max((os.cpu_count() or 1) // ranks, 1))
         measured: dict[str, Any] = json.loads(output.read_text())
     return measured
 
 
-def _run(command: Sequence[str], what: str, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command, env=os.environ | (env or {}), capture_output=True, text=True, check=False
-    )
-    if done.returncode == 2:
-        raise InputError(done.stderr.strip().removeprefix("error: "))
-    if done.returncode != 0:
-        raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
-
-
 def _gradient_bytes(config: Any) -> int:
-    """Of all trainable parameters of the run's model."""
+    """Bytes of the gradients of all trainable parameters of the run's model."""
     from data.datasets import load_datasets
     from trainer.networks.models import build_model
 

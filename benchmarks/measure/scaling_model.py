@@ -139,7 +139,7 @@ def predict(
         num_bytes: Of all gradients.
         all_reduce: One of ALGORITHMS.
         alone: Seconds in which one rank would do what each rank is to do: its own part (weak
-            scaling), or a `ranks`-th of the whole (strong scaling).
+            scaling), or a `ranks`-th of all (strong scaling).
     """
     working = compute(samples_per_rank)
     talking = all_reduce(link, ranks, num_bytes)
@@ -195,7 +195,7 @@ def strong_scaling(
 
     A world larger than the batch is left out: a rank needs a sample.
     """
-    whole = compute(global_batch)
+    alone = compute(global_batch)
     return [
         predict(
             count,
@@ -204,7 +204,7 @@ def strong_scaling(
             link=link,
             num_bytes=num_bytes,
             all_reduce=all_reduce,
-            alone=whole / count,
+            alone=alone / count,
         )
         for count in ranks
         if count <= global_batch

@@ -101,7 +101,8 @@ def _source(found: Findings) -> str:
 
 
 def write_scaling(arguments: argparse.Namespace, found: Findings) -> None:
-    from trainer.checkpoints.run_directory import describe_machine, write_atomically
+    from trainer.checkpoints.atomic_files import write_atomically
+    from trainer.checkpoints.environment import describe_machine
 
     content = {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -69,14 +69,14 @@ class ReLU:
 
 
 class Dropout:
-    """Drops a share of the values and scales the others up."""
+    """Drops values with this probability and scales the others up."""
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
 
     def forward(self, inputs: Matrix) -> Matrix:
-        scale, draw = 1 / (1 - self.share), random.random
-        self.mask = [[scale * (draw() >= self.share) for _ in row] for row in inputs]
+        scale, draw = 1 / (1 - self.probability), random.random
+        self.mask = [[scale * (draw() >= self.probability) for _ in row] for row in inputs]
         return [list(map(mul, row, mask)) for row, mask in zip(inputs, self.mask, strict=True)]
 
     def backward(self, gradient: Matrix) -> Matrix:
@@ -88,10 +88,10 @@ def cross_entropy(logits: Matrix, labels: Sequence[int]) -> tuple[float, Matrix]
     total, gradient = 0.0, []
     for row, label in zip(logits, labels, strict=True):
         shifted = [exp(value - max(row)) for value in row]
-        share = [value / sum(shifted) for value in shifted]
-        total -= log(share[label])
-        share[label] -= 1
-        gradient.append([value / len(labels) for value in share])
+        softmax = [value / sum(shifted) for value in shifted]
+        total -= log(softmax[label])
+        softmax[label] -= 1
+        gradient.append([value / len(labels) for value in softmax])
     return total / len(labels), gradient
 
 

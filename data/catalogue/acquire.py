@@ -28,13 +28,13 @@ Progress = Callable[[str, int, int], None]
 
 
 def cache_folder(facts: DatasetFacts) -> Path:
-    """Where downloads go without a data.root: $XDG_CACHE_HOME/convoy/NAME."""
+    """The folder of downloads without a data.root: $XDG_CACHE_HOME/convoy/NAME."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "convoy" / facts.folder
 
 
 def download_folder(facts: DatasetFacts, root: str | None) -> Path:
-    """Where files of a data set are put."""
+    """The folder that files of a data set are downloaded to."""
     return Path(root).expanduser() / facts.folder if root else cache_folder(facts)
 
 
@@ -47,7 +47,7 @@ def find_files(facts: DatasetFacts, root: str | None) -> dict[str, Path] | None:
     folders = _folders(facts, root)
     if facts.archive is not None:
         inner = facts.archive.folder
-        folders = [place for folder in folders for place in (folder, folder / inner)]
+        folders = [path for folder in folders for path in (folder, folder / inner)]
     for folder in folders:
         found = {role: _find_one(folder, file.name) for role, file in facts.files.items()}
         paths = {role: path for role, path in found.items() if path is not None}
@@ -154,10 +154,10 @@ def _obtain(
 ) -> None:
     """Work in a temporary folder; a file appears in `folder` whole and verified or never."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-        place = Path(temporary)
+        workspace = Path(temporary)
 
         def download(name: str, num_bytes: int, sha256: str | None) -> Path:
-            wanted = _Wanted(name, num_bytes, sha256, place / name)
+            wanted = _Wanted(name, num_bytes, sha256, workspace / name)
             failures = _download(wanted, mirrors, progress)
             if failures:
                 raise _missing(facts, folder, failures)
@@ -166,7 +166,7 @@ def _obtain(
         if facts.archive is not None:
             published = facts.archive
             archive = archive or download(published.name, published.num_bytes, published.sha256)
-            fetched = extract(archive, published, place / "members")
+            fetched = extract(archive, published, workspace / "members")
         else:
             fetched = []
             for file in facts.files.values():

@@ -28,7 +28,7 @@ class ArchiveFacts:
     num_bytes: int
     sha256: str
     folder: str
-    """Where in the archive the files lie."""
+    """The folder in the archive that holds the files."""
     members: tuple[str, ...]
     """Their names; nothing else is taken out."""
 
@@ -39,14 +39,15 @@ class DatasetFacts:
 
     name: str
     files: dict[str, FileFacts]
-    """By role: ROLES for IDX files; train_1, train_2, ..., test for CIFAR's binary version."""
+    """Files by role: ROLES for IDX files; train_1, train_2, ..., test for CIFAR's binary
+    version."""
     mirrors: tuple[str, ...]
     num_train: int
     num_test: int
     image_shape: tuple[int, int]
     channels: int = 1
     mean: tuple[float, ...] = ()
-    """Of the training pixels in [0, 1], one per channel; empty: found when they are read."""
+    """Mean of the training pixels in [0, 1], one per channel; empty: found when they are read."""
     std: tuple[float, ...] = ()
     classes: tuple[str, ...]
     licence: str

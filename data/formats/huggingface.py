@@ -77,8 +77,10 @@ class Table:
         row = self.rows[index]
         name = f"sample {index} of split {self.split}"
         target = torch.as_tensor(np.asarray(row[self.options.target]))
-        whole = not target.is_floating_point()
-        return self.read(row[self.options.input], name), target.long() if whole else target.float()
+        is_integer = not target.is_floating_point()
+        return self.read(
+            row[self.options.input], name
+        ), target.long() if is_integer else target.float()
 
 
 def load_huggingface(config: DataConfig) -> Datasets:

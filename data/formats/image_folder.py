@@ -138,8 +138,8 @@ def _read_tree(
 def _pictures(folder: Path, name: str) -> list[bytes]:
     """Paths of a class relative to `folder`, sorted, its subfolders included."""
     found = []
-    for place, _, names in os.walk(folder / name, followlinks=True):
-        inner = os.path.relpath(place, folder)
+    for subfolder, _, names in os.walk(folder / name, followlinks=True):
+        inner = os.path.relpath(subfolder, folder)
         found += [
             os.fsencode(os.path.join(inner, file))
             for file in names

@@ -49,7 +49,7 @@ class MappedOptions:
 
 
 class MappedDataset:
-    """Inputs and targets in two .npy files, mapped into memory and never read whole.
+    """Inputs and targets in two .npy files, mapped into memory and never read completely.
 
     A batch is read in the order of the file, which a disk likes better than that of an epoch, and
     then put into the order asked for. The system keeps in memory what fits.
@@ -202,8 +202,8 @@ def _as_targets(targets: Tensor) -> Tensor:
 def _spread(train: MappedDataset) -> Tensor:
     each = max(train.inputs[0].nbytes, 1)
     count = min(len(train), max(MOMENTS_BYTES // each, 1))
-    places = torch.arange(count) * len(train) // count
-    return train.gather(places)[0]
+    indices = torch.arange(count) * len(train) // count
+    return train.gather(indices)[0]
 
 
 def _num_classes(options: MappedOptions, train: MappedDataset, test: MappedDataset) -> int:

@@ -95,7 +95,7 @@ def to_tensor(image: Any, channels: int, name: str) -> Tensor:
 
 
 def _convert(image: Any, channels: int, name: str) -> Any:
-    """To the model's channels. What lies under transparent pixels is anybody's guess."""
+    """Convert to the model's channels. What lies under transparent pixels is anybody's guess."""
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if channels < 4 and image.getchannel("A").getextrema()[0] < 255:

@@ -209,7 +209,7 @@ def _samples(path: Path, options: ShardOptions) -> list[tuple[str, int, int, int
         )
     if not inputs:
         raise InputError(str(path), expected=f"samples with {' or '.join(options.inputs)}")
-    return [(*place, targets[key]) for key, place in inputs.items()]
+    return [(*location, targets[key]) for key, location in inputs.items()]
 
 
 def _number(content: bytes, name: str) -> int:

@@ -21,7 +21,7 @@ class _Stage(NamedTuple):
 
 
 class EpochPosition(NamedTuple):
-    """Where a global batch lies."""
+    """The position of a global batch in its epoch."""
 
     epoch: int
     step: int
@@ -72,7 +72,7 @@ class EpochSchedule:
         return self._stage(epoch).steps
 
     def locate(self, global_batch: int) -> EpochPosition:
-        """Where a global batch lies; also: epochs ended before it, and global batches since."""
+        """The position of a global batch: the epochs that ended before it, and the steps since."""
         for stage in self._stages:
             if stage.global_batch <= global_batch:
                 epochs, step = divmod(global_batch - stage.global_batch, stage.steps)

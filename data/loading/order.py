@@ -1,7 +1,7 @@
-"""The order of samples is a pure function of (seed, epoch); a rank's share is a slice of it.
+"""The order of samples is a pure function of (seed, epoch); each rank takes slices of it.
 
 The global batch of step s in epoch e is `order(e)[s * G : (s + 1) * G]`, whatever the world size;
-calendar.py says which s, e and G the n-th global batch of a run has.
+epoch_schedule.py says which s, e and G the n-th global batch of a run has.
 Its bounds are cut into parts: one per rank, or under exact reduction a fixed number of shards of
 which every rank takes a contiguous run. Parts are cut into micro-batches. Nothing here has state:
 the position of a run is the number of global batches delivered, kept by the trainer.
@@ -35,11 +35,11 @@ class MicroBatch(NamedTuple):
     start: int
     stop: int
     shard: int
-    """Which part of the global batch: the rank, or the shard under exact reduction."""
+    """Number of the part of the global batch: the rank, or the shard under exact reduction."""
     begins_shard: bool
     ends_shard: bool
     ends_global_batch: bool
-    """Whether it is this rank's last one before the optimizer step."""
+    """Whether it is this rank's last micro-batch before the optimizer step."""
 
     @property
     def size(self) -> int:
@@ -62,7 +62,7 @@ class GlobalBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Who trains on what.
+    """Which samples each rank trains on in every step.
 
     Args:
         num_samples: Size of the training set.
@@ -134,18 +134,16 @@ class Plan:
 
     @functools.cached_property
     def micro_batch_sizes(self) -> list[int]:
-        """Sizes of the micro-batches this rank ever sees, ascending, short global batches
+        """Sizes of the micro-batches that this rank ever sees, ascending, short global batches
         included."""
         begin = self.epoch_schedule.global_batches_before
         epochs = [epoch for epoch, _ in self.epoch_schedule.batch_sizes]
-        global_batches = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
-        return sorted(
-            {micro.size for w in global_batches for micro in self.global_batch(w).micro_batches}
-        )
+        numbers = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
+        return sorted({micro.size for n in numbers for micro in self.global_batch(n).micro_batches})
 
     @property
     def largest_global_batch(self) -> GlobalBatch:
-        """One whose size no other exceeds."""
+        """A global batch whose size no other exceeds."""
         epoch, _ = max(self.epoch_schedule.batch_sizes, key=lambda stage: stage[1])
         return self.global_batch(self.epoch_schedule.global_batches_before(epoch))
 
@@ -155,9 +153,11 @@ class Plan:
             self._latest[0] = self._find(number)
         return self._latest[0]
 
-    def global_batches(self, number: int, count: int) -> list[GlobalBatch]:
+    def next_global_batches(self, number: int, count: int) -> list[GlobalBatch]:
         """Global batches of one epoch and one size from `number` on, `count` at most."""
         first = self.global_batch(number)
+        if count == 1:
+            return [first]
         epoch, step, steps, full = self.epoch_schedule.locate(number)
         left = min(count, steps - step, max((self.num_samples - first.start) // full, 1))
         if left == 1:
@@ -229,12 +229,3 @@ class Plan:
 def _order(seed: int, epoch: int, num_samples: int) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(num_samples, generator=generator)
-
-
-def evaluation_batches(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """Bounds of the batches of an evaluation, none padded and none repeated.
-
-    They do not depend on the number of ranks: rank r evaluates batches r, r + W, r + 2W, ..., so
-    every batch has the same shape, and so the same bits, wherever it is computed.
-    """
-    return [(s, min(s + batch_size, num_samples)) for s in range(0, num_samples, batch_size)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
+from data.samples import Batch
 
 
 def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

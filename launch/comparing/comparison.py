@@ -111,7 +111,10 @@ def compare(
 
 
 def lower_is_better(metric: str) -> bool:
-    """From the words of its name: `eval/loss`, `val_loss` and `error_rate`, but not `accuracy`."""
+    """Whether less is better: of `eval/loss`, `val_loss` and `error_rate`, but not of `accuracy`.
+
+    The words of the name tell.
+    """
     return any(LOWER.fullmatch(word) for word in words_of(metric))
 
 
@@ -121,7 +124,7 @@ def all_metrics(runs: Sequence[RunRecord]) -> list[str]:
     return [name for name in names if not name.startswith(LAYERS)]
 
 
-def is_share(metric: str) -> bool:
+def is_fraction(metric: str) -> bool:
     """Whether it is best read as a percentage."""
     return bool({"accuracy", "acc", "f1"} & set(words_of(metric)))
 
@@ -174,13 +177,22 @@ def group_runs(runs: Sequence[RunRecord], *, by_seed: bool) -> tuple[list[Group]
 
 
 def find_differences(groups: Sequence[Group]) -> dict[str, list[list[Any]]]:
-    """Keys whose value is not the same in all runs, with the values within each group."""
+    """Keys whose value is not the same in all runs, with the values within each group.
+
+    First those of the config, then how the runs were executed, as far as all of them say so.
+    """
     runs = [run for group in groups for run in group.runs]
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in NAMES)
+    keys |= dict.fromkeys(key for key in runs[0].execution if all(key in r.execution for r in runs))
     found = {}
-    for key in dict.fromkeys(key for run in runs for key in run.config):
-        if key not in NAMES and len({_canonical(run.config.get(key, ABSENT)) for run in runs}) > 1:
+    for key in keys:
+        if len({_canonical(_setting(run, key)) for run in runs}) > 1:
             found[key] = [_distinct(group.runs, key) for group in groups]
     return found
+
+
+def _setting(run: RunRecord, key: str) -> Any:
+    return run.config.get(key, run.execution.get(key, ABSENT))
 
 
 def score(run: RunRecord, metric: str, by: By) -> float | None:
@@ -236,7 +248,7 @@ def _canonical(value: Any) -> str:
 
 
 def _distinct(runs: Sequence[RunRecord], key: str) -> list[Any]:
-    values = [run.config.get(key, ABSENT) for run in runs]
+    values = [_setting(run, key) for run in runs]
     return list({_canonical(value): value for value in values}.values())
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import InputError
+from configs.imports import import_extra
 from launch.comparing.comparison import (
     ABSENT,
     Comparison,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from launch.comparing.panels import Panel
 
 TEST = "Welch's t-test, two-sided, against the best group"
-INSTALL = "Install it with `pip install -e '.[report]'`."
 DOTS_PER_INCH = 200
 STYLES = {"-": "solid", "--": "dashed", ":": "dotted"}
 
@@ -82,15 +81,12 @@ def write_png(comparison: Comparison, path: Path) -> None:
     Raises:
         InputError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("--png needs matplotlib", remedy=INSTALL) from None
+    figures = import_extra("matplotlib.figure", "report")
     from launch.comparing.panels import COLOURS, main_panels
 
     panels = main_panels(comparison.runs)
     rows = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(9.0, 3.0 * rows), layout="constrained")
+    figure = figures.Figure(figsize=(9.0, 3.0 * rows), layout="constrained")
     axes = figure.subplots(rows, min(len(panels), 2), squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -113,7 +109,7 @@ def write_png(comparison: Comparison, path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file as a whole: a reader sees the old content or the new."""
+    """Write a file atomically: a reader sees the old content or the new."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -33,6 +33,8 @@ class RunRecord:
     """One per step, in their order; never empty."""
     status: str
     """running, completed, preempted, failed, or W&B's own word."""
+    execution: dict[str, str] = field(default_factory=dict)
+    """How it was executed, under `runs as: NAME`; empty if it does not say."""
     git_commit: str | None = None
     world_size: int | None = None
     hardware: str | None = None
@@ -107,6 +109,7 @@ def read_run_directory(path: Path) -> RunRecord:
         config=config,
         records=history.records,
         status=str(summary.get("status", "unknown")),
+        execution=_execution(environment),
         git_commit=short_commit(environment.get("git_commit"), environment.get("git_dirty")),
         world_size=environment.get("world_size"),
         hardware=_hardware(environment),
@@ -144,6 +147,16 @@ def repeated_note(repeated: int) -> list[str]:
     return [f"{repeated} records of steps taken again after a restart are left out"] * (
         repeated > 0
     )
+
+
+def _execution(environment: dict[str, Any]) -> dict[str, str]:
+    found = environment.get("execution")
+    ways = found.items() if isinstance(found, dict) else ()
+    return {
+        f"runs as: {name}": str(way["way"])
+        for name, way in ways
+        if isinstance(way, dict) and "way" in way
+    }
 
 
 def _hardware(environment: dict[str, Any]) -> str | None:

@@ -41,9 +41,9 @@ def read_runs(
     filtered = False
     for name in dict.fromkeys(names):
         if _exists(name):
-            offline += _take(Path(name).expanduser(), runs)
+            offline += _read_path(Path(name).expanduser(), runs)
         elif glob.has_magic(name):
-            offline += _take_pattern(name, runs, notes)
+            offline += _read_pattern(name, runs, notes)
         else:
             path = _wandb_path(name)
             if path.count("/") == 2:
@@ -64,7 +64,7 @@ def _exists(name: str) -> bool:
     return Path(name).expanduser().exists()
 
 
-def _take(path: Path, runs: list[RunRecord]) -> list[Path]:
+def _read_path(path: Path, runs: list[RunRecord]) -> list[Path]:
     """Read a run directory; return the .wandb files of an offline one, to be read together."""
     if path.is_dir() and is_run_directory(path):
         runs.append(read_run_directory(path))
@@ -79,13 +79,13 @@ def _take(path: Path, runs: list[RunRecord]) -> list[Path]:
     )
 
 
-def _take_pattern(pattern: str, runs: list[RunRecord], notes: list[str]) -> list[Path]:
+def _read_pattern(pattern: str, runs: list[RunRecord], notes: list[str]) -> list[Path]:
     """Every run that a pattern finds; folders without one are named in a note."""
     paths = [Path(found) for found in sorted(glob.glob(str(Path(pattern).expanduser())))]
     before, files, skipped = len(runs), [], []
     for path in paths:
         try:
-            files += _take(path, runs)
+            files += _read_path(path, runs)
         except InputError as error:
             skipped.append(f"left out: {error}")
     if len(runs) == before and not files:

@@ -16,8 +16,8 @@ from launch.comparing.comparison import (
     Group,
     Test,
     all_metrics,
+    is_fraction,
     is_held_out,
-    is_share,
     lower_is_better,
     scores,
     words_of,
@@ -124,7 +124,7 @@ def shown_metrics(comparison: Comparison) -> list[str]:
     others = [
         name
         for name in all_metrics(comparison.runs)
-        if name != comparison.metric and (is_share(name) or "loss" in words_of(name))
+        if name != comparison.metric and (is_fraction(name) or "loss" in words_of(name))
     ]
     others.sort(key=lambda name: (not is_held_out(name), "loss" not in words_of(name)))
     return [comparison.metric, *others[: MOST_METRICS - 1]]
@@ -136,7 +136,7 @@ def metric_cells(metric: str, values: list[list[float]]) -> list[Cell]:
     known = [mean for mean in means if math.isfinite(mean)]
     best = (min if lower_is_better(metric) else max)(known, default=math.nan)
     marked = len(known) > 1 and len(set(known)) > 1
-    percent = is_share(metric) and all(0 <= value <= 1 for found in values for value in found)
+    percent = is_fraction(metric) and all(0 <= value <= 1 for found in values for value in found)
     return [
         Cell(_spread_text(found, percent), best=marked and mean == best)
         for found, mean in zip(values, means, strict=True)

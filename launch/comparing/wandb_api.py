@@ -109,7 +109,7 @@ def _to_run(run: Any) -> RunRecord:
 
 
 def _hardware(metadata: dict[str, Any]) -> str | None:
-    """From wandb-metadata.json."""
+    """The hardware of a run, as wandb-metadata.json tells it."""
     names = [str(gpu["name"]) for gpu in metadata.get("gpu_nvidia") or [] if gpu.get("name")]
     if names:
         return count_names(names)

@@ -122,11 +122,11 @@ def _read_file(path: Path) -> Offline:
     found = Offline(folders=[path.parent])
     message_type: Any = vars(protobuf)["Record"]  # which type checkers do not see
     for message in read_messages(data, path):
-        _take(found, message_type.FromString(message))
+        _add_record(found, message_type.FromString(message))
     return found
 
 
-def _take(found: Offline, record: Any) -> None:
+def _add_record(found: Offline, record: Any) -> None:
     """Add one protobuf message to what is known."""
     kind = record.WhichOneof("record_type")
     if kind == "run":

@@ -36,10 +36,10 @@ def samples(num_samples: int = 203, num_test: int = 57) -> Datasets:
 
 
 class SampleRecorder(nn.Module):
-    """A small network with dropout and batch norm that logs the samples of every training pass.
+    """A small network with dropout and batch norm that records the samples of every training pass.
 
-    `calls` counts global batches and is part of the state, so a line says which batch of the run it
-    belongs to, in whichever try. Lines go to the working folder, one file for each rank.
+    `calls` counts global batches and is part of the state, so a record says which batch of the run
+    it belongs to, in whichever try. Records go to the working folder, one file for each rank.
     """
 
     calls: Tensor

@@ -14,12 +14,11 @@ import torch
 from configs.identity import digest
 from configs.schema import RunConfig
 from launch.diagnosis.check_pace import check_all_reduce, check_bandwidth, check_stragglers
-from launch.diagnosis.findings import Finding, name_some
-from trainer.checkpoints.run_directory import describe_machine
-from trainer.ranks.collectives import barrier, gather_objects
+from launch.diagnosis.findings import Check, Finding, name_some
+from trainer.checkpoints.environment import describe_machine
+from trainer.ranks.collectives import gather_objects
 from trainer.ranks.runtime import Runtime
 
-CLOCK_SPREAD_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -29,7 +28,6 @@ def check_cluster(config: RunConfig, runtime: Runtime) -> list[Finding]:
     return [
         check_placement(runtime),
         *check_network(runtime, os.environ),
-        check_clocks(runtime),
         check_agreement(runtime, "same_software", environment_facts(config)),
         check_all_reduce(runtime),
         check_bandwidth(runtime),
@@ -38,7 +36,7 @@ def check_cluster(config: RunConfig, runtime: Runtime) -> list[Finding]:
 
 
 def check_placement(runtime: Runtime) -> Finding:
-    """Which rank runs where; two ranks on one GPU are a mistake."""
+    """List which rank runs where; two ranks on one GPU are a mistake."""
     device = runtime.device
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     row = {
@@ -50,24 +48,21 @@ def check_placement(runtime: Runtime) -> Finding:
         "process": os.getpid(),
     }
     rows = gather_objects(runtime, row)
-    places = gather_objects(runtime, (row["host"], str(getattr(gpu, "uuid", device))))
-    shared = [place for place, ranks in Counter(places).items() if ranks > 1]
+    gpus = gather_objects(runtime, (row["host"], str(getattr(gpu, "uuid", device))))
+    shared = [gpu_id for gpu_id, ranks in Counter(gpus).items() if ranks > 1]
     hosts = len({row["host"] for row in rows})
     seen = (
         f"{runtime.world_size} ranks on {hosts} {'machine' if hosts == 1 else 'machines'} "
         f"({runtime.launcher}, {runtime.backend})"
     )
     if gpu is not None and shared:
-        return Finding(
-            "cluster",
-            "placement",
-            "problem",
+        return Check("cluster", "placement").problem(
             f"{seen}; several ranks use one GPU: {name_some(shared)}",
             "NCCL refuses such a group, or its ranks wait for each other's kernels.",
             "start one rank per GPU (torchrun --nproc_per_node=gpu)",
             table=rows,
         )
-    return Finding("cluster", "placement", "ok", seen, table=rows)
+    return Check("cluster", "placement").ok(seen, table=rows)
 
 
 def check_network(runtime: Runtime, env: Mapping[str, str]) -> list[Finding]:
@@ -76,12 +71,9 @@ def check_network(runtime: Runtime, env: Mapping[str, str]) -> list[Finding]:
     failed = {rank: answer for rank, answer in enumerate(answers) if isinstance(answer, str)}
     address = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
     if "MASTER_ADDR" not in env:
-        reached = Finding("cluster", "rendezvous", "ok", "the ranks met without MASTER_ADDR")
+        reached = Check("cluster", "rendezvous").ok("the ranks met without MASTER_ADDR")
     elif failed:
-        reached = Finding(
-            "cluster",
-            "rendezvous",
-            "problem",
+        reached = Check("cluster", "rendezvous").problem(
             f"{address} cannot be reached by rank {name_some([*failed])} ({failed[min(failed)]})",
             "Ranks that are restarted meet there again.",
             "let torchrun's --rdzv-endpoint name an address that every machine resolves and "
@@ -89,8 +81,8 @@ def check_network(runtime: Runtime, env: Mapping[str, str]) -> list[Finding]:
         )
     else:
         slowest = max(float(answer) for answer in answers)
-        reached = Finding(
-            "cluster", "rendezvous", "ok", f"{address} answers within {slowest * 1e3:.1f} ms"
+        reached = Check("cluster", "rendezvous").ok(
+            f"{address} answers within {slowest * 1e3:.1f} ms"
         )
     return [reached, *_check_interfaces(runtime, env)]
 
@@ -125,10 +117,7 @@ def _check_interfaces(runtime: Runtime, env: Mapping[str, str]) -> list[Finding]
     if not wrong:
         return []
     return [
-        Finding(
-            "cluster",
-            "interface",
-            "problem",
+        Check("cluster", "interface").problem(
             f"rank {name_some([*wrong])}: {wrong[min(wrong)][0]}",
             "Ranks tell each other an address that other machines cannot reach.",
             "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that connects the "
@@ -150,25 +139,6 @@ def _own_address() -> str:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return "nothing"
-
-
-def check_clocks(runtime: Runtime) -> Finding:
-    """All ranks read the clock right after a barrier."""
-    barrier(runtime)
-    times = gather_objects(runtime, time.time())
-    spread = max(times) - min(times)
-    seen = f"the clocks of all ranks are within {spread * 1e3:.1f} ms"
-    if spread < CLOCK_SPREAD_SECONDS:
-        return Finding("cluster", "clocks", "ok", seen)
-    ahead = times.index(max(times))
-    return Finding(
-        "cluster",
-        "clocks",
-        "warning",
-        f"the clock of rank {ahead} is {spread:.1f} s ahead of the slowest",
-        "Logs of several machines cannot be put in order, and shared folders confuse file times.",
-        "synchronise the clocks (chrony, systemd-timesyncd)",
-    )
 
 
 def environment_facts(config: RunConfig) -> dict[str, str]:
@@ -195,11 +165,8 @@ def check_agreement(runtime: Runtime, check: str, facts: dict[str, str]) -> Find
             theirs = all_facts[odd[0]].get(key)
             differing.append(f"{key}: rank {name_some(odd)} has {theirs}, the others {usual}")
     if not differing:
-        return Finding("cluster", check, "ok", f"{', '.join(facts)} are the same on all ranks")
-    return Finding(
-        "cluster",
-        check,
-        "problem",
+        return Check("cluster", check).ok(f"{', '.join(facts)} are the same on all ranks")
+    return Check("cluster", check).problem(
         "; ".join(differing),
         "Ranks that start from different things compute different gradients, and drift or hang.",
         "install the same environment and checkout everywhere, and derive everything random in a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.diagnosis.data_sample import Sample
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 
 SMALL_SAMPLE_BYTES = 16
 """Smaller samples are equal by chance."""
@@ -16,7 +16,7 @@ def check_copies(train: Sample, test: Sample) -> list[Finding]:
     """Samples that occur more than once: in both splits, or with different labels."""
     if train.inputs[0].nbytes < SMALL_SAMPLE_BYTES:
         seen = "samples are too small to tell copies from chance"
-        return [Finding("data", "copies", "note", seen)]
+        return [Check("data", "copies").note(seen)]
     labels: dict[bytes, int] = {}
     repeated = contradicting = 0
     for key, target in zip(train.digests(), train.targets.tolist(), strict=True):
@@ -33,10 +33,8 @@ def _shared_copies(shared: int, train: Sample, test: Sample) -> Finding:
     part = shared / len(test.targets)
     seen = f"{shared} of {test.size} test samples are among the training samples, byte for byte"
     if part <= COPIES_WARNING:
-        return Finding("data", "train_in_test", "note" if shared else "ok", seen)
-    return Finding(
-        "data",
-        "train_in_test",
+        return Check("data", "train_in_test").judge("note" if shared else "ok", seen)
+    return Check("data", "train_in_test").judge(
         "problem" if part > COPIES_PROBLEM else "warning",
         f"{seen} ({part:.1%})",
         "Test accuracy then rewards memory and says too little about new samples.",
@@ -48,21 +46,15 @@ def _repeated(repeated: int, contradicting: int, train: Sample) -> Finding:
     part = repeated / len(train.targets)
     seen = f"{repeated} of {train.size} training samples repeat another one"
     if contradicting > max(2, 0.001 * len(train.targets)):
-        return Finding(
-            "data",
-            "copies",
-            "warning",
+        return Check("data", "copies").warning(
             f"{seen}, {contradicting} of them with another label",
             "Nothing can be learned from the same input under two labels.",
             "look at how labels were assigned to files",
         )
     if part > 0.1:
-        return Finding(
-            "data",
-            "copies",
-            "warning",
+        return Check("data", "copies").warning(
             f"{seen} ({part:.1%})",
             "Repeated samples count several times, and an epoch is longer than its content.",
             "drop the copies, or weigh samples on purpose",
         )
-    return Finding("data", "copies", "ok", seen)
+    return Check("data", "copies").ok(seen)

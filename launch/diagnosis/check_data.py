@@ -1,86 +1,30 @@
-"""Is the data what it should be: files, labels, pixels, copies between splits, normalisation."""
+"""Is the data what it should be: labels, pixels, copies between splits, normalisation."""
 
 from __future__ import annotations
-
-import hashlib
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from configs.schema import DataConfig
-from data.catalogue.acquire import find_files
-from data.catalogue.catalog import CATALOG
-from data.catalogue.dataset_facts import FileFacts
-from data.datasets import Datasets, Normalize, idx_files
+from data.datasets import Datasets
+from data.normalize import Normalize
 from launch.diagnosis.check_copies import check_copies
 from launch.diagnosis.data_sample import Sample
-from launch.diagnosis.findings import Finding, name_some
+from launch.diagnosis.findings import Check, Finding, name_some
 
 IMBALANCE = 10.0
 CONSTANT_FRACTION = 0.9
 MOST_FOR_MOMENTS = 8192
 
 
-def check_data(config: DataConfig, data: Datasets, train: Sample, test: Sample) -> list[Finding]:
+def check_data(data: Datasets, train: Sample, test: Sample) -> list[Finding]:
     """Look at the samples of both splits."""
     return [
-        check_files(config),
         check_targets(data, train, test),
         check_classes(data, train, test),
         check_inputs(data, train, test),
         check_normalisation(data, train),
         *check_copies(train, test),
     ]
-
-
-def check_files(config: DataConfig) -> Finding:
-    """The files a run reads, with their SHA-256."""
-    rows: list[dict[str, Any]] = []
-    changed = []
-    if config.dataset in CATALOG:
-        facts = CATALOG[config.dataset]
-        found = find_files(facts, config.root) or {}
-        published: dict[str, FileFacts | None] = {role: facts.files[role] for role in found}
-    elif config.dataset == "idx":
-        assert config.root is not None
-        found = idx_files(config.root)
-        published = dict.fromkeys(found)
-    else:
-        seen = f"{config.dataset} makes the data set itself"
-        return Finding("data", "files", "ok", seen)
-    for role, path in found.items():
-        digest, is_known = _digest(path, published[role])
-        if is_known is False:
-            changed.append(path.name)
-        rows.append({"file": path.name, "bytes": path.stat().st_size, "SHA-256": digest})
-    folder = next(iter(found.values())).parent
-    if changed:
-        return Finding(
-            "data",
-            "files",
-            "warning",
-            f"{name_some(changed)} in {folder}: not the published content",
-            "Results on other data under the same name cannot be compared.",
-            f"python launch/prepare_data.py {config.dataset}, or --data.verify true to refuse it",
-            table=rows,
-        )
-    return Finding("data", "files", "ok", f"{len(rows)} files in {folder}", table=rows)
-
-
-def _digest(path: Path, facts: FileFacts | None) -> tuple[str, bool | None]:
-    """SHA-256 of a file, and whether it is a published one (None: nobody knows)."""
-    import gzip
-
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if facts is None or digest in (facts.gz_sha256, facts.sha256):
-        return digest, None if facts is None else True
-    if facts.sha256 is None:  # perhaps only compressed anew
-        return digest, None
-    plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    return digest, hashlib.sha256(plain).hexdigest() == facts.sha256
 
 
 def check_targets(data: Datasets, train: Sample, test: Sample) -> Finding:
@@ -92,11 +36,8 @@ def check_targets(data: Datasets, train: Sample, test: Sample) -> Finding:
     ]
     if not wrong:
         seen = f"all within 0 to {data.num_classes - 1} ({train.size} + {test.size} samples)"
-        return Finding("data", "label_range", "ok", seen)
-    return Finding(
-        "data",
-        "label_range",
-        "problem",
+        return Check("data", "label_range").ok(seen)
+    return Check("data", "label_range").problem(
         f"{'; '.join(wrong)}, with {data.num_classes} classes",
         "Cross-entropy indexes the logits with them: an error, or a device-side assert on a GPU.",
         "number the classes from 0, or correct `num_classes` of the data set",
@@ -114,16 +55,14 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
     table = table if len(names) <= 20 else []
     present = counts[0][counts[0] > 0]
     ratio = float(present.max() / present.min()) if len(present) else 0.0
-    share = float(counts[0].max() / counts[0].sum().clamp(min=1))
+    largest_fraction = float(counts[0].max() / counts[0].sum().clamp(min=1))
     seen = f"{data.num_classes} classes, most to least frequent {ratio:.1f} : 1"
     absent = [names[c] for c in range(data.num_classes) if not counts[0][c]]
     tested = [names[c] for c in range(data.num_classes) if not counts[0][c] and counts[1][c]]
     untested = [names[c] for c in range(data.num_classes) if counts[0][c] and not counts[1][c]]
     enough = len(test.targets) >= 10 * data.num_classes
-    if absent and (train.is_whole or tested):
-        return Finding(
-            "data",
-            "classes",
+    if absent and (train.is_complete or tested):
+        return Check("data", "classes").judge(
             "problem" if tested else "warning",
             f"no training samples of class {name_some(absent)}"
             + (", which the test set has" if tested else ""),
@@ -131,27 +70,21 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
             "look at how the split was made, or lower `num_classes`",
             table=table,
         )
-    if untested and test.is_whole and enough:
-        return Finding(
-            "data",
-            "classes",
-            "warning",
+    if untested and test.is_complete and enough:
+        return Check("data", "classes").warning(
             f"no test samples of class {name_some(untested)}",
             "Test accuracy says nothing about these classes.",
             "split the data so that every class is in both parts",
             table=table,
         )
     if ratio > IMBALANCE:
-        return Finding(
-            "data",
-            "classes",
-            "warning",
-            f"{seen}; always guessing the largest class is right for {share:.1%}",
+        return Check("data", "classes").warning(
+            f"{seen}; always guessing the largest class is right for {largest_fraction:.1%}",
             "Accuracy looks good while rare classes are ignored.",
             "compare with that figure, look at accuracy per class, or show rare classes more often",
             table=table,
         )
-    return Finding("data", "classes", "ok", seen, table=table)
+    return Check("data", "classes").ok(seen, table=table)
 
 
 def _histogram(targets: Tensor, num_classes: int) -> Tensor:
@@ -165,10 +98,7 @@ def check_inputs(data: Datasets, train: Sample, test: Sample) -> Finding:
         if sample.inputs.is_floating_point():
             bad = int((~torch.isfinite(sample.inputs)).flatten(1).any(1).sum())
             if bad:
-                return Finding(
-                    "data",
-                    "inputs",
-                    "problem",
+                return Check("data", "inputs").problem(
                     f"{bad} of {sample.size} {name} samples hold NaN or infinity",
                     "One of them in a batch makes the loss and then all weights NaN.",
                     "repair or drop them in the data set",
@@ -182,40 +112,31 @@ def check_inputs(data: Datasets, train: Sample, test: Sample) -> Finding:
         f"{high.max().item():.4g}; {constant:.0%} of the features never change"
     ).replace("torch.", "")
     if constant == 1.0 and len(train.targets) > 1:
-        return Finding(
-            "data",
-            "inputs",
-            "problem",
+        return Check("data", "inputs").problem(
             f"all {train.size} training inputs are the same",
             "There is nothing to tell classes apart by.",
             "look at what the data set reads",
         )
     if blank > 0.01:
-        return Finding(
-            "data",
-            "inputs",
-            "warning",
+        return Check("data", "inputs").warning(
             f"{blank:.1%} of the training inputs have the same value everywhere",
             "Empty images are usually files that could not be read.",
             "look at some of them, and drop them in the data set",
         )
     if constant > CONSTANT_FRACTION:
-        return Finding(
-            "data",
-            "inputs",
-            "warning",
+        return Check("data", "inputs").warning(
             seen,
             "Most of the input carries no information but costs memory and time.",
             "crop or select the features that change",
         )
-    return Finding("data", "inputs", "ok", seen)
+    return Check("data", "inputs").ok(seen)
 
 
 def check_normalisation(data: Datasets, train: Sample) -> Finding:
     """Mean and standard deviation of what the model is given."""
     if train.inputs.dtype in (torch.int32, torch.int64, torch.bool):
-        return Finding("data", "normalisation", "ok", "inputs are indices, not measurements")
-    raw = train.take(MOST_FOR_MOMENTS).inputs
+        return Check("data", "normalisation").ok("inputs are indices, not measurements")
+    raw = train.subset(MOST_FOR_MOMENTS).inputs
     inputs = Normalize(data, torch.device("cpu"))(raw).double()
     mean, std = float(inputs.mean()), float(inputs.std())
     seen = f"the model gets inputs with mean {mean:.3g} and standard deviation {std:.3g}"
@@ -226,18 +147,18 @@ def check_normalisation(data: Datasets, train: Sample) -> Finding:
     )
     if _looks_raw(inputs):
         seen += f", whole numbers from {inputs.min():.0f} to {inputs.max():.0f}: raw pixels"
-        return Finding("data", "normalisation", "problem", seen, why, change)
+        return Check("data", "normalisation").problem(seen, why, change)
     if abs(mean) > 100 or std > 100 or 0 < std < 1e-3:
-        return Finding("data", "normalisation", "problem", seen, why, change)
+        return Check("data", "normalisation").problem(seen, why, change)
     if abs(mean) > 2.5 or std > 5 or 0 < std < 0.1:
-        return Finding("data", "normalisation", "warning", seen, why, change)
+        return Check("data", "normalisation").warning(seen, why, change)
     if abs(mean) > 0.5 or not 0.5 < std < 2:
-        return Finding("data", "normalisation", "note", seen, why)
-    return Finding("data", "normalisation", "ok", seen)
+        return Check("data", "normalisation").note(seen, why)
+    return Check("data", "normalisation").ok(seen)
 
 
 def _looks_raw(inputs: Tensor) -> bool:
     """Whether these are pixels from 0 to 255 as they lie in a file."""
     low, high = float(inputs.min()), float(inputs.max())
-    whole = bool((inputs - inputs.round()).abs().max() < 1e-3)
-    return low >= 0 and 64 < high <= 255 and whole
+    are_whole_numbers = bool((inputs - inputs.round()).abs().max() < 1e-3)
+    return low >= 0 and 64 < high <= 255 and are_whole_numbers

@@ -1,4 +1,4 @@
-"""Where the run will be written: is there room, and how fast does it reach the disk."""
+"""Is there room where the run will be written, and how fast does a write reach the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 
 GIB = 2**30
 MIB = 2**20
@@ -22,11 +22,9 @@ def check_disk(output_dir: str) -> list[Finding]:
         folder = folder.parent
     usage = shutil.disk_usage(folder)
     seen = f"{usage.free / GIB:.1f} GiB free in {folder}"
-    space = Finding("machine", "disk_space", "ok", seen)
+    space = Check("machine", "disk_space").ok(seen)
     if usage.free < GIB:
-        space = Finding(
-            "machine",
-            "disk_space",
+        space = Check("machine", "disk_space").judge(
             "problem" if usage.free < 64 * MIB else "warning",
             seen,
             "A checkpoint that does not fit is not written.",
@@ -44,21 +42,15 @@ def check_fsync(folder: Path) -> Finding:
             os.fsync(file.fileno())
             seconds = time.perf_counter() - began
     except OSError as error:
-        return Finding(
-            "machine",
-            "disk_write",
-            "problem",
+        return Check("machine", "disk_write").problem(
             f"cannot write to {folder} ({error.strerror})",
             "A run keeps its records and checkpoints there.",
             "choose another --output_dir, or change its permissions",
         )
     seen = f"writing 1 MiB through to the disk takes {seconds * 1e3:.0f} ms in {folder}"
     if seconds < SLOW_FSYNC_SECONDS:
-        return Finding("machine", "disk_write", "ok", seen)
-    return Finding(
-        "machine",
-        "disk_write",
-        "warning",
+        return Check("machine", "disk_write").ok(seen)
+    return Check("machine", "disk_write").warning(
         seen,
         "Every record of a run and every checkpoint is flushed.",
         "choose an --output_dir on a faster disk, or save less often (--checkpoint.every_steps)",

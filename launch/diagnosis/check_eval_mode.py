@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 from launch.diagnosis.trial import Subject, flatten, predict
 
 SAMPLES = 64
@@ -23,11 +23,8 @@ def check_deterministic(subject: Subject) -> Finding:
     """In eval mode the same input gives the same output."""
     first, second = _twice(subject, lambda model, inputs: predict(subject, model, inputs))
     if torch.equal(first, second) or _close(first, second):
-        return Finding("training", "eval_mode", "ok", "eval mode gives the same output twice")
-    return Finding(
-        "training",
-        "eval_mode",
-        "problem",
+        return Check("training", "eval_mode").ok("eval mode gives the same output twice")
+    return Check("training", "eval_mode").problem(
         f"eval mode gives outputs that differ by up to {float((first - second).abs().max()):.3g}",
         "Something random stays on when the model is evaluated or used.",
         "F.dropout(x, p, training=self.training), or nn.Dropout, which follows model.eval()",
@@ -36,18 +33,15 @@ def check_deterministic(subject: Subject) -> Finding:
 
 def check_independent(subject: Subject) -> Finding:
     """In eval mode the output of a sample does not depend on its neighbours in the batch."""
-    whole, alone = _twice(
+    together, alone = _twice(
         subject, lambda model, inputs: predict(subject, model, inputs), parts=True
     )
-    if _close(whole, alone):
+    if _close(together, alone):
         seen = "outputs do not depend on the rest of the batch"
-        return Finding("training", "independent_samples", "ok", seen)
-    return Finding(
-        "training",
-        "independent_samples",
-        "problem",
+        return Check("training", "independent_samples").ok(seen)
+    return Check("training", "independent_samples").problem(
         "in eval mode the output of a sample changes by up to "
-        f"{float((whole - alone).abs().max()):.3g} with the rest of its batch",
+        f"{float((together - alone).abs().max()):.3g} with the rest of its batch",
         "Samples are mixed: a softmax, norm, mean or view runs over the batch dimension.",
         "check dim= and view/reshape against transpose/permute; let batch norm track statistics",
     )
@@ -56,7 +50,7 @@ def check_independent(subject: Subject) -> Finding:
 def _twice(
     subject: Subject, run: Callable[[nn.Module, Tensor], Tensor], parts: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of some samples, and of the same ones again: whole, or in uneven parts."""
+    """Outputs of some samples, and of the same ones again: in one batch, or in uneven parts."""
     inputs = torch.cat([part for part, _ in flatten(subject.batches)][:SAMPLES])[:SAMPLES]
     model = subject.copy()
     first = run(model, inputs)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 
 BUSY_FRACTION = 0.1
 """Part of a GPU's memory that is taken for in use by somebody else."""
@@ -24,39 +24,30 @@ def check_gpu() -> list[Finding]:
         return [_no_gpu(version)]
     nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     seen = f"CUDA {version}, NCCL {nccl}, driver {_driver_version() or 'unknown'}"
-    found = [Finding("machine", "cuda", "ok", seen)]
+    found = [Check("machine", "cuda").ok(seen)]
     return found + [_one_gpu(index) for index in range(torch.cuda.device_count())]
 
 
 def _no_gpu(version: str | None) -> Finding:
     driver, complaint = _driver_version(), _nvidia_smi()
     if complaint is not None and "mismatch" in complaint:
-        return Finding(
-            "machine",
-            "cuda",
-            "problem",
+        return Check("machine", "cuda").problem(
             f"nvidia-smi says: {complaint}",
             "The driver in the kernel and its libraries have different versions: no GPU works.",
             "reboot, or load the updated kernel module",
         )
     if driver is None:
         hidden = "no NVIDIA driver: training runs on the CPU"
-        return Finding("machine", "cuda", "ok", hidden)
+        return Check("machine", "cuda").ok(hidden)
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return Finding("machine", "cuda", "note", "CUDA_VISIBLE_DEVICES hides every GPU")
+        return Check("machine", "cuda").note("CUDA_VISIBLE_DEVICES hides every GPU")
     if version is None:
-        return Finding(
-            "machine",
-            "cuda",
-            "warning",
+        return Check("machine", "cuda").warning(
             f"driver {driver}, but torch {torch.__version__} is built without CUDA",
             "Training runs on the CPU while a GPU idles.",
             "install torch from https://pytorch.org/get-started/ for this CUDA version",
         )
-    return Finding(
-        "machine",
-        "cuda",
-        "problem",
+    return Check("machine", "cuda").problem(
         f"driver {driver}, torch built for CUDA {version}, no usable GPU ({_reason()})",
         "The driver is too old for this CUDA version, or its devices are not in this container.",
         "update the driver, install a torch built for an older CUDA, or docker run --gpus all",
@@ -72,34 +63,25 @@ def _one_gpu(index: int) -> Finding:
     supported = torch.cuda.get_arch_list()
     # A build for sm_80 runs on sm_86 too, but not on another major version.
     if supported and not any(name.startswith(f"sm_{facts.major}") for name in supported):
-        return Finding(
-            "machine",
-            check,
-            "problem",
+        return Check("machine", check).problem(
             f"{seen}; torch is built for {', '.join(supported)}",
             "There are no kernels for this GPU in this build of torch.",
             "install a torch build for it from https://pytorch.org/get-started/",
         )
     error = _matmul_error(torch.device("cuda", index))
     if not error < TOLERANCE:
-        return Finding(
-            "machine",
-            check,
-            "problem",
+        return Check("machine", check).problem(
             f"{seen}; a matrix product differs from the CPU's by {error:.2g} of its size",
             "A GPU that computes wrongly spoils every run on it.",
             f"leave GPU {index} out with CUDA_VISIBLE_DEVICES, and have it tested",
         )
     if free < (1 - BUSY_FRACTION) * total:
-        return Finding(
-            "machine",
-            check,
-            "note",
+        return Check("machine", check).note(
             f"{seen}: in use by another process",
             "Runs that share a GPU slow each other down and may run out of memory.",
             "nvidia-smi lists its processes",
         )
-    return Finding("machine", check, "ok", seen)
+    return Check("machine", check).ok(seen)
 
 
 def _matmul_error(device: torch.device) -> float:

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
+from data.normalize import Normalize
 from launch.diagnosis.data_sample import Sample
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 
 MOST_TRAIN = 3000
 MOST_TEST = 1500
@@ -67,12 +68,12 @@ def check_labels(data: Datasets, train: Sample, test: Sample, learned: Score | N
         learned: Score of the run's own model, after its short training, on training samples that
             it was not shown.
     """
-    train, test = train.take(MOST_TRAIN + MOST_TEST), test.take(MOST_TEST, seed=1)
+    train, test = train.subset(MOST_TRAIN + MOST_TEST), test.subset(MOST_TEST, seed=1)
     inside = Sample(*_legal(train, data.num_classes), train.total)
     outside = Sample(*_legal(test, data.num_classes), test.total)
     held_out = min(MOST_TEST, len(inside.targets) // 4)
     if held_out < FEWEST_TEST or len(outside.targets) < FEWEST_TEST:
-        return Finding("data", "labels", "note", "too few samples to judge the labels by")
+        return Check("data", "labels").note("too few samples to judge the labels by")
     features, others = _features(data, inside.inputs, outside.inputs)
     fit, check = features[held_out:], torch.cat([features[:held_out], others])
     fit_labels, labels = inside.targets[held_out:], inside.targets[:held_out]
@@ -104,10 +105,7 @@ def _judge(within: dict[str, Score], across: dict[str, Score], learned: Score | 
     # independent, and a few clusters may be right by luck.
     classifiers = [*within.values(), *([learned] if learned else [])]
     if not any(found.is_above_chance for found in classifiers):
-        return Finding(
-            "data",
-            "labels",
-            "problem",
+        return Check("data", "labels").problem(
             f"{seen}: nobody does better than chance",
             "Labels that do not depend on the inputs can be memorised but not learned. They were "
             "shuffled, or inputs and labels are not in the same order.",
@@ -116,16 +114,13 @@ def _judge(within: dict[str, Score], across: dict[str, Score], learned: Score | 
         )
     best = max(within, key=lambda name: within[name].skill)
     if within[best].is_above_chance and across[best].skill < 0.3 * within[best].skill:
-        return Finding(
-            "data",
-            "labels",
-            "problem",
+        return Check("data", "labels").problem(
             f"{seen}: what is learned on training samples does not hold on test samples",
             "The test labels are shuffled or numbered otherwise, or the test inputs are prepared "
             "in another way.",
             "look at some test samples beside their labels; prepare both splits with one function",
         )
-    return Finding("data", "labels", "ok", seen)
+    return Check("data", "labels").ok(seen)
 
 
 def _features(data: Datasets, *splits: Tensor) -> list[Tensor]:

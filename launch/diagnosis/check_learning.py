@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 from launch.diagnosis.trial import Subject, Trial, flatten, run_trial
 
 STUCK = 0.05
@@ -25,7 +25,7 @@ OVERFIT_RATES = (1e-3, 1e-2, 1e-4)
 
 @dataclass(slots=True)
 class _Rates:
-    """Where trials at multiples of the config's learning rate ended."""
+    """The final losses of trials at multiples of the config's learning rate."""
 
     subject: Subject
     start: float
@@ -68,9 +68,7 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
     seen = f"loss {start:.3g} -> {rates.final[1.0]:.3g} in {steps} steps at lr {lr:g}"
     far_off = best < 1 or best > 10 or rates.gain(1.0) < STUCK / 5
     if rates.gain(best) > PROGRESS and rates.gain(1.0) < STUCK and far_off:
-        return Finding(
-            "training",
-            "learning_rate",
+        return Check("training", "learning_rate").judge(
             "warning" if best == 10 else "problem",
             f"{seen}: too {'high' if best < 1 else 'low'}",
             f"At lr {lr * best:g} it reaches {rates.final[best]:.3g} in the same steps.",
@@ -78,20 +76,14 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
             table=table,
         )
     if trial.diverged:
-        return Finding(
-            "training",
-            "learning_rate",
-            "problem",
+        return Check("training", "learning_rate").problem(
             f"{seen}, and no better at lower rates",
             "The loss leaves the finite numbers.",
             "normalise the inputs, set --train.clip_norm 1.0, and look at the other findings",
             table=table,
         )
     if lower > max(2 * rates.gain(1.0), PROGRESS):
-        return Finding(
-            "training",
-            "learning_rate",
-            "warning",
+        return Check("training", "learning_rate").warning(
             f"{seen}, but {rates.final[0.1]:.3g} at a tenth of it: too high",
             "Large steps jump over what smaller ones find.",
             f"--optimizer.lr {lr * 0.1:g}, or a warm-up (--schedule.warmup_steps)",
@@ -99,29 +91,27 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
         )
     if rates.gain(best) < STUCK:
         seen = f"{seen}, and no better at other rates: nothing to compare"
-        return Finding("training", "learning_rate", "note", seen, table=table)
-    return Finding("training", "learning_rate", "ok", seen, table=table)
+        return Check("training", "learning_rate").note(seen, table=table)
+    return Check("training", "learning_rate").ok(seen, table=table)
 
 
 def check_overfit(subject: Subject) -> Finding:
     """A model that can learn at all learns one small batch by heart, without dropout."""
     inputs, targets = next(flatten(subject.batches))
     inputs, targets = subject.normalize(inputs[:OVERFIT_SAMPLES]), targets[:OVERFIT_SAMPLES]
-    goal = 0.05 * math.log(subject.data.num_classes)
+    target_loss = 0.05 * math.log(subject.data.num_classes)
     best, bound = math.inf, 0.0
     for lr in OVERFIT_RATES:
-        loss, largest = _memorise(subject.copy(), inputs, targets, lr, goal)
+        loss, largest = _memorise(subject.copy(), inputs, targets, lr, target_loss)
         best, bound = min(best, loss), max(bound, largest)
-        if best < goal:
+        if best < target_loss:
             seen = f"{len(targets)} samples learned by heart: loss {best:.2g} with Adam at {lr:g}"
-            return Finding("training", "overfit_one_batch", "ok", seen)
+            return Check("training", "overfit_one_batch").ok(seen)
     seen = f"loss {best:.2g} on {len(targets)} samples after {OVERFIT_STEPS} steps of Adam"
     if 0.9 < bound <= 1.001:
         seen += "; the outputs stay within -1 to 1: a bounded activation at the end"
-    return Finding(
-        "training",
-        "overfit_one_batch",
-        "problem" if best > 8 * goal else "warning",
+    return Check("training", "overfit_one_batch").judge(
+        "problem" if best > 8 * target_loss else "warning",
         f"{seen}, with dropout off",
         "A model that cannot learn one batch by heart has a fault, or far too few weights.",
         "look at the other findings; remove activations after the last layer; check that inputs "
@@ -130,9 +120,9 @@ def check_overfit(subject: Subject) -> Finding:
 
 
 def _memorise(
-    model: nn.Module, inputs: Tensor, targets: Tensor, lr: float, goal: float
+    model: nn.Module, inputs: Tensor, targets: Tensor, lr: float, target_loss: float
 ) -> tuple[float, float]:
-    """Train on one batch until the loss is below `goal`: the loss, and the largest logit."""
+    """Train on one batch until the loss is below `target_loss`: the loss, and the largest logit."""
     model.eval()  # dropout rests; batch norm takes the statistics of the batch
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -146,6 +136,6 @@ def _memorise(
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss, largest = float(value.detach()), float(logits.detach().abs().max())
-        if loss < goal:
+        if loss < target_loss:
             break
     return (loss if math.isfinite(loss) else math.inf), largest

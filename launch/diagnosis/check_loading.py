@@ -7,7 +7,7 @@ import statistics
 
 from data.datasets import ArrayDataset
 from launch.diagnosis.check_machine import available_cores
-from launch.diagnosis.findings import Finding
+from launch.diagnosis.findings import Check, Finding
 from launch.diagnosis.trial import Subject, Trial
 
 WAITING = 0.5
@@ -35,15 +35,12 @@ def check_loading(subject: Subject, trial: Trial) -> Finding:
         f"ms to train on: the model waits {waiting:.0%} of the time"
     )
     if waiting <= WAITING:
-        return Finding("data", "loading", "ok", seen)
+        return Check("data", "loading").ok(seen)
     if isinstance(subject.data.train, ArrayDataset) and not workers:
-        return Finding("data", "loading", "note", f"{seen}; it is gathered whole already")
+        return Check("data", "loading").note(f"{seen}; it is gathered whole already")
     enough = max(workers, 1) * math.ceil(loading / computing)
     cores = max(int(available_cores()), 1)
-    return Finding(
-        "data",
-        "loading",
-        "warning",
+    return Check("data", "loading").warning(
         seen,
         "The device idles while samples are prepared.",
         f"--data.workers {min(enough, cores)}, or prepare samples once and return a "

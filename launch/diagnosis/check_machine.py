@@ -1,4 +1,4 @@
-"""Is this machine fit to train on: versions, memory, limits, compiler, clock, cores, disk."""
+"""Is this machine fit to train on: versions, memory, limits, compiler, cores, disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sysconfig
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -16,13 +15,10 @@ import torch
 
 from launch.diagnosis.check_disk import GIB, MIB, check_disk
 from launch.diagnosis.check_gpu import check_gpu
-from launch.diagnosis.findings import Finding, name_some
+from launch.diagnosis.findings import Check, Finding, name_some
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW_FILES = 4096
-CLOCK_SECONDS = 0.1
-STEPPED_SECONDS = 0.02
-"""Difference between wall and monotonic time over CLOCK_SECONDS that only a set clock explains."""
 PROGRAM = "#include <Python.h>\n#include <cmath>\nint main() { return std::isnan(0.0); }\n"
 
 
@@ -42,7 +38,6 @@ def check_machine(output_dir: str, *, workers: int = 0, ranks: int = 1) -> list[
         check_open_files(),
         check_locked_memory(),
         check_compiler(),
-        check_clock(),
         check_cores(ranks),
         *check_disk(output_dir),
     ]
@@ -54,7 +49,7 @@ def check_versions(constraints: Path) -> Finding:
     try:
         lines = constraints.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return Finding("machine", "versions", "ok", seen)
+        return Check("machine", "versions").ok(seen)
     others, old = [], []
     for name, wanted in (line.split("==") for line in lines if "==" in line):
         try:
@@ -66,10 +61,8 @@ def check_versions(constraints: Path) -> Finding:
             if name == "torch" and _numbers(found)[:2] < _numbers(wanted)[:2]:
                 old.append(found)
     if not others:
-        return Finding("machine", "versions", "ok", f"{seen}, all as in {constraints.name}")
-    return Finding(
-        "machine",
-        "versions",
+        return Check("machine", "versions").ok(f"{seen}, all as in {constraints.name}")
+    return Check("machine", "versions").judge(
         "warning" if old else "note",
         f"{seen}; {name_some(others)}",
         "The tests of this checkout ran with the versions of constraints.txt.",
@@ -84,14 +77,12 @@ def _numbers(version: str) -> list[int]:
 def check_shared_memory(workers: int, folder: str = "/dev/shm") -> Finding:
     """Data workers pass batches through it; a container often has 64 MiB."""
     if not os.path.isdir(folder):
-        return Finding("machine", "shared_memory", "note", f"there is no {folder}")
+        return Check("machine", "shared_memory").note(f"there is no {folder}")
     usage = shutil.disk_usage(folder)
     seen = f"{folder} has {usage.total / GIB:.1f} GiB, {usage.free / GIB:.1f} GiB free"
     if usage.free >= (GIB if workers else GIB / 4):
-        return Finding("machine", "shared_memory", "ok", seen)
-    return Finding(
-        "machine",
-        "shared_memory",
+        return Check("machine", "shared_memory").ok(seen)
+    return Check("machine", "shared_memory").judge(
         "warning" if workers else "note",
         seen,
         "Data workers die with a bus error when it is full.",
@@ -104,14 +95,11 @@ def check_memory(path: Path = Path("/proc/meminfo")) -> Finding:
         lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return Finding("machine", "memory", "note", "the free memory could not be read")
+        return Check("machine", "memory").note("the free memory could not be read")
     seen = f"{free / GIB:.1f} GiB of memory available"
     if free >= GIB:
-        return Finding("machine", "memory", "ok", seen)
-    return Finding(
-        "machine",
-        "memory",
-        "warning",
+        return Check("machine", "memory").ok(seen)
+    return Check("machine", "memory").warning(
         seen,
         "A process that asks for more than there is gets killed without a message.",
         "end other processes, start fewer ranks, or lower --data.workers",
@@ -123,10 +111,8 @@ def check_open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     seen = f"{_limit(soft)} open files per process (at most {_limit(hard)})"
     if soft == resource.RLIM_INFINITY or soft >= FEW_FILES:
-        return Finding("machine", "open_files", "ok", seen)
-    return Finding(
-        "machine",
-        "open_files",
+        return Check("machine", "open_files").ok(seen)
+    return Check("machine", "open_files").judge(
         "warning" if soft < 1024 else "note",
         seen,
         "Data workers and connections between ranks fail with `Too many open files`.",
@@ -140,11 +126,8 @@ def check_locked_memory() -> Finding:
     rdma = os.path.isdir("/sys/class/infiniband") and bool(os.listdir("/sys/class/infiniband"))
     seen = f"{_limit(soft, MIB, ' MiB')} of locked memory" + (", RDMA card present" * rdma)
     if not rdma or soft == resource.RLIM_INFINITY:
-        return Finding("machine", "locked_memory", "ok", seen)
-    return Finding(
-        "machine",
-        "locked_memory",
-        "warning",
+        return Check("machine", "locked_memory").ok(seen)
+    return Check("machine", "locked_memory").warning(
         seen,
         "NCCL registers its buffers with the RDMA card, which needs locked memory.",
         "ulimit -l unlimited (docker run --ulimit memlock=-1)",
@@ -162,7 +145,7 @@ def check_compiler() -> Finding:
     why = "torch.compile builds its CPU kernels, and Triton its launchers, with it."
     change = "install g++ and python3-dev, or --compile.enabled false"
     if found is None:
-        return Finding("machine", "compiler", "note", "no C++ compiler on the PATH", why, change)
+        return Check("machine", "compiler").note("no C++ compiler on the PATH", why, change)
     include = sysconfig.get_paths()["include"]
     try:
         done = subprocess.run(
@@ -173,45 +156,11 @@ def check_compiler() -> Finding:
             timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(
-            "machine", "compiler", "warning", f"{found} does not run: {error}", why, change
-        )
+        return Check("machine", "compiler").warning(f"{found} does not run: {error}", why, change)
     if done.returncode == 0:
-        return Finding("machine", "compiler", "ok", f"{found} compiles, Python.h is there")
+        return Check("machine", "compiler").ok(f"{found} compiles, Python.h is there")
     reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
-    return Finding(
-        "machine", "compiler", "note", f"{found} fails: {reason.strip()[:160]}", why, change
-    )
-
-
-def check_clock() -> Finding:
-    """Wall time must run at the pace of the monotonic clock, and be later than this file."""
-    wall, steady = time.time(), time.monotonic()
-    time.sleep(CLOCK_SECONDS)
-    drift = (time.time() - wall) - (time.monotonic() - steady)
-    behind = Path(__file__).stat().st_mtime - time.time()
-    if behind > 86400:
-        return Finding(
-            "machine",
-            "clock",
-            "warning",
-            f"the clock is {behind / 86400:.0f} days behind the files of this checkout",
-            "Certificates are refused, and records of several runs cannot be put in order.",
-            "synchronise the clock (chrony, systemd-timesyncd)",
-        )
-    if abs(drift) > STEPPED_SECONDS:
-        return Finding(
-            "machine",
-            "clock",
-            "warning",
-            f"wall time moved {drift * 1e3:+.0f} ms against the monotonic clock in "
-            f"{CLOCK_SECONDS * 1e3:.0f} ms",
-            "Something sets the clock in jumps: times in the records are not to be trusted.",
-            "synchronise the clock by slewing (chrony, systemd-timesyncd), with one daemon only",
-        )
-    return Finding(
-        "machine", "clock", "ok", f"wall and monotonic time agree ({drift * 1e3:+.2f} ms)"
-    )
+    return Check("machine", "compiler").note(f"{found} fails: {reason.strip()[:160]}", why, change)
 
 
 def check_cores(ranks: int) -> Finding:
@@ -220,31 +169,25 @@ def check_cores(ranks: int) -> Finding:
     threads = torch.get_num_threads()
     seen = f"{threads} CPU threads per rank, {ranks} ranks, {cores:g} cores"
     if threads * ranks > max(cores * 1.5, 1):
-        return Finding(
-            "machine",
-            "cores",
-            "warning",
+        return Check("machine", "cores").warning(
             seen,
             "Threads that wait for a core make every step slower, often several times.",
             f"--parallel.threads {max(int(cores) // ranks, 1)} (or OMP_NUM_THREADS)",
         )
     if threads == 1 and cores >= 4 * ranks:
-        return Finding(
-            "machine",
-            "cores",
-            "note",
+        return Check("machine", "cores").note(
             seen,
             "torchrun sets OMP_NUM_THREADS=1; on a CPU most cores then idle.",
             f"--parallel.threads {int(cores) // ranks}",
         )
-    return Finding("machine", "cores", "ok", seen)
+    return Check("machine", "cores").ok(seen)
 
 
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
     """Cores this process may run on: its affinity, and the quota of its container."""
     cores = float(len(os.sched_getaffinity(0)))
     try:
-        share, period = quota.read_text().split()
-        return min(cores, int(share) / int(period))
+        quota_us, period_us = quota.read_text().split()
+        return min(cores, int(quota_us) / int(period_us))
     except (OSError, ValueError):  # no container, or `max`
         return cores

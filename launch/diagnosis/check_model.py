@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from launch.diagnosis.activity import ActivityWatch
 from launch.diagnosis.check_eval_mode import check_eval_mode
-from launch.diagnosis.findings import Finding, name_some
+from launch.diagnosis.findings import Check, Finding, name_some
 from launch.diagnosis.trial import Subject, flatten, mean_loss, predict
 from trainer.networks.models import build_model
 from trainer.ranks.drift import weight_digest
@@ -70,10 +70,7 @@ def try_one_step(subject: Subject) -> Finding | None:
 
 def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
     given = str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
-    return Finding(
-        "training",
-        "forward",
-        "problem",
+    return Check("training", "forward").problem(
         f"the model returns {given}, expected logits ({size}, {classes})",
         "Cross-entropy needs one row of logits per sample and one column per class.",
         "give the last layer num_classes outputs, and return the logits alone",
@@ -82,14 +79,14 @@ def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
 
 def _raised(error: Exception) -> Finding:
     reason = " ".join(str(error).split())[:300]
-    seen = f"{type(error).__name__} at {_place(error)}: {reason}"
+    seen = f"{type(error).__name__} at {_failing_line(error)}: {reason}"
     why = "The first step of the run would fail the same way."
     if DEVICES.search(reason):
-        return Finding("training", "device", "problem", seen, why, REGISTER)
-    return Finding("training", "forward", "problem", seen, why, "repair the model at that line")
+        return Check("training", "device").problem(seen, why, REGISTER)
+    return Check("training", "forward").problem(seen, why, "repair the model at that line")
 
 
-def _place(error: Exception) -> str:
+def _failing_line(error: Exception) -> str:
     """The last line of the user's own code that an error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
@@ -122,26 +119,20 @@ def check_registered(subject: Subject) -> Finding:
                 elif isinstance(thing, Tensor):
                     plain.append(full)
     if learned:
-        return Finding(
-            "training",
-            "registered",
-            "problem",
+        return Check("training", "registered").problem(
             f"layers or parameters in plain lists or dicts: {name_some([*dict.fromkeys(learned)])}",
             "The optimizer does not train them, checkpoints do not hold them, .to() leaves them.",
             "use nn.ModuleList, nn.ModuleDict, nn.ParameterList or plain attributes",
         )
     if plain or (mismatch := _moves_badly(subject)):
         what = name_some([*dict.fromkeys(plain)]) if plain else mismatch
-        return Finding(
-            "training",
-            "registered",
-            "warning",
+        return Check("training", "registered").warning(
             f"tensors that do not move with the model: {what}",
             "On another device the forward pass fails (`Expected all tensors to be on the same "
             "device`), and checkpoints do not hold them.",
             REGISTER,
         )
-    return Finding("training", "registered", "ok", "all tensors move with the model")
+    return Check("training", "registered").ok("all tensors move with the model")
 
 
 def _inside(value: Any, depth: int = 2) -> Iterable[Any]:
@@ -168,7 +159,7 @@ def _moves_badly(subject: Subject) -> str:
             torch.func.functional_call(model, moved, (torch.empty_like(inputs, device="cuda"),))
     except Exception as error:  # most of what such tensors cannot do says nothing here
         reason = " ".join(str(error).split())
-        return f"{_place(error)}: {reason[:160]}" if DEVICES.search(reason) else ""
+        return f"{_failing_line(error)}: {reason[:160]}" if DEVICES.search(reason) else ""
     return ""
 
 
@@ -178,11 +169,8 @@ def check_frozen(model: nn.Module) -> Finding:
     total = sum(p.numel() for p in model.parameters())
     held = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     if not frozen:
-        return Finding("training", "frozen", "ok", f"all {total:,} weights are trainable")
-    return Finding(
-        "training",
-        "frozen",
-        "warning",
+        return Check("training", "frozen").ok(f"all {total:,} weights are trainable")
+    return Check("training", "frozen").warning(
         f"{held:,} of {total:,} weights have requires_grad=False: {name_some(frozen)}",
         "They keep their initial values.",
         "requires_grad_(True), unless they are meant to stay (fine-tuning)",
@@ -201,35 +189,29 @@ def check_outputs(subject: Subject) -> Finding:
     seen = f"outputs from {low:.3g} to {high:.3g}"
     if low >= 0 and float((sums - 1).abs().max()) < TOLERANCE * 10:
         seen = f"{seen}, every row sums to 1: a softmax before cross-entropy"
-        return Finding("training", "outputs", "problem", seen, BOUNDED, "remove the softmax")
+        return Check("training", "outputs").problem(seen, BOUNDED, "remove the softmax")
     if high <= TOLERANCE and float(log_sums.abs().max()) < TOLERANCE * 10:
-        return Finding(
-            "training",
-            "outputs",
-            "warning",
+        return Check("training", "outputs").warning(
             f"{seen}, exponentials of every row sum to 1: a log-softmax before cross-entropy",
             "Cross-entropy applies log-softmax itself: another one changes nothing but costs time.",
             "remove the log-softmax",
         )
     zeros = float((logits == 0).float().mean())
     if last == "relu" or (low >= 0 and high > 0 and zeros > 0.05):
-        return Finding(
-            "training",
-            "outputs",
-            "problem",
+        return Check("training", "outputs").problem(
             f"{seen}, {zeros:.0%} of them exactly 0: a ReLU before cross-entropy",
             "A logit below 0 has no gradient, and a class whose logit is always 0 cannot recover.",
             "remove the activation after the last layer",
         )
     if last is not None or (low >= 0 and high <= 1 and logits.numel() >= 64 and high > low):
         seen = f"{seen}: a {last or 'sigmoid'} before cross-entropy"
-        return Finding(
-            "training", "outputs", "problem", seen, BOUNDED, f"remove the {last or 'sigmoid'}"
+        return Check("training", "outputs").problem(
+            seen, BOUNDED, f"remove the {last or 'sigmoid'}"
         )
     if logits.shape[1] > subject.data.num_classes:
         seen = f"{logits.shape[1]} logits for {subject.data.num_classes} classes"
-        return Finding("training", "outputs", "note", seen)
-    return Finding("training", "outputs", "ok", f"{seen}, not normalised")
+        return Check("training", "outputs").note(seen)
+    return Check("training", "outputs").ok(f"{seen}, not normalised")
 
 
 def check_initial_loss(subject: Subject) -> Finding:
@@ -238,19 +220,14 @@ def check_initial_loss(subject: Subject) -> Finding:
     loss = mean_loss(subject)
     seen = f"loss at initialisation {loss:.3g}, ln({subject.data.num_classes}) = {expected:.3g}"
     if not math.isfinite(loss):
-        return Finding(
-            "training",
-            "initial_loss",
-            "problem",
+        return Check("training", "initial_loss").problem(
             seen,
             "A loss that is not finite makes all weights NaN in the first step.",
             "look for a division by zero, log(0) or overflow in the model; try --precision.dtype "
             "bf16 or fp32",
         )
     if loss > 3 * expected + 1:
-        return Finding(
-            "training",
-            "initial_loss",
+        return Check("training", "initial_loss").judge(
             "problem" if loss > 30 * expected else "warning",
             seen,
             "The model is confident and wrong before it has learned anything: the first steps go "
@@ -258,10 +235,10 @@ def check_initial_loss(subject: Subject) -> Finding:
             "smaller initial weights in the last layer, or normalised inputs",
         )
     if loss > 1.5 * expected + 0.5:
-        return Finding("training", "initial_loss", "note", seen)
+        return Check("training", "initial_loss").note(seen)
     if loss < 0.5 * expected:
-        return Finding("training", "initial_loss", "note", f"{seen}: it knows something already")
-    return Finding("training", "initial_loss", "ok", seen)
+        return Check("training", "initial_loss").note(f"{seen}: it knows something already")
+    return Check("training", "initial_loss").ok(seen)
 
 
 def check_same_weights(subject: Subject) -> Finding:
@@ -277,11 +254,8 @@ def check_same_weights(subject: Subject) -> Finding:
         return [int(value) for value in weight_digest(model).tolist()]
 
     if digest() == digest():
-        return Finding("training", "same_weights", "ok", "the seed decides the initial weights")
-    return Finding(
-        "training",
-        "same_weights",
-        "problem",
+        return Check("training", "same_weights").ok("the seed decides the initial weights")
+    return Check("training", "same_weights").problem(
         "two models built with the same seed have different weights",
         "Ranks start from different weights, and no run can be repeated.",
         "draw initial weights from torch's, numpy's or python's global generator only",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launch.diagnosis.findings import Finding, name_some
+from launch.diagnosis.findings import Check, Finding, name_some
 from trainer.ranks.collectives import barrier, gather_objects, sum_
 from trainer.ranks.runtime import Runtime
 
@@ -32,26 +32,23 @@ def check_all_reduce(runtime: Runtime, reduce_: Reduce = sum_) -> Finding:
     """
     rank, world = runtime.rank, runtime.world_size
     device = runtime.device
-    places = torch.arange(100_003, device=device)
+    indices = torch.arange(100_003, device=device)
     wrong = []
-    integers = reduce_(runtime, places * (rank + 1))
-    if not torch.equal(integers, places * (world * (world + 1) // 2)):
+    integers = reduce_(runtime, indices * (rank + 1))
+    if not torch.equal(integers, indices * (world * (world + 1) // 2)):
         wrong.append("int64")
     # Eighths below 2**12: every partial sum is exact in float32, in any order.
-    pattern = (places % 4096).float() / 8
+    pattern = (indices % 4096).float() / 8
     floats = reduce_(runtime, pattern * (-1.0 if rank % 2 else 1.0) + rank)
     expected = pattern * (world % 2) + world * (world - 1) / 2
     if not torch.equal(floats, expected):
         wrong.append("float32")
     failed = {r: w for r, w in enumerate(gather_objects(runtime, wrong)) if w}
     if not failed:
-        return Finding(
-            "cluster", "all_reduce", "ok", f"{2 * len(places):,} known sums are exact on all ranks"
+        return Check("cluster", "all_reduce").ok(
+            f"{2 * len(indices):,} known sums are exact on all ranks"
         )
-    return Finding(
-        "cluster",
-        "all_reduce",
-        "problem",
+    return Check("cluster", "all_reduce").problem(
         f"wrong sums on rank {name_some([*failed])} ({', '.join(failed[min(failed)])})",
         "Gradients are summed this way: the weights of these ranks will go astray.",
         "try another backend or NCCL version, NCCL_P2P_DISABLE=1, or leave that machine out",
@@ -78,11 +75,8 @@ def check_bandwidth(runtime: Runtime) -> Finding:
     best = max(row["bus GB/s"] for row in rows)
     seen = f"all-reduce reaches {best:.2g} GB/s over {runtime.backend}"
     if runtime.backend != "nccl" or best >= SLOW_NCCL_GB:
-        return Finding("cluster", "bandwidth", "ok", seen, table=rows)
-    return Finding(
-        "cluster",
-        "bandwidth",
-        "warning",
+        return Check("cluster", "bandwidth").ok(seen, table=rows)
+    return Check("cluster", "bandwidth").warning(
         seen,
         "Gradients of every step cross this link: ranks will wait for it.",
         "NCCL_DEBUG=INFO tells which transport is used; check NCCL_SOCKET_IFNAME, and that the "
@@ -113,12 +107,9 @@ def check_stragglers(
         for rank, time_ in enumerate(seconds)
     ]
     if not slow:
-        return Finding("cluster", "stragglers", "ok", "all ranks keep pace", table=rows)
+        return Check("cluster", "stragglers").ok("all ranks keep pace", table=rows)
     named = name_some([f"{rank} ({ratio:.1f} x the median)" for rank, ratio in slow.items()])
-    return Finding(
-        "cluster",
-        "stragglers",
-        "warning",
+    return Check("cluster", "stragglers").warning(
         f"slow: rank {named}",
         "Every step waits for the slowest rank.",
         "look for other processes, a throttled or hot GPU, and fewer cores on its machine",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.diagnosis.check_learning import check_learning_rate, check_overfit
-from launch.diagnosis.findings import Finding, name_some
+from launch.diagnosis.findings import Check, Finding, Level, name_some
 from launch.diagnosis.trial import Subject, Trial, run_trial
 
 VANISHING = 1e-3, 1e-4
@@ -20,7 +20,9 @@ LEARNED = 0.2
 UPDATE = 1e-5, 1e-1
 """Healthy range of the update of a weight over the weight itself, per step."""
 DEAD = 0.4, 0.75
+"""Fraction of the units of a rectifier that are never active: warning, problem."""
 SATURATED = 0.5, 0.8
+"""Fraction of the outputs of an activation at the end of its range: warning, problem."""
 
 
 def check_training(subject: Subject, trial: Trial) -> list[Finding]:
@@ -65,9 +67,7 @@ def check_gradients(subject: Subject, trial: Trial) -> Finding:
     seen = f"norm of the whole gradient {total:.3g}"
     if total > EXPLODING[0]:
         clipped = subject.config.train.clip_norm is not None
-        return Finding(
-            "training",
-            "gradients",
+        return Check("training", "gradients").judge(
             "problem" if total > EXPLODING[1] and not clipped else "warning",
             f"{seen}: exploding",
             "Steps are as large as the gradient is; a few of them throw the weights away.",
@@ -80,9 +80,7 @@ def check_gradients(subject: Subject, trial: Trial) -> Finding:
     if small or (0 < largest < TINY and not learned):
         name = min(small or norms, key=norms.__getitem__)
         ratio = norms[name] / largest
-        return Finding(
-            "training",
-            "gradients",
+        return Check("training", "gradients").judge(
             "problem" if ratio < VANISHING[1] or largest < TINY else "warning",
             f"{seen}; {name} gets {norms[name]:.2g}, {ratio:.1g} of the largest of a layer: "
             "vanishing",
@@ -91,7 +89,7 @@ def check_gradients(subject: Subject, trial: Trial) -> Finding:
             "or initial weights that fit the activation (nn.init.kaiming_normal_)",
             table=table,
         )
-    return Finding("training", "gradients", "ok", seen, table=table)
+    return Check("training", "gradients").ok(seen, table=table)
 
 
 def check_reached(trial: Trial) -> Finding:
@@ -99,11 +97,8 @@ def check_reached(trial: Trial) -> Finding:
     zero = [name for name, layer in trial.layers.items() if not any(layer.gradient)]
     lost = sorted(trial.missing)
     if not lost and not zero:
-        return Finding("training", "reached", "ok", "the loss reaches every trainable parameter")
-    return Finding(
-        "training",
-        "reached",
-        "problem",
+        return Check("training", "reached").ok("the loss reaches every trainable parameter")
+    return Check("training", "reached").problem(
         f"no gradient for {name_some([*lost, *zero])}",
         "They are never trained; with several ranks DDP waits for their gradients and raises.",
         "use them in forward, remove detach(), .data or no_grad() on the way, or freeze them with "
@@ -116,7 +111,7 @@ def check_updates(subject: Subject, trial: Trial) -> Finding:
     ratios = {name: _late(layer.update) for name, layer in trial.layers.items() if layer.update}
     ratios = {name: r for name, r in ratios.items() if any(trial.layers[name].gradient)}
     if not ratios:
-        return Finding("training", "updates", "note", "no weight was updated")
+        return Check("training", "updates").note("no weight was updated")
     usual = statistics.median(ratios.values())
     seen = f"a step moves the weights by {usual:.1g} of their size (median over layers)"
     low, high = UPDATE
@@ -124,50 +119,33 @@ def check_updates(subject: Subject, trial: Trial) -> Finding:
     learned = trial.final_loss < LEARNED * trial.losses[0]
     idle = [name for name, ratio in ratios.items() if ratio < low and not learned]
     if wild and usual > high / 3:
-        return Finding(
-            "training",
-            "updates",
-            "warning",
+        return Check("training", "updates").warning(
             f"{seen}; above {high:g}: {name_some(wild)}",
             "Such steps overwrite what was learned; about 1e-3 is usual.",
             f"a lower --optimizer.lr (now {subject.config.optimizer.lr:g}), or a warm-up",
         )
     if len(idle) == len(ratios):
-        return Finding(
-            "training",
-            "updates",
-            "warning",
+        return Check("training", "updates").warning(
             f"{seen}; below {low:g} in all layers",
             "The weights hardly move; about 1e-3 is usual.",
             f"a higher --optimizer.lr (now {subject.config.optimizer.lr:g})",
         )
     if idle:
-        return Finding(
-            "training",
-            "updates",
-            "warning",
+        return Check("training", "updates").warning(
             f"{seen}; below {low:g}: {name_some(idle)}",
             "These layers hardly learn; about 1e-3 is usual.",
             "look at their gradients above; adam or adamw scale steps per weight",
         )
-    return Finding("training", "updates", "ok", seen)
+    return Check("training", "updates").ok(seen)
 
 
 def check_dead(trial: Trial) -> Finding:
     """Rectifier units that were never above 0 in the second half of the trial."""
-    relus = {n: a.dead_fraction for n, a in trial.activity.found.items() if a.kind == "relu"}
-    if not relus:
-        return Finding("training", "dead_units", "ok", "no rectifiers")
-    name = max(relus, key=relus.__getitem__)
-    seen = f"at most {relus[name]:.0%} of the units of a rectifier are never active ({name})"
-    if relus[name] <= DEAD[0]:
-        return Finding("training", "dead_units", "ok", seen)
-    bad = [f"{layer} {part:.0%}" for layer, part in relus.items() if part > DEAD[0]]
-    return Finding(
-        "training",
-        "dead_units",
-        "problem" if relus[name] > DEAD[1] else "warning",
-        f"units that are never active: {name_some(bad)}",
+    return _judge_activations(
+        Check("training", "dead_units"),
+        {n: a.dead_fraction for n, a in trial.activity.found.items() if a.kind == "relu"},
+        DEAD,
+        "units of a rectifier that are never active",
         "A rectifier that is never above 0 passes no gradient: its unit cannot come back.",
         "a lower --optimizer.lr, biases that start at 0, normalised inputs, batch norm, or "
         "leaky ReLU",
@@ -176,23 +154,43 @@ def check_dead(trial: Trial) -> Finding:
 
 def check_saturation(trial: Trial) -> Finding:
     """Sigmoids and tanhs at the ends of their range."""
-    parts = {n: a.saturated_fraction for n, a in trial.activity.found.items() if a.kind != "relu"}
-    if not parts:
-        return Finding("training", "saturation", "ok", "no sigmoid or tanh")
-    name = max(parts, key=parts.__getitem__)
-    if parts[name] <= SATURATED[0]:
-        seen = f"at most {parts[name]:.0%} of the outputs of an activation are at the end ({name})"
-        return Finding("training", "saturation", "ok", seen)
-    bad = [f"{layer} {part:.0%}" for layer, part in parts.items() if part > SATURATED[0]]
-    return Finding(
-        "training",
-        "saturation",
-        "problem" if parts[name] > SATURATED[1] else "warning",
-        f"outputs at the end of the range of their activation: {name_some(bad)}",
+    return _judge_activations(
+        Check("training", "saturation"),
+        {n: a.saturated_fraction for n, a in trial.activity.found.items() if a.kind != "relu"},
+        SATURATED,
+        "outputs of a sigmoid or tanh at the end of its range",
         "There the slope is almost 0, and so is the gradient that goes back through it.",
         "smaller initial weights (nn.init.xavier_uniform_), normalised inputs, or a normalisation "
         "layer before the activation",
     )
+
+
+def _judge_activations(
+    check: Check,
+    parts: dict[str, float],
+    limits: tuple[float, float],
+    what: str,
+    why: str,
+    change: str,
+) -> Finding:
+    """Judge the part of the outputs of each activation that is lost.
+
+    Args:
+        check: What is looked at.
+        parts: Fractions by the name of the activation.
+        limits: Fractions above which it is a warning, and a problem.
+        what: What is lost.
+        why: Why it matters.
+        change: What to change.
+    """
+    if not parts:
+        return check.ok("no such activation in the model")
+    name = max(parts, key=parts.__getitem__)
+    if parts[name] <= limits[0]:
+        return check.ok(f"{what}: at most {parts[name]:.0%} ({name})")
+    bad = [f"{layer} {part:.0%}" for layer, part in parts.items() if part > limits[0]]
+    level: Level = "problem" if parts[name] > limits[1] else "warning"
+    return check.judge(level, f"{what}: {name_some(bad)}", why, change)
 
 
 def check_scaling(trial: Trial) -> Finding:
@@ -200,11 +198,8 @@ def check_scaling(trial: Trial) -> Finding:
     steps = len(trial.losses)
     seen = f"{trial.skipped} of {steps} steps skipped for overflowing gradients"
     if trial.skipped <= max(0.4 * steps, 16):  # the scale starts high and is halved each time
-        return Finding("training", "loss_scale", "ok", seen)
-    return Finding(
-        "training",
-        "loss_scale",
-        "problem",
+        return Check("training", "loss_scale").ok(seen)
+    return Check("training", "loss_scale").problem(
         seen,
         "The gradients do not fit fp16's range even after scaling: nothing is learned.",
         "--precision.dtype bf16 or fp32, or a lower --precision.init_scale",
@@ -216,10 +211,7 @@ def _precision_is_to_blame(subject: Subject, trial: Trial) -> Finding | None:
     if run_trial(subject, lr=lr, steps=max(len(trial.losses), 10), fp32=True).diverged:
         return None
     dtype = subject.config.precision.dtype
-    return Finding(
-        "training",
-        "precision",
-        "problem",
+    return Check("training", "precision").problem(
         f"the loss is not finite after {len(trial.losses)} steps in {dtype}, but is in fp32",
         f"Something in the model leaves the range of {dtype} (fp16 ends at 65504).",
         "--precision.dtype bf16 or fp32; compute sums, norms and exponentials in float32",

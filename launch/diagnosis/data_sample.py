@@ -1,4 +1,4 @@
-"""A look into a data set: arrays whole, map-style data by as many samples as time allows."""
+"""A look into a data set: all of an array, map-style data by as many samples as time allows."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Sample:
     """Samples in the split."""
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return len(self.targets) == self.total
 
     @property
     def size(self) -> str:
         """`60,000` or `4,096 of 1,281,167`."""
         looked_at = f"{len(self.targets):,}"
-        return looked_at if self.is_whole else f"{looked_at} of {self.total:,}"
+        return looked_at if self.is_complete else f"{looked_at} of {self.total:,}"
 
-    def take(self, most: int, seed: int = 0) -> Sample:
-        """At most so many samples, drawn without replacement."""
+    def subset(self, most: int, seed: int = 0) -> Sample:
+        """A sample of at most `most` of these, drawn without replacement."""
         if len(self.targets) <= most:
             return self
         generator = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ class Sample:
         return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
 
 
-def take_sample(dataset: MapDataset) -> Sample:
+def read_sample(dataset: MapDataset) -> Sample:
     """All of an ArrayDataset; of any other one, samples spread evenly over it.
 
     Raises:
@@ -81,7 +81,7 @@ def take_sample(dataset: MapDataset) -> Sample:
 
 
 def _spread(total: int, number: int) -> Sequence[int]:
-    """In random order, so that a part of them is a fair one too."""
+    """Indices spread evenly, in random order, so that a part of them is a fair sample too."""
     generator = torch.Generator().manual_seed(0)
-    places = sorted({round(i * (total - 1) / max(number - 1, 1)) for i in range(number)})
-    return [places[i] for i in torch.randperm(len(places), generator=generator).tolist()]
+    indices = sorted({round(i * (total - 1) / max(number - 1, 1)) for i in range(number)})
+    return [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]

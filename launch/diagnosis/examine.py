@@ -9,14 +9,15 @@ from dataclasses import replace
 import torch
 
 from configs.schema import RunConfig
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
+from data.normalize import Normalize
 from launch.diagnosis.check_cluster import check_agreement
 from launch.diagnosis.check_data import check_data
 from launch.diagnosis.check_labels import FEWEST_TEST, Score, check_labels, score
 from launch.diagnosis.check_loading import check_loading
 from launch.diagnosis.check_model import check_model
 from launch.diagnosis.check_training import check_training
-from launch.diagnosis.data_sample import take_sample
+from launch.diagnosis.data_sample import read_sample
 from launch.diagnosis.findings import Finding
 from launch.diagnosis.trial import Subject, Trial, collect, plan_alone, predict, run_trial
 from launch.using.trained import require_classes
@@ -24,8 +25,8 @@ from trainer.components import check_batch_norm
 from trainer.networks.models import build_model
 from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
 from trainer.ranks.drift import weight_digest
+from trainer.ranks.load_data import load_data
 from trainer.ranks.runtime import Runtime
-from trainer.ranks.shared_data import load_on_all_ranks
 
 RATE_STEPS = 20
 MOST_UNSEEN = 500
@@ -46,7 +47,7 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
         InputError: On every rank alike, if the data or the model cannot be had.
     """
     require_classes(config)
-    data = load_on_all_ranks(config, runtime)
+    data = load_data(config, runtime)
     findings = []
     if runtime.world_size > 1:
         facts = raise_on_all_ranks(runtime, lambda: _first_facts(config, data))
@@ -73,8 +74,8 @@ def _first_facts(config: RunConfig, data: Datasets) -> dict[str, str]:
 
 
 def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int) -> list[Finding]:
-    train, test = take_sample(data.train), take_sample(data.test)
-    findings = check_data(config.data, data, train, test)
+    train, test = read_sample(data.train), read_sample(data.test)
+    findings = check_data(data, train, test)
     if any(f.check in ("label_range", "inputs") and f.level == "problem" for f in findings):
         return findings  # the model cannot be run on these
     model = build_model(

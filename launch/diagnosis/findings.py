@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import InputError
-from trainer.checkpoints.run_directory import describe_machine, write_atomically
+from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.environment import describe_machine
 
+Rows = Sequence[dict[str, Any]]
 Level = Literal["ok", "note", "warning", "problem"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "problem")
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
@@ -45,6 +47,32 @@ class Finding:
     @property
     def needs_attention(self) -> bool:
         return self.level in ("warning", "problem")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is looked at; its methods make what came of it."""
+
+    group: str
+    name: str
+
+    def ok(self, seen: str, table: Rows = ()) -> Finding:
+        return self.judge("ok", seen, table=table)
+
+    def note(self, seen: str, why: str = "", change: str = "", table: Rows = ()) -> Finding:
+        return self.judge("note", seen, why, change, table)
+
+    def warning(self, seen: str, why: str, change: str, table: Rows = ()) -> Finding:
+        return self.judge("warning", seen, why, change, table)
+
+    def problem(self, seen: str, why: str, change: str, table: Rows = ()) -> Finding:
+        return self.judge("problem", seen, why, change, table)
+
+    def judge(
+        self, level: Level, seen: str, why: str = "", change: str = "", table: Rows = ()
+    ) -> Finding:
+        """A finding of any level."""
+        return Finding(self.group, self.name, level, seen, why, change, list(table))
 
 
 def count(findings: Sequence[Finding], level: Level) -> int:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
 from data.loading.loader import build_loader
 from data.loading.order import Plan
+from data.normalize import Normalize
 from data.samples import Batch
 from launch.diagnosis.activity import ActivityWatch
-from trainer.optim.optimizers import build_optimizer, needs_closure
+from trainer.optim.optimizers import build_optimizer, needs_closure, set_rate
 from trainer.optim.parameter_groups import group_parameters
-from trainer.optim.torch_schedule import set_rate
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.rng import seed_stream
 
@@ -41,7 +41,7 @@ class Subject:
     config: RunConfig
     data: Datasets
     model: nn.Module
-    """With its initial weights; only copies of it are trained."""
+    """The model with its initial weights; only copies of it are trained."""
     device: torch.device
     normalize: Normalize
     batches: Sequence[GlobalBatch]
@@ -74,7 +74,7 @@ class Trial:
     losses: list[float] = field(default_factory=list)
     """Mean loss of each step."""
     layers: dict[str, LayerTrace] = field(default_factory=dict)
-    """By the name of the parameter; weights and other parameters of two dimensions or more."""
+    """Traces by the name of the parameter, for those of two dimensions or more."""
     total_gradient: list[float] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)
     """Trainable parameters that never got a gradient."""

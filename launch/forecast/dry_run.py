@@ -22,22 +22,24 @@ from data.catalogue.acquire import acquire, download_folder, find_files
 from data.catalogue.catalog import CATALOG
 from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset, Datasets, load_datasets
-from data.loading.order import Plan, evaluation_batches
+from data.loading.evaluation_order import evaluation_batches
+from data.loading.order import Plan
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
-from trainer.backward.compiling import should_compile
-from trainer.build import build_state, continue_from
-from trainer.checkpoints.checkpoint import list_checkpoints
+from trainer.build import build_state
+from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.components import build_components, check_batch_norm
+from trainer.execution import Execution
 from trainer.optim.schedule import Schedule
+from trainer.outputs import continue_from
 from trainer.ranks.runtime import Runtime, choose_device
 
 SCHEDULE_SAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class RankSplit:
     """How one global batch is divided among the ranks."""
 
     name: str
@@ -57,12 +59,12 @@ class Report:
     config: RunConfig
     runtime: Runtime
     plan: Plan
-    """Of rank 0."""
+    """The plan of rank 0."""
     data: str
     directory: str
-    compiled: bool
+    execution: Execution
     total_steps: int
-    shares: tuple[Shares, ...]
+    splits: tuple[RankSplit, ...]
     proved_global_batches: tuple[int, ...]
     """Global batches whose slices were compared rank by rank."""
     learning_rates: dict[str, float]
@@ -88,13 +90,13 @@ def examine(config: RunConfig) -> Report:
     for plan in plans[1:]:
         check_batch_norm(components.model, plan)
     alone = replace(runtime, world_size=1, backend="")
-    state = build_state(config, alone, components)
+    state = build_state(config, alone, components.on(alone))
     directory = _decide(config, state)
     global_batches = _telling_global_batches(components.plan)
     for index in global_batches:
-        prove_shares(plans, index)
-    prove_evaluation(len(data.test), config.evaluate.batch_size, world_size)
-    shares = _shares(plans)
+        check_partition(plans, index)
+    check_evaluation(len(data.test), config.evaluate.batch_size, world_size)
+    splits = _split_batches(plans)
     total_steps = components.schedule.total_steps
     largest = max(plans, key=largest_micro_batch)
     memory = [
@@ -106,43 +108,43 @@ def examine(config: RunConfig) -> Report:
         plan=components.plan,
         data=found,
         directory=directory,
-        compiled=should_compile(config.compile, runtime.device),
+        execution=components.execution,
         total_steps=total_steps,
-        shares=shares,
+        splits=splits,
         proved_global_batches=tuple(global_batches),
         learning_rates=_learning_rates(components.schedule, config.schedule.warmup_steps),
         num_test=len(data.test),
         evaluation_batches=len(evaluation_batches(len(data.test), config.evaluate.batch_size)),
         memory=(*memory, *memory_of_rank(config, components, state, largest)),
-        notes=tuple(_notes(config, shares, len(data.test))),
+        notes=tuple(_notes(config, splits, len(data.test))),
     )
 
 
-def prove_shares(plans: Sequence[Plan], index: int) -> None:
+def check_partition(plans: Sequence[Plan], index: int) -> None:
     """Compare, sample by sample, what all ranks take of a global batch with the batch itself.
 
     Raises:
         AssertionError: If a sample is taken twice, left out, or not of this batch.
     """
-    whole = plans[0].global_batch(index)
-    order = plans[0].order(whole.epoch)
+    batch = plans[0].global_batch(index)
+    order = plans[0].order(batch.epoch)
     taken = []
     for plan in plans:
         global_batch = plan.global_batch(index)
-        assert (global_batch.start, global_batch.size) == (whole.start, whole.size), (
+        assert (global_batch.start, global_batch.size) == (batch.start, batch.size), (
             f"rank {plan.rank}"
         )
         ends = [micro.ends_global_batch for micro in global_batch.micro_batches]
         assert ends == [False] * (len(ends) - 1) + [True], f"rank {plan.rank}"
         taken += list(plan.indices(global_batch))
     every = torch.cat(taken)
-    assert len(every) == whole.size, f"{len(every)} samples are taken of {whole.size}"
-    assert len(set(every.tolist())) == whole.size, "a sample is taken twice"
-    expected = order[whole.start : whole.start + whole.size]
+    assert len(every) == batch.size, f"{len(every)} samples are taken of {batch.size}"
+    assert len(set(every.tolist())) == batch.size, "a sample is taken twice"
+    expected = order[batch.start : batch.start + batch.size]
     assert torch.equal(every.sort().values, expected.sort().values), "a sample of another batch"
 
 
-def prove_evaluation(num_samples: int, batch_size: int, world_size: int) -> None:
+def check_evaluation(num_samples: int, batch_size: int, world_size: int) -> None:
     """Every test sample is in exactly one batch of exactly one rank."""
     bounds = evaluation_batches(num_samples, batch_size)
     mine = [
@@ -220,7 +222,7 @@ def _telling_global_batches(plan: Plan) -> list[int]:
     return sorted({0, 1, *starts, *ends, *(end - 1 for end in ends)})
 
 
-def _shares(plans: Sequence[Plan]) -> tuple[Shares, ...]:
+def _split_batches(plans: Sequence[Plan]) -> tuple[RankSplit, ...]:
     plan, epoch_schedule = plans[0], plans[0].epoch_schedule
     global_batches = {}
     for epoch, full in epoch_schedule.batch_sizes:
@@ -237,7 +239,7 @@ def _shares(plans: Sequence[Plan]) -> tuple[Shares, ...]:
     for name, index in global_batches.items():
         cuts = [plan.global_batch(index).micro_batches for plan in plans]
         found.append(
-            Shares(
+            RankSplit(
                 name,
                 index,
                 plans[0].global_batch(index).size,
@@ -249,7 +251,7 @@ def _shares(plans: Sequence[Plan]) -> tuple[Shares, ...]:
 
 
 def _learning_rates(schedule: Schedule, warmup: int) -> dict[str, float]:
-    """At the ends of the run and where it is highest, by step (counted from 1)."""
+    """Learning rates at the ends of the run and at the highest one, by step (counted from 1)."""
     total = schedule.total_steps
     steps = {0, total - 1, min(warmup, total - 1)}
     steps |= {total * part // SCHEDULE_SAMPLES for part in range(SCHEDULE_SAMPLES)}
@@ -259,16 +261,16 @@ def _learning_rates(schedule: Schedule, warmup: int) -> dict[str, float]:
     return {f"step {step + 1}": rates[step] for step in chosen}
 
 
-def _notes(config: RunConfig, shares: Sequence[Shares], num_test: int) -> list[str]:
+def _notes(config: RunConfig, splits: Sequence[RankSplit], num_test: int) -> list[str]:
     """What works, but may not be what was meant."""
-    world_size = len(shares[0].samples)
+    world_size = len(splits[0].samples)
     notes = []
-    for share in shares:
-        counts = Counter(share.samples)
+    for split in splits:
+        counts = Counter(split.samples)
         if counts[0]:
-            notes.append(f"{counts[0]} of {world_size} ranks have no sample in the {share.name}")
-    if len(set(shares[0].samples)) > 1:
-        notes.append("ranks have unequal shares of a full batch: the larger ones set the pace")
+            notes.append(f"{counts[0]} of {world_size} ranks have no sample in the {split.name}")
+    if len(set(splits[0].samples)) > 1:
+        notes.append("ranks have unequal parts of a full batch: the larger ones set the pace")
     batches = len(evaluation_batches(num_test, config.evaluate.batch_size))
     if batches < world_size:
         notes.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from launch.forecast.dry_run import Report, Shares
+from launch.forecast.dry_run import RankSplit, Report
 
 
 def show(report: Report) -> None:
@@ -40,9 +40,11 @@ def show(report: Report) -> None:
 def facts_of(report: Report) -> list[tuple[str, str]]:
     """The first table, row by row."""
     config, plan, runtime = report.config, report.plan, report.runtime
-    reduction: str = config.parallel.reduction
-    if reduction == "exact":
-        reduction += f", {config.parallel.shards} shards"
+    execution = report.execution
+    runs_as = [
+        (f"runs as: {name}", f"{way} ({execution.because[name]})")
+        for name, way in execution.ways.items()
+    ]
     rates = ", ".join(f"{name}: {rate:.4g}" for name, rate in report.learning_rates.items())
     epoch_schedule = plan.epoch_schedule
     epochs = epoch_schedule.epochs(report.total_steps)
@@ -55,16 +57,16 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     return [
         ("ranks", f"{runtime.world_size:,} ({runtime.backend or 'no process group'})"),
         ("device", f"{runtime.device.type}, as on this machine"),
-        ("model", f"{config.model.name}, {'compiled' if report.compiled else 'eager'}"),
+        ("model", config.model.name),
         ("precision", config.precision.dtype),
-        ("reduction", reduction),
+        *runs_as,
         ("data", report.data),
         ("run directory", report.directory),
         (
             "steps",
             f"{report.total_steps:,} of {an_epoch} an epoch: {epochs:g} epochs",
         ),
-        *((share.name, _share_text(share)) for share in report.shares),
+        *((split.name, _split_text(split)) for split in report.splits),
         ("sampler", f"slices of all ranks disjoint and complete in global batches {proved}"),
         ("learning rate", rates),
         (
@@ -84,10 +86,10 @@ def totals(report: Report) -> dict[str, int]:
     return found
 
 
-def _share_text(share: Shares) -> str:
+def _split_text(split: RankSplit) -> str:
     return (
-        f"{share.size:,} samples: {_grouped(share.samples, 'sample')}, "
-        f"in {_grouped(share.micro_batches, 'micro-batch')}"
+        f"{split.size:,} samples: {_grouped(split.samples, 'sample')}, "
+        f"in {_grouped(split.micro_batches, 'micro-batch')}"
     )
 
 

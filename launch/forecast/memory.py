@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from configs.schema import RunConfig
 from data.datasets import ArrayDataset, Datasets
-from data.loading.loader import ResidentLoader, zeros_of
 from data.loading.order import Plan
+from data.loading.resident_loader import ResidentLoader
+from data.samples import zeros_of
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.checkpoints.state import RunState
 from trainer.components import Components
@@ -27,7 +28,7 @@ class Need:
     purpose: str
     num_bytes: int | None
     on_device: bool
-    """In the memory of the device that trains; else in the host's."""
+    """Whether it is in the memory of the device that trains; else it is in the host's."""
     how: str
 
 
@@ -60,7 +61,7 @@ def memory_of_rank(
         components.optimizer, torch.optim.LBFGS
     ):  # two vectors for every step it remembers
         optimizer += 2 * gradients * int(components.optimizer.param_groups[0]["history_size"])
-    averaged = weights if state.ema is not None else 0
+    averaged = weights if state.average is not None else 0
     resident = isinstance(components.loader, ResidentLoader)
     sharded = config.parallel.strategy == "fsdp"
     parts = plan.world_size if sharded else 1
@@ -104,7 +105,7 @@ def _train_once(components: Components, state: RunState, size: int) -> int:
     engine = state.engine
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
         engine.differentiate(inputs, targets, 1.0)
-        components.optimizer.step()
+        components.kernel.step()
         return engine.passes.num_bytes
     known = {
         part.untyped_storage().data_ptr() for part in (*module.parameters(), *module.buffers())

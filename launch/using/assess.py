@@ -24,7 +24,7 @@ class Mistake:
     """One misclassified sample."""
 
     index: int
-    """Its place in the data set."""
+    """Its index in the data set."""
     true: int
     predicted: int
     confidence: float
@@ -63,10 +63,10 @@ def assess(trained: Trained, data: Datasets, *, num_mistakes: int) -> Assessment
         logits = trained.logits(inputs)
         _check(logits, targets, start, trained.facts)
         predicted, confidence = tally.add(logits, targets)
-        for place in _surest(predicted != targets, confidence, num_mistakes):
-            facts = (int(targets[place]), int(predicted[place]), inputs[place].cpu())
+        for index in _surest(predicted != targets, confidence, num_mistakes):
+            facts = (int(targets[index]), int(predicted[index]), inputs[index].cpu())
             # Ties go to the sample that comes first.
-            worst.append((float(confidence[place]), -(start + place), *facts))
+            worst.append((float(confidence[index]), -(start + index), *facts))
         worst = heapq.nlargest(num_mistakes, worst, key=lambda entry: entry[:2])
         start += len(targets)
     mistakes = [
@@ -163,8 +163,8 @@ def _check(logits: Tensor, targets: Tensor, start: int, facts: InputFacts) -> No
 
 
 def _surest(wrong: Tensor, confidence: Tensor, most: int) -> list[int]:
-    """Places of the `most` most confident mistakes of a batch; of equal ones the first."""
-    places = wrong.nonzero()[:, 0]
-    order = confidence[places].argsort(descending=True, stable=True)
-    chosen: list[int] = places[order[:most]].tolist()
+    """Indices of the `most` most confident mistakes of a batch; of equal ones the first."""
+    indices = wrong.nonzero()[:, 0]
+    order = confidence[indices].argsort(descending=True, stable=True)
+    chosen: list[int] = indices[order[:most]].tolist()
     return chosen

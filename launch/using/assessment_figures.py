@@ -24,15 +24,16 @@ COLUMNS = 5
 
 
 def confusion_picture(confusion: NDArray[np.int64], names: Sequence[str], title: str) -> bytes:
-    """A PNG of the confusion matrix: shaded by the share of the true class, labelled by count."""
+    """A PNG of the confusion matrix: shaded by the fraction of the true class, labelled by
+    count."""
     num_classes = len(names)
     size = min(max(3.5, 1.6 + 0.45 * num_classes), 14.0)
     figure = _figure(size + 0.6, size)
     axes = figure.add_subplot()
     support = confusion.sum(1, keepdims=True)
-    shares = np.divide(confusion, support, out=np.zeros(confusion.shape), where=support > 0)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class")
+    fractions = np.divide(confusion, support, out=np.zeros(confusion.shape), where=support > 0)
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="fraction of the true class")
     if num_classes <= MOST_NUMBERS:
         long = max(map(len, names)) > 2
         axes.set_xticks(range(num_classes), names, rotation=45 if long else 0)
@@ -42,7 +43,7 @@ def confusion_picture(confusion: NDArray[np.int64], names: Sequence[str], title:
                 label.set_rotation_mode("anchor")
         axes.set_yticks(range(num_classes), names)
         for row, column in zip(*confusion.nonzero(), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(
                 column,
                 row,
@@ -108,7 +109,7 @@ def to_picture(inputs: Tensor) -> NDArray[Any]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure of its own: no window, no global state."""
+    """A figure of its own: no screen, no global state."""
     matplotlib = import_extra("matplotlib.figure", "report")
     figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
     return figure

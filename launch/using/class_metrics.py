@@ -73,7 +73,7 @@ class Metrics:
     def calibration_error(self) -> float:
         """Expected calibration error: the mean gap between confidence and accuracy.
 
-        Sum over bins of (share of samples) * |accuracy - mean confidence|, equation 3 of Guo et
+        Sum over bins of (fraction of samples) * |accuracy - mean confidence|, equation 3 of Guo et
         al., On Calibration of Modern Neural Networks, ICML 2017 (https://arxiv.org/abs/1706.04599).
         """
         _, correct, confidence = self.bins
@@ -143,6 +143,6 @@ class Tally:
         )
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    """part / whole, 0 where there is nothing to divide by."""
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+def _ratio(part: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:
+    """part / total, 0 where there is nothing to divide by."""
+    return np.divide(part, total, out=np.zeros(len(total)), where=total > 0)

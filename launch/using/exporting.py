@@ -22,8 +22,8 @@ from torch.export import Dim, ExportedProgram
 from configs.errors import InputError
 from configs.identity import flatten
 from configs.imports import import_extra
-from data.datasets import Normalize
 from data.facts import InputFacts
+from data.normalize import Normalize
 from launch.using.trained import Trained
 from trainer.ranks.failures import RunFailed
 

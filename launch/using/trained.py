@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
-from data.datasets import Normalize, load_datasets
+from data.datasets import load_datasets
 from data.facts import InputFacts
+from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
 from trainer.networks.models import build_model
 from trainer.ranks.precision import Precision, build_precision

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os.path
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
-from configs.imports import call_with, import_object, is_import_path
+from configs.imports import call_with, find_beside, import_object, is_import_path
+from tests.support.processes import ROOT
 
 NUMBERS = itertools.count()
 
@@ -128,6 +130,94 @@ def test_an_error_inside_the_users_module_keeps_its_own_traceback(
     assert not isinstance(caught.value, InputError)
 
 
+# -- names that are taken ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own folder, which is the working directory and comes last on sys.path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    return tmp_path
+
+
+def write(file: Path, source: str = "class Net: pass\n") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(source)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "taken", "kind"),
+    [
+        ("data.mynet:Net", "data/mynet.py", "data/__init__.py", "folder"),
+        ("data.nets.small:Net", "data/nets/small.py", "data/__init__.py", "folder"),
+        ("data.mynet:Net", "data/mynet/__init__.py", "data/__init__.py", "folder"),
+        ("trainer.loading:Net", "trainer/loading.py", "trainer/__init__.py", "folder"),
+        # Here a module of the name is found, but it is another one.
+        ("trainer:Net", "trainer.py", "trainer/__init__.py", "file"),
+        ("trainer:Net", "trainer/__init__.py", "trainer/__init__.py", "folder"),
+        ("configs.errors:Net.Inner", "configs/errors.py", "configs/errors.py", "folder"),
+        ("colorsys:Net", "colorsys.py", "colorsys.py", "file"),
+        ("wave.nets:Net", "wave/nets.py", "wave.py", "folder"),
+    ],
+)
+def test_a_file_that_another_package_hides_is_named_with_the_one_that_hides_it(
+    folder: Path, path: str, file: str, taken: str, kind: str
+) -> None:
+    """Law: the message names both files and the way out."""
+    assert "is hidden" not in refusal(path)
+    write(folder / file)
+    message, top = refusal(path), path.partition(":")[0].partition(".")[0]
+    assert f" {folder / file} is hidden: " in message
+    hides = re.search(r"is imported from (\S+)\. ", message)
+    assert hides is not None
+    assert Path(hides[1]).is_file()
+    assert hides[1].endswith(f"/{taken}")
+    assert not hides[1].startswith(str(folder))
+    assert f"Give your {kind} {top!r} a name of its own, such as 'my_{top}'" in message
+    assert "run from its folder" not in message
+
+
+def test_the_way_out_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "data/mynet.py")
+    refusal("data.mynet:Net")
+    (folder / "data").rename(folder / "my_data")
+    assert import_object("k", "my_data.mynet:Net").__name__ == "Net"
+    for name in ("my_data", "my_data.mynet"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_hidden_file_is_looked_for_on_the_whole_path(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Law: beside the config file and on PYTHONPATH as well, not only where the command began."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    file = write(elsewhere / "data/mynet.py")
+    assert "is hidden" not in refusal("data.mynet:Net")
+    find_beside(elsewhere / "run.yaml", ["data.mynet:Net"])
+    assert f"{file} is hidden" in refusal("data.mynet:Net")
+
+
+@pytest.mark.parametrize("path", ["data.mynett:Net", "trainer:Nett", "colorsys:Ne", "absent:Net"])
+def test_a_file_that_would_not_be_it_either_is_not_called_hidden(folder: Path, path: str) -> None:
+    """Law: a misspelt name stays a misspelt name."""
+    for file in ("data/mynet.py", "trainer.py", "colorsys.py"):
+        write(folder / file)
+    assert "is hidden" not in refusal(path)
+
+
+def test_an_import_of_the_users_own_module_that_fails_on_a_taken_name_says_so(
+    folder: Path, module: Callable[[str], str]
+) -> None:
+    """Law: it keeps its traceback, with the explanation under it."""
+    file = write(folder / "data/mynet.py")
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'data\.mynet'") as caught:
+        import_object("k", f"{module('from data.mynet import Net')}:Net")
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"{file} is hidden: 'data' is imported from {ROOT}/data/__init__.py. ")
+
+
 # -- calls ---------------------------------------------------------------------------------------
 
 
@@ -201,3 +291,17 @@ def test_a_type_error_of_the_target_itself_is_not_an_input_error() -> None:
 
     with pytest.raises(TypeError, match="mine"):
         call_with("k", broken, {}, {"seed": 5})
+
+
+def test_arguments_of_something_else_are_answered_with_the_way_to_drop_them() -> None:
+    """Law: a recipe's arguments stay when only the name is changed, and the message says so."""
+
+    def refused(key: str, kwargs: dict[str, Any]) -> str:
+        with pytest.raises(InputError) as caught:
+            call_with(key, wants_names, kwargs, {})
+        return str(caught.value)
+
+    drop = "give arguments of its own, or none with --model.kwargs '{}'."
+    assert refused("model.kwargs", {"hiddenSize": 1, "dropout": 0.2}).endswith(drop)
+    assert "--model.kwargs" not in refused("model.kwargs", {}), "it lacks one, and has none to drop"
+    assert "--data.dataset" not in refused("data.dataset", {"dropout": 0.2}), "no such option"

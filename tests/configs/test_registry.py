@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import InputError
-from configs.registry import resolve
+from configs.registry import any_case, resolve
 
 USER_MODULE = """
 def factory():
@@ -90,3 +90,20 @@ def test_an_import_path_that_leads_nowhere_is_refused(
 def test_an_error_inside_the_users_module_stays_the_users() -> None:
     with pytest.raises(ModuleNotFoundError, match="a_package_nobody_has"):
         resolve("model.name", "registry_broken_module:x", TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("StepLR", "StepLR"),
+        ("steplr", "StepLR"),
+        ("STEPLR", "StepLR"),
+        ("step", "step"),
+        ("Step", "step"),
+        ("stepper", "stepper"),
+        ("steplr:StepLR", "steplr:StepLR"),
+    ],
+)
+def test_a_name_in_any_case_is_spelled_as_in_the_table(name: str, expected: str) -> None:
+    """Law: what the table does not have, and an import path, stays as it is given."""
+    assert any_case(name, {"StepLR": dict, "step": list}) == expected

@@ -13,19 +13,13 @@ from typing import Any
 
 import pytest
 
-from configs import schema, schema_execution, schema_training
+from configs import schema, schema_execution, schema_records, schema_training
 from configs.errors import InputError
-from configs.identity import EXECUTION_KEYS, digest, flatten, identity
+from configs.identity import defines_mathematics, digest, flatten, identity
 from configs.load import build_parser, known_keys
 from configs.schema import DataConfig, RunConfig
-from configs.schema_execution import (
-    CheckpointConfig,
-    DryRunConfig,
-    EvaluateConfig,
-    LoggingConfig,
-    ParallelConfig,
-    ProfileConfig,
-)
+from configs.schema_execution import DryRunConfig, ParallelConfig, ProfileConfig
+from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
 from configs.schema_training import (
     ModelConfig,
     OptimizerConfig,
@@ -280,7 +274,7 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
 def documented_fields() -> dict[str, str | None]:
     """Docstring under each field of the schema, by `Class.field`."""
     found: dict[str, str | None] = {}
-    modules = (schema, schema_training, schema_execution)
+    modules = (schema, schema_training, schema_execution, schema_records)
     for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if not isinstance(node, ast.ClassDef):
             continue
@@ -457,8 +451,25 @@ def test_a_key_of_the_execution_does_not_change_the_digest(key: str) -> None:
     assert key not in identity(other)
 
 
-def test_every_execution_key_is_a_key() -> None:
-    assert set(EXECUTION_KEYS) - set(known_keys()) == set()
+def test_every_key_says_itself_which_it_is() -> None:
+    """Law: the fields' own words, which the documentation repeats, are those of the lists above."""
+    assert {key: defines_mathematics(key) for key in flatten(RunConfig())} == {
+        **dict.fromkeys(MATHS, True),
+        **dict.fromkeys(EXECUTION, False),
+    }
+
+
+def test_a_group_speaks_for_every_key_under_it() -> None:
+    assert not defines_mathematics("logging")
+    assert not defines_mathematics("logging.wandb")
+    assert not defines_mathematics("logging.wandb.tags")
+    assert defines_mathematics("parallel"), "some of its keys do"
+
+
+@pytest.mark.parametrize("key", ["", "lr", "optimizer.lrr", "logging.lr", "seed.of"])
+def test_nothing_is_said_of_a_key_that_no_config_has(key: str) -> None:
+    with pytest.raises(KeyError):
+        defines_mathematics(key)
 
 
 def test_flatten_gives_every_leaf_once_and_survives_json() -> None:

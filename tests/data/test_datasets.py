@@ -21,8 +21,9 @@ from configs.errors import InputError
 from configs.schema import DataConfig
 from data.catalogue.catalog import CATALOG, MNIST
 from data.catalogue.dataset_facts import DatasetFacts
-from data.datasets import ArrayDataset, Datasets, Normalize, load_datasets
+from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.formats.idx import read_idx, write_idx
+from data.normalize import Normalize
 from tests.support.data_sets import make_idx
 
 NUMBERS = itertools.count()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measure.contenders import CONTENDERS, PEERS, Contender, Settings, choose
-from benchmarks.measure.growth import Point, points, samples_per_second
+from benchmarks.measure.growth import points
 from benchmarks.measure.option_costs import OPTIONS, step_seconds, summarise
 from benchmarks.measure.peers import compare, measure, show_peers
 from benchmarks.measure.peers import summarise as summarise_runs
@@ -22,14 +22,15 @@ from benchmarks.measure.processes import CommandFailed, run
 from benchmarks.measure.roofline import describe_step, roofline_points
 from benchmarks.measure.rounds import (
     collect,
+    complete_rounds,
     interleaved,
     ratios,
     spread,
     steady,
-    whole_rounds,
 )
 from benchmarks.measure.run_times import compile_seconds, last_epoch_mean, read_run
 from benchmarks.measure.seeds import moments
+from benchmarks.measure.timed_runs import time_mlp_step
 from benchmarks.run import parse
 from configs.errors import InputError
 from tests.support.processes import launch, python_command, start, wait
@@ -89,15 +90,15 @@ def test_rounds_rotate() -> None:
     assert said == ["round 1 of 2 done", "round 2 of 2 done"]
 
 
-def test_a_benchmark_that_runs_out_of_time_keeps_its_whole_rounds(
+def test_a_benchmark_that_runs_out_of_time_keeps_its_complete_rounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Law: what is compared has seen the same rounds; without a whole one, what there is."""
     clock = iter(range(100))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     assert "".join(item for _, item in interleaved("abc", 4, seconds=6)) == "abcbc"
-    assert whole_rounds([[1, 2], [3], [4, 5]]) == [[1], [3], [4]]
-    assert whole_rounds([[1], [2], []]) == [[1], [2], []]
+    assert complete_rounds([[1, 2], [3], [4, 5]]) == [[1], [3], [4]]
+    assert complete_rounds([[1], [2], []]) == [[1], [2], []]
 
 
 def test_a_contender_that_had_no_turn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,10 +367,9 @@ def test_a_recipe_is_trained_once_for_every_seed(idx_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.process
-def test_a_run_with_an_option_and_a_point_of_growth_are_timed() -> None:
+def test_a_run_with_an_option_and_one_of_another_shape_are_timed() -> None:
     assert 0 < step_seconds(OPTIONS[0], 6, 1) < 5
-    point = Point(axis="batch size", value=8, batch=8, hidden=(16, 8))
-    assert samples_per_second(point, steps=8, threads=1, device="cpu") > 1
+    assert 0 < time_mlp_step((16, 8), 8, steps=8, device="cpu", threads=1) < 5
 
 
 def test_growth_never_asks_for_more_ranks_than_threads() -> None:

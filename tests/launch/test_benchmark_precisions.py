@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.precisions import KINDS, NETWORKS, Case, Network, summarise
 from tests.support.processes import launch
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 
 @pytest.mark.parametrize("hidden", [(), (20,), (30, 20)])

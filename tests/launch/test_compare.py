@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shlex
 import shutil
@@ -20,7 +21,7 @@ import pytest
 import wandb
 
 from launch.compare import main
-from launch.comparing.html import script_json, thin
+from launch.comparing.curve_charts import smooth, thin
 from tests.support.processes import ROOT, Finished, launch, start
 from tests.support.sample_runs import rows, write_offline, write_run
 from tests.support.wandb_server import wandb_environment, wandb_run, wandb_server
@@ -226,10 +227,14 @@ def test_long_curves_keep_their_extremes() -> None:
     assert thin(points[:50], "a", 100) == points[:50]
 
 
-def test_data_cannot_leave_its_script_element() -> None:
-    text = script_json({"a": NASTY, "b": float("inf")})
-    assert not set("<>&") & set(text)
-    assert json.loads(text) == {"a": NASTY, "b": None}
+def test_smoothing_has_no_bias_at_the_start_and_keeps_gaps() -> None:
+    """Law: a constant stays what it is, from its first point on."""
+    assert smooth([3.0] * 5, 0.9) == pytest.approx([3.0] * 5)
+    assert smooth([1.0, 5.0], 0.0) == [1.0, 5.0]
+    assert smooth([1.0, 5.0], 0.5) == pytest.approx([1.0, (0.25 * 1 + 0.5 * 5) / 0.75], rel=1e-5)
+    gap = smooth([1.0, float("nan"), 1.0], 0.5)
+    assert (gap[0], gap[2]) == (1.0, 1.0)
+    assert math.isnan(gap[1])
 
 
 # ------------------------------------------------------------------ the page
@@ -245,26 +250,30 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 PROBE = """
 <script>
 addEventListener("load", () => setTimeout(async () => {
-  const say = (extra) => Object.assign({
-    plots: document.querySelectorAll("svg.main-svg").length,
-    lines: document.querySelectorAll("#charts .scatterlayer .trace").length,
+  const say = () => ({
+    plots: document.querySelectorAll(".plotly-graph-div > .plot-container").length,
+    panels: curves.querySelectorAll(".scatterlayer").length,
+    lines: curves.querySelectorAll(".scatterlayer .trace").length,
     maps: document.querySelectorAll(".heatmaplayer image").length,
     network: performance.getEntriesByType("resource").map((e) => e.name)
       .filter((name) => /^https?:/.test(name)),
-    title: document.querySelector("#charts .xtitle").textContent,
-    theme: document.documentElement.dataset.theme,
+    title: [...curves.querySelectorAll("[class$=title]")].map((e) => e.textContent).join(" "),
+    scale: curves._fullLayout.yaxis.type,
+    last: curves.data.map((trace) => trace.y[trace.y.length - 1]),
     width: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
     images: document.images.length, alerts: window.alerts, errors: window.errors,
-  }, extra);
-  const before = say({});
-  document.querySelector("[data-axis=time]").click();
-  const slider = document.getElementById("smoothing");
-  slider.value = 0.6;
-  slider.dispatchEvent(new Event("input"));
-  document.getElementById("theme").click();
-  document.querySelector("#legend button").click();
-  await new Promise((done) => setTimeout(done, 500));
-  const result = { before, after: say({}) };
+  });
+  const curves = document.querySelector(".plotly-graph-div");
+  const press = (label) => [...curves.querySelectorAll(".updatemenu-button")]
+    .find((button) => button.textContent === label).dispatchEvent(new MouseEvent("click"));
+  const before = say();
+  for (const label of ["by time", "0.9", "log scale"]) press(label);
+  const name = curves.querySelector(".legendtoggle");
+  for (const kind of ["mousedown", "mouseup"]) {
+    name.dispatchEvent(new MouseEvent(kind, { bubbles: true, view: window }));
+  }
+  await new Promise((done) => setTimeout(done, 1500));
+  const result = { before, after: say() };
   if (window.parent !== window) parent.postMessage(result, "*");
   else document.title = "PROBE" + JSON.stringify(result);
 }, 500));
@@ -320,14 +329,17 @@ def test_the_page_works_in_a_browser_without_a_network(
     """Law: all is drawn, nothing is fetched, nothing goes wrong, and nothing is wider than it."""
     seen = browse(width)
     before, after = seen["before"], seen["after"]
-    assert before["plots"] >= 5 + 1 + 1
-    assert before["lines"] == 6 * (2 + 2 + 1 + 1 + 1)
-    assert before["maps"] == 2, "the gradients and the confusion matrix"
-    assert before["title"] == "step"
-    assert after["title"] == "training time (s)"
-    assert after["theme"] != before["theme"]
-    # One of two groups is hidden; its five training curves are smoothed and show what is behind.
-    assert after["lines"] == 3 * (5 * 2 + 2)
+    assert before["plots"] == 3, "the curves, the gradients and the confusion matrix"
+    assert before["panels"] == 5
+    # Five training curves of a run are drawn twice: as recorded, and to be smoothed.
+    assert before["lines"] == 6 * (5 * 2 + 2)
+    assert before["maps"] == 2
+    assert after["lines"] == before["lines"] / 2, "one of two groups is hidden"
+    assert "step" in before["title"]
+    assert "training time (s)" in after["title"]
+    assert (before["scale"], after["scale"]) == ("linear", "log")
+    changed = [a != b for a, b in zip(before["last"], after["last"], strict=True)]
+    assert 0 < sum(changed) <= 6 * 5, "training curves are smoothed, and nothing else"
     for state in (before, after):
         assert state["errors"] == []
         assert state["network"] == []
@@ -346,6 +358,8 @@ def test_the_page_refers_to_nothing_outside_of_it(page: Path) -> None:
     assert "width=device-width" in markup
     assert text.count("plotly.js v") == 1, "plotly is in the page once"
     assert "onerror" not in markup
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.S)
+    assert not any("<img" in script for script in scripts[1:]), "data stays in its script"
 
 
 # ------------------------------------------------------------------ the guide

@@ -12,7 +12,7 @@ import torch
 from configs.errors import InputError
 from configs.load import load_config
 from data.loading.order import Plan
-from launch.forecast.dry_run import Report, examine, prove_evaluation, prove_shares
+from launch.forecast.dry_run import Report, check_evaluation, check_partition, examine
 from launch.forecast.dry_run_report import facts_of, show, totals
 from launch.train import main
 from tests.support.processes import launch, train
@@ -65,14 +65,14 @@ def test_the_numbers_of_every_rank_are_those_of_its_plan(
         "--train.micro_batch_size=2",
     )
     assert report.total_steps == 10 * report.plan.epoch_schedule.steps(0) == 10 * 15
-    assert [share.size for share in report.shares] == [4100, 60_000 - 14 * 4100]
-    for share in report.shares:
-        assert len(share.samples) == 1024
-        assert sum(share.samples) == share.size
+    assert [split.size for split in report.splits] == [4100, 60_000 - 14 * 4100]
+    for split in report.splits:
+        assert len(split.samples) == 1024
+        assert sum(split.samples) == split.size
         for rank in (0, 1, 511, 1023):
-            micros = replace(report.plan, rank=rank).global_batch(share.global_batch).micro_batches
-            assert share.samples[rank] == sum(micro.size for micro in micros)
-            assert share.micro_batches[rank] == len(micros)
+            micros = replace(report.plan, rank=rank).global_batch(split.global_batch).micro_batches
+            assert split.samples[rank] == sum(micro.size for micro in micros)
+            assert split.micro_batches[rank] == len(micros)
     assert report.proved_global_batches == (0, 1, 14, 15)
     show(report)
     printed = capsys.readouterr().out
@@ -180,15 +180,15 @@ def test_shares_that_overlap_or_leave_a_gap_are_found() -> None:
     """The proof can fail: two ranks with the same slice, or one rank missing, do not pass."""
     plans = [Plan(num_samples=50, global_batch_size=16, world_size=4, rank=r) for r in range(4)]
     for index in (0, 1, 3, 4):
-        prove_shares(plans, index)
+        check_partition(plans, index)
     with pytest.raises(AssertionError, match="taken twice"):
-        prove_shares([*plans[:3], plans[0]], 0)
+        check_partition([*plans[:3], plans[0]], 0)
     with pytest.raises(AssertionError, match="12 samples are taken of 16"):
-        prove_shares(plans[:3], 0)
+        check_partition(plans[:3], 0)
     other = [replace(plan, seed=1) for plan in plans]
     with pytest.raises(AssertionError):
-        prove_shares([*plans[:3], other[3]], 0)
-    prove_evaluation(10_007, 1000, 3)
+        check_partition([*plans[:3], other[3]], 0)
+    check_evaluation(10_007, 1000, 3)
 
 
 def test_a_dry_run_is_one_process(small: Arguments, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,3 +197,13 @@ def test_a_dry_run_is_one_process(small: Arguments, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="expected one process, which speaks for all ranks"):
         main([*small("run"), "--dry_run.world_size=4"])
+
+
+def test_the_shell_of_an_allocation_is_one_process(
+    small: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: tasks that are allocated, and that no srun has started, are not ranks."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert main([*small("run"), "--dry_run.world_size=4"]) == 0
+    assert "4 ranks" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from launch.using.exporting import FORMATS, ExportFailed, check, make_inputs
 from launch.using.trained import Trained, load_trained
 from tests.support.processes import ROOT, launch
 from tests.support.runs import train_here
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 FILES = {"safetensors": "m.safetensors", "torch_export": "m.pt2", "onnx": "m.onnx"}
 

@@ -80,6 +80,7 @@ def test_a_given_link_replaces_what_was_measured() -> None:
         ("--link-latency-us=-1", "--link-latency-us"),
         ("--scaling-ranks=1", "--scaling-ranks: given 1, expected 2 or more"),
         ("--scaling-steps=3", "--scaling-steps"),
+        ("--scaling-largest-mb=0", "--scaling-largest-mb: given 0.0, expected 0.002 or more"),
     ],
 )
 def test_impossible_arguments_are_refused(option: str, message: str) -> None:

@@ -126,6 +126,7 @@ def test_it_trains_on_anybodys_idx_files(
         (["--parallel.reduction=exact", "--parallel.shards=16"], "parallel.shards=16"),
         (["--model.name=mpl"], "Did you mean 'mlp'?"),
         (["--model.kwargs.droput=0.5"], "unexpected keyword argument 'droput'"),
+        (["--model.name=convnet"], "or none with --model.kwargs '{}'."),
         (["--model.name=no.such:thing"], "expected an importable module"),
         (["--data.root=/no/such/folder"], "given '/no/such/folder', expected a folder that exists"),
         (["--checkpoint.resume=/no/such"], "given '/no/such', expected auto, never, or the path"),
@@ -222,6 +223,27 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_state(
     assert json.loads((tmp_path / "hot/summary.json").read_text())["status"] == "failed"
     assert not list((tmp_path / "hot/checkpoints").glob("step_*"))
     assert all(torch.equal(w, weights[n]) for n, w in latest_weights(tmp_path / "run").items())
+
+
+def test_a_model_of_ones_own_in_a_folder_called_data_is_refused_with_the_way_out(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Law: as typed in the user's folder; under the name that the message gives, it trains."""
+    source = "import torch\nclass Net(torch.nn.Sequential):\n    def __init__(self):\n"
+    source += "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(63, 5))\n"
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data/mynet.py"
+    file.write_text(source)
+    drop = "--model.kwargs={}"
+    command = [sys.executable, str(ROOT / "launch/train.py"), *small("run", drop)]
+    finished = wait(start([*command, "--model.name=data.mynet:Net"], cwd=tmp_path))
+    assert finished.status == 2, finished.output
+    assert finished.stderr.count("error:") == 1
+    assert f"{file} is hidden: 'data' is imported from {ROOT}/data/__init__.py." in finished.stderr
+    assert "Give your folder 'data' a name of its own, such as 'my_data'" in finished.stderr
+    (tmp_path / "data").rename(tmp_path / "my_data")
+    finished = wait(start([*command, "--model.name=my_data.mynet:Net"], cwd=tmp_path))
+    assert finished.status == 0, finished.output
 
 
 def test_a_model_and_data_of_ones_own_are_found_in_the_working_folder(tmp_path: Path) -> None:

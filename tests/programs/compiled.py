@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from configs.load import load_config
 from launch.entry import run_command
 from trainer.build import build
-from trainer.loop import Run, fit
+from trainer.loop import fit
 from trainer.ranks.runtime import choose_device, detect, process_group
 from trainer.ranks.stop_signals import stop_on_signals
 
@@ -24,25 +24,24 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(argv, prog="compiled", description="")
     runtime = choose_device(detect(os.environ), config.parallel)
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
-        parts = build(config, runtime, stop)
+        run = build(config, runtime, stop)
         after: list[int] = []
-        stretches = parts.stretches
+        steps = run.steps
 
         class Counting:
             """Notes the number of graphs at the end of every epoch."""
 
             def __call__(self, global_batches, batches):  # type: ignore[no-untyped-def]
-                stretches(global_batches, batches)
+                steps(global_batches, batches)
                 if global_batches[-1].ends_epoch:
                     after.append(graphs())
 
             def __getattr__(self, name: str) -> object:
-                return getattr(stretches, name)
+                return getattr(steps, name)
 
-        counted: Run = parts
-        counted.stretches = Counting()  # type: ignore[assignment]
-        fit(counted)
-        parts.sinks.finish("completed")
+        run.steps = Counting()  # type: ignore[assignment]
+        fit(run)
+        run.sinks.finish("completed")
     os.write(1, f"GRAPHS {json.dumps(after)}\n".encode())  # in one piece: ranks share the pipe
     return 0
 

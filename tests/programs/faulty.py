@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 
 class Net(MLP):

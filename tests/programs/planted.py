@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.datasets import ArrayDataset, Datasets
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 CLASSES = 5
 SHAPE = (1, 9, 7)

@@ -22,28 +22,28 @@ from trainer.ranks.runtime import choose_device, detect, process_group
 from trainer.ranks.stop_signals import stop_on_signals
 
 
-def reference_gradient(parts: Run, global_batch_index: int) -> torch.Tensor:
+def reference_gradient(run: Run, global_batch_index: int) -> torch.Tensor:
     """Gradient of the mean loss over one concatenated global batch, by plain autograd."""
-    plan = parts.plan
+    plan = run.plan
     global_batch = plan.global_batch(global_batch_index)
     indices = plan.order(global_batch.epoch)[
         global_batch.start : global_batch.start + global_batch.size
     ]
-    inputs, targets = parts.loader.train.gather(indices)  # type: ignore[attr-defined]
-    module = parts.state.engine.module
-    loss = F.cross_entropy(module(parts.normalize(inputs)), targets)
+    inputs, targets = run.loader.train.gather(indices)  # type: ignore[attr-defined]
+    module = run.state.engine.module
+    loss = F.cross_entropy(module(run.evaluator.normalize(inputs)), targets)
     gradients = torch.autograd.grad(loss, list(module.parameters()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def gradient_errors(parts: Run) -> dict[str, Any]:
+def gradient_errors(run: Run) -> dict[str, Any]:
     """Largest relative difference to the reference in a full and in the short last global batch."""
-    engine = parts.state.engine
+    engine = run.state.engine
     assert isinstance(engine, NativeEngine)
     found: dict[str, Any] = {}
-    for name, index in (("full", 0), ("short", parts.plan.epoch_schedule.steps(0) - 1)):
-        expected = reference_gradient(parts, index)
-        global_batch = parts.plan.global_batch(index)
+    for name, index in (("full", 0), ("short", run.plan.epoch_schedule.steps(0) - 1)):
+        expected = reference_gradient(run, index)
+        global_batch = run.plan.global_batch(index)
         syncs: list[bool] = []
         passes = engine.passes
         ddp = passes.model if isinstance(passes, AutogradPasses) else None
@@ -55,7 +55,7 @@ def gradient_errors(parts: Run) -> dict[str, Any]:
                 outputs[0].register_hook(lambda _: syncs.append(ddp.require_backward_grad_sync))
 
             hooks.append(ddp.register_forward_hook(watched))
-        parts.stretches.step(global_batch, parts.loader.stream(index))
+        run.log.step([global_batch], run.loader.stream(index))
         for hook in hooks:
             hook.remove()
         module = engine.module
@@ -73,15 +73,15 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(argv, prog="probe", description="")
     runtime = choose_device(detect(os.environ), config.parallel)
     with stop_on_signals() as stop, process_group(runtime, config.parallel):
-        parts = build(config, runtime, stop)
+        run = build(config, runtime, stop)
         counts = evaluate(
-            parts.state.engine.module,
-            parts.loader,
-            num_samples=parts.num_test,
+            run.state.engine.module,
+            run.loader,
+            num_samples=run.evaluator.num_samples,
             batch_size=config.evaluate.batch_size,
-            normalize=parts.normalize,
-            task=parts.task,
-            precision=parts.state.precision,
+            normalize=run.evaluator.normalize,
+            task=run.evaluator.task,
+            precision=run.state.precision,
             runtime=runtime,
             interrupted=lambda: False,
         )
@@ -92,10 +92,10 @@ def main(argv: Sequence[str]) -> int:
             "count": counts.count,
             "loss": counts.loss.hex(),
             "dropout": torch.rand(3).tolist(),
-            "gradients": gradient_errors(parts),
-            "gradient_norm": float(parts.stretches.step.gradient_norm()),
+            "gradients": gradient_errors(run),
+            "gradient_norm": float(run.log.step.gradient_norm()),
         }
-        parts.sinks.finish("completed")
+        run.sinks.finish("completed")
     os.write(1, f"PROBE {json.dumps(result)}\n".encode())  # in one piece: ranks share the pipe
     return 0
 

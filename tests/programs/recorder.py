@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 RECORDED: list[Tensor] = []
 

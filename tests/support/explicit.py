@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema_training import PrecisionConfig
-from data.datasets import ArrayDataset, Datasets, Normalize
+from data.datasets import ArrayDataset, Datasets
+from data.normalize import Normalize
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.optim.flat import FlatParameters
 from trainer.ranks.precision import build_precision
 

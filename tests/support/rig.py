@@ -11,21 +11,24 @@ import torch._dynamo  # the first optimizer imports it, and it sets an environme
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig
-from data.datasets import ArrayDataset, Datasets, Normalize
-from data.loading.loader import ResidentLoader
+from data.augment import as_is
+from data.datasets import ArrayDataset, Datasets
 from data.loading.order import Plan
+from data.loading.resident_loader import ResidentLoader
+from data.normalize import Normalize
 from trainer.backward.autograd import LossModule
 from trainer.checkpoints.state import Progress
-from trainer.engines.native import NativeEngine, flatten_parameters
-from trainer.networks.models import MLP
+from trainer.components import build_optimizer_and_kernel
+from trainer.engines.native import NativeEngine
+from trainer.execution import Subject, decide
+from trainer.networks.mlp import MLP
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
 from trainer.objective.task import classification
 from trainer.optim.average import EMA
-from trainer.optim.optimizers import build_optimizer, one_kernel
-from trainer.optim.parameter_groups import group_parameters
 from trainer.optim.schedule import PureSchedule, Schedule, build_schedule
 from trainer.ranks.precision import build_precision
 from trainer.ranks.runtime import Runtime
@@ -58,7 +61,7 @@ class Rig:
         """Train on the next `count` global batches."""
         batches = self.loader.stream(self.progress.global_batches)
         for _ in range(count):
-            self.step(self.plan.global_batch(self.progress.global_batches), batches)
+            self.step([self.plan.global_batch(self.progress.global_batches)], batches)
 
     def rate(self, step: int) -> float:
         assert isinstance(self.schedule, PureSchedule)
@@ -147,18 +150,35 @@ def make(
         decay_norms_and_biases=decay_all,
         layer_decay=layer_decay,
     )
-    flat = flatten_parameters(module, compile_, task, device, one_kernel=one_kernel(config))
+    run = RunConfig(
+        optimizer=config,
+        precision=PrecisionConfig(dtype=dtype),
+        compile=compile_,
+        parallel=parallel,
+    )
+    subject = Subject(
+        model=module,
+        task=task,
+        augment=as_is,
+        plan=plan,
+        input_shape=data.inputs.shape[1:],
+        device=device,
+        world_size=1,
+        resident=(True, "it is small"),
+    )
+    execution = decide(run, subject)
+    flat, built, kernel = build_optimizer_and_kernel(run, runtime, module, precision, execution)
     engine = NativeEngine(
         LossModule(module, normalize=normalize, precision=precision, task=task),
         flat=flat,
+        stages=execution.stages,
+        compiled=execution.compiled,
         runtime=runtime,
         parallel=parallel,
         compile_=compile_,
         plan=plan,
         example=(inputs[:1], data.targets[:1]),
     )
-    parameters = group_parameters(module, config)
-    built = build_optimizer(config, parameters, device, scaled=dtype == "fp16", flat=flat)
     rates = build_schedule(
         schedule or ScheduleConfig(name="cosine", warmup_steps=warmup),
         optimizer=built,
@@ -172,10 +192,11 @@ def make(
     step = TrainStep(
         engine=engine,
         optimizer=built,
+        kernel=kernel,
         schedule=rates,
         precision=precision,
-        augment=lambda inputs, targets: (inputs, targets),
-        ema=ema,
+        augment=as_is,
+        average=ema,
         meter=meter,
         progress=progress,
         clip_norm=clip,

@@ -1,78 +1,206 @@
-"""When steps are taken in a row, and what is said where they cannot be recorded."""
+"""How a run is executed: decided once, the same for a GPU that is only described."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import trainer.execution
 from configs.errors import InputError
-from configs.load import load_config
+from configs.load import RECIPES, load_config
+from data.augment import build_augment
+from data.datasets import ArrayDataset
+from data.loading.loader import placement
 from tests.support.processes import launch
-from trainer.build import build
-from trainer.loop import Run
+from trainer.components import build_plan
+from trainer.execution import MAX_EXECUTED, MAX_RECORDED, Execution, Subject, decide
+from trainer.networks.models import build_model
+from trainer.objective.task import build_task
 from trainer.ranks.runtime import Runtime
-from trainer.ranks.stop_signals import StopRequest
-from trainer.stretching import BLOCK_BYTES, MOST_EXECUTED
+
+SHAPES = {"cifar10": (3, 32, 32)}
+NUM_SAMPLES, GPU_BYTES = 60_000, 80 << 30
 
 
-@pytest.fixture
-def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[..., Run]]:
-    built: list[Run] = []
-    before = torch.get_rng_state(), torch.get_float32_matmul_precision()
+def decided(
+    recipe: str, *overrides: str, device: str = "cpu", ranks: int = 1, rank: int = 0
+) -> Execution:
+    """The decision for a recipe on a described device, without data and without a device."""
+    config = load_config([f"--config={recipe}", *overrides], prog="", description="")
+    shape = SHAPES.get(config.data.dataset, (1, 28, 28))
+    inputs = torch.zeros((), dtype=torch.uint8).expand(NUM_SAMPLES, *shape)
+    data = ArrayDataset(inputs, torch.zeros((), dtype=torch.int64).expand(NUM_SAMPLES))
+    runtime = Runtime(
+        launcher="described", rank=rank, world_size=ranks, device=torch.device(device)
+    )
+    return decide(
+        config,
+        Subject(
+            model=build_model(config.model, input_shape=shape, num_classes=10, seed=0),
+            task=build_task(config.task, label_smoothing=config.train.label_smoothing),
+            augment=build_augment(config.data.augment, shape, 10),
+            plan=build_plan(config, runtime, NUM_SAMPLES),
+            input_shape=shape,
+            device=runtime.device,
+            world_size=ranks,
+            resident=placement(config.data, data, data, GPU_BYTES if device == "cuda" else None),
+        ),
+    )
 
-    def make(*overrides: str) -> Run:
-        command = ["--config=idx", f"--data.root={idx_folder}", f"--output_dir={tmp_path}"]
-        command += ["--train.global_batch_size=16", "--logging.progress=off"]
-        command += ["--parallel.device=cpu", *overrides]
-        config = load_config(command, prog="", description="")
-        runtime = Runtime(launcher="python", device=torch.device(config.parallel.device))
-        built.append(build(config, runtime, StopRequest()))
-        return built[-1]
 
-    yield make
-    for part in built:
-        part.sinks.finish("completed")
-        part.saver.close()
-    torch.set_rng_state(before[0])
-    torch.set_float32_matmul_precision(before[1])
+def words(execution: Execution) -> str:
+    steps = execution.ways["steps"]
+    return f"{execution.gradients}, {execution.kernel}, {execution.reduction}, {steps}"
+
+
+ROWS, GRAPHS = f"up to {MAX_EXECUTED} in a row", f"CUDA graphs of up to {MAX_RECORDED} in a row"
+PLAIN = {  # one rank and four, on a CPU and on a GPU
+    ("cpu", 1): f"written out, flat, none, {ROWS}",
+    ("cpu", 4): f"written out, flat, all-reduce, {ROWS}",
+    ("cuda", 1): f"written out, flat, none, {GRAPHS}",
+    ("cuda", 4): "written out, flat, all-reduce, one by one",
+}
+AUTOGRAD = {
+    ("cpu", 1): "autograd, direct, none, one by one",
+    ("cpu", 4): "autograd, direct, DDP, one by one",
+    ("cuda", 1): f"compiled autograd, direct, none, {GRAPHS}",
+    ("cuda", 4): "compiled autograd, direct, DDP, one by one",
+}
+WIDE = PLAIN | {  # the samples of a step, or of five, fill the cache
+    ("cpu", 1): "written out, flat, none, one by one",
+    ("cpu", 4): "written out, flat, all-reduce, up to 5 in a row",
+}
+AUGMENTED = PLAIN | {
+    ("cpu", 1): "written out, flat, none, one by one",
+    ("cpu", 4): "written out, flat, all-reduce, one by one",
+}
+PINNED = {
+    "cifar10_resnet": AUTOGRAD,
+    "fashion_mnist": PLAIN,
+    "fashion_mnist_convnet": AUTOGRAD,
+    "idx": PLAIN,
+    "mnist": PLAIN,
+    "mnist_accurate": AUGMENTED,
+    "mnist_batch_norm": AUTOGRAD,
+    "mnist_fast": PLAIN,
+    "mnist_sgd": PLAIN,
+    "mnist_sgd_cosine": PLAIN,
+    "mnist_sgd_untuned": PLAIN,
+    "mnist_wide": WIDE,
+    "mnist_wide_bf16": WIDE,
+}
+
+
+def test_every_recipe_is_pinned() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(PINNED)
+
+
+@pytest.mark.parametrize("recipe", PINNED)
+def test_a_recipe_runs_as_it_did(recipe: str) -> None:
+    found = {at: words(decided(recipe, device=at[0], ranks=at[1])) for at in PINNED[recipe]}
+    assert found == PINNED[recipe]
 
 
 @pytest.mark.parametrize(
     ("overrides", "most"),
     [
-        ([], MOST_EXECUTED),
-        (["--train.ema_decay=0.9", "--train.clip_norm=1", "--schedule.name=cosine"], MOST_EXECUTED),
-        (["--optimizer.name=sgd"], MOST_EXECUTED),
+        ([], MAX_EXECUTED),
+        (["--train.ema_decay=0.9", "--train.clip_norm=1", "--schedule.name=cosine"], MAX_EXECUTED),
+        (["--optimizer.name=sgd"], MAX_EXECUTED),
         (["--train.micro_batch_size=8"], 1),  # made ready together are whole batches
         (["--data.augment.shift=1"], 1),
         (["--data.placement=host"], 1),
         (["--compile.backward=autograd"], 1),
-        (["--precision.dtype=bf16"], MOST_EXECUTED),
-        (["--precision.dtype=fp16"], MOST_EXECUTED),
+        (["--precision.dtype=bf16"], MAX_EXECUTED),
+        (["--precision.dtype=fp16"], MAX_EXECUTED),
         (["--precision.dtype=fp16", "--compile.backward=autograd"], 1),  # a CPU is never behind
         (["--parallel.reduction=exact"], 1),
         (["--schedule.name=StepLR", "--schedule.kwargs.step_size=5"], 1),
         (["--optimizer.name=rmsprop"], 1),
-        (["--profile.enabled=true"], 1),
+        (["--profile.enabled=true"], MAX_EXECUTED),  # it measures the path that the run takes
+        (["--parallel.engine=accelerate"], 1),
     ],
 )
-def test_a_cpu_takes_steps_in_a_row_where_that_pays(
-    parts: Callable[..., Run], overrides: list[str], most: int
-) -> None:
-    assert parts(*overrides).stretches.most == most
+def test_a_cpu_takes_steps_in_a_row_where_that_pays(overrides: list[str], most: int) -> None:
+    assert decided("mnist", *overrides).max_steps == most
 
 
-def test_large_batches_are_not_made_ready_together(
-    parts: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
+CHOICES: list[tuple[list[str], int, str, str]] = [
+    (["--parallel.strategy=fsdp"], 2, "engine", "FSDP"),
+    (["--parallel.strategy=fsdp"], 1, "engine", "native"),
+    (["--parallel.engine=accelerate"], 2, "engine", "Accelerate"),
+    (
+        ["--parallel.engine=accelerate", "--parallel.strategy=fsdp"],
+        2,
+        "engine",
+        "Accelerate with FSDP",
+    ),
+    (["--parallel.strategy=fsdp"], 2, "reduction", "reduce-scatter"),
+    (["--parallel.reduction=exact"], 1, "reduction", "exact tree"),
+    (["--parallel.compression=powersgd"], 2, "reduction", "PowerSGD"),
+    (["--parallel.compression=bf16"], 2, "reduction", "all-reduce"),
+    (["--compile.enabled=true"], 1, "gradients", "compiled autograd"),
+    (["--data.augment.shift=1"], 1, "gradients", "written out"),
+    (["--optimizer.name=rmsprop"], 1, "kernel", "own"),
+    (["--optimizer.name=adamw", "--optimizer.kwargs.amsgrad=true"], 1, "kernel", "direct"),
+    (["--optimizer.name=adamw", "--optimizer.kwargs.foreach=true"], 1, "kernel", "own"),
+    (["--parallel.strategy=fsdp"], 2, "kernel", "own"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "ranks", "name", "way"), CHOICES)
+def test_what_leads_to_what(overrides: list[str], ranks: int, name: str, way: str) -> None:
+    assert getattr(decided("mnist", *overrides, ranks=ranks), name) == way
+
+
+def test_every_choice_has_words_and_a_reason() -> None:
+    for device, ranks in PLAIN:
+        execution = decided("mnist", device=device, ranks=ranks)
+        found = execution.to_json()
+        assert set(found) == {"engine", "gradients", "reduction", "optimizer", "steps", "data"}
+        assert all(item["way"] and item["because"] for item in found.values())
+        assert execution.line().startswith("runs as: engine native, gradients written out, ")
+
+
+def test_data_that_does_not_fit_stays_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decided("mnist", device="cuda").ways["data"] == "on the device"
+    monkeypatch.setattr("tests.trainer.test_execution.GPU_BYTES", 1 << 20)
+    execution = decided("mnist", device="cuda")
+    assert execution.ways["data"] == "from host memory"
+    assert execution.ways["steps"] == "one by one"
+
+
+def test_large_batches_are_not_made_ready_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies ready has to stay in the caches."""
-    made = parts("--train.global_batch_size=100")
-    num_bytes = 100 * made.loader.train.inputs[0].numel() * 4  # type: ignore[attr-defined]
-    monkeypatch.setitem(BLOCK_BYTES, "cpu", 3 * num_bytes)
-    assert parts("--train.global_batch_size=100", "--name=other").stretches.most == 3
+    monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 64 * 28 * 28 * 4)
+    assert decided("mnist").max_steps == 3
+
+
+def test_all_ranks_take_as_many_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They agree on stop requests between rows: 64 samples on 3 ranks are 21, 21 and 22."""
+    monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 21 * 28 * 28 * 4)
+    assert [decided("mnist", ranks=3, rank=rank).max_steps for rank in range(3)] == [2, 2, 2]
+
+
+def test_recording_can_be_refused() -> None:
+    assert not decided("mnist", "--compile.capture=false", device="cuda").cuda_graphs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "words"),
+    [
+        (["--parallel.reduction=exact"], 1, "parallel.reduction fast"),
+        (["--data.placement=host"], 1, "data in device memory"),
+        (["--data.augment.mixup=0.2"], 1, "no mixup"),
+        (["--schedule.name=StepLR", "--schedule.kwargs.step_size=5"], 1, "a function of the step"),
+        ([], 2, "one rank"),
+    ],
+)
+def test_what_a_gpu_cannot_record_is_named(overrides: list[str], ranks: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        decided("mnist", "--compile.capture=true", *overrides, device="cuda", ranks=ranks)
 
 
 @pytest.mark.process
@@ -83,20 +211,3 @@ def test_recording_that_is_asked_for_and_impossible_is_refused(tmp_path: Path) -
     assert "a CUDA device" in finished.stderr
     assert "--compile.capture auto" in finished.stderr
     assert "Traceback" not in finished.stderr
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["--parallel.reduction=exact"], "parallel.reduction fast"),
-        (["--data.placement=host"], "data in device memory"),
-        (["--data.augment.mixup=0.2"], "no mixup"),
-        (["--schedule.name=StepLR", "--schedule.kwargs.step_size=5"], "a function of the step"),
-    ],
-)
-def test_what_a_gpu_cannot_record_is_named(
-    gpu: torch.device, parts: Callable[..., Run], overrides: list[str], words: str
-) -> None:
-    with pytest.raises(InputError, match=words):
-        parts("--parallel.device=cuda", "--compile.capture=true", *overrides)

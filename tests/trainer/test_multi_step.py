@@ -15,18 +15,21 @@ from torch import Tensor
 
 import trainer.cuda_graphs.recorded_steps
 from configs.errors import InputError
-from configs.schema_training import ScheduleConfig
+from configs.schema_training import ScheduleConfig, TrainConfig
 from data.loading.order import GlobalBatch
 from tests.support.rig import TOO_LARGE, Rig, assert_same_bits, make
-from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.side_streams import Branches
-from trainer.cuda_graphs.recorded_steps import LENGTHS, WARMUP_STEPS, Outcome, RecordedStretches
+from trainer.checkpointer import Checkpointer
+from trainer.checkpoints.state import Progress
+from trainer.cuda_graphs.recorded_steps import LENGTHS, WARMUP_STEPS, Outcome, RecordedSteps
 from trainer.cuda_graphs.recorder import GraphRecorder
+from trainer.due import End
 from trainer.engines.native import NativeEngine
+from trainer.log import RunLog
 from trainer.loop import upcoming
 from trainer.ranks.runtime import Runtime
 from trainer.records.gradient_statistics import GradientLog
-from trainer.stretches import Stretches
+from trainer.step import Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,18 +100,17 @@ def flat(outcome: Outcome) -> list[Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
-def stretches(rig: Rig, *, most: int = 8, recorder: Any = None, ahead: bool = True) -> Stretches:
-    engine = rig.step.engine
-    assert isinstance(engine, NativeEngine)
-    ready = engine.passes if isinstance(engine.passes, ExplicitPasses) and ahead else None
-    if rig.plan.micro_batches_per_step > 1:
-        ready = None
+def rows(rig: Rig, *, most: int = 8, recorder: Any = None, staged: bool = True) -> Steps:
+    """The rig's own step, told to take several in a row, or recordings of it."""
+    assert isinstance(rig.step.engine, NativeEngine)
+    rig.step.engine.stages = staged and rig.plan.micro_batches_per_step == 1
+    rig.step.max_steps, rig.step.loader = most, rig.loader
     if recorder is None:
-        return Stretches(rig.step, most=most, loader=rig.loader, ahead=ready)
-    return RecordedStretches(rig.step, most=most, loader=rig.loader, ahead=ready, recorder=recorder)
+        return rig.step
+    return RecordedSteps(rig.step, loader=rig.loader, recorder=recorder)
 
 
-def drive(rig: Rig, steps: Stretches, cuts: list[int]) -> None:
+def drive(rig: Rig, steps: Steps, cuts: list[int]) -> None:
     """Train, a stretch of at most that many global batches after another."""
     batches: Iterator[Any] = iter(())  # nobody takes from it
     for count in cuts:
@@ -143,7 +145,7 @@ def trained(name: str, cuts: list[int], *, how: str = "executed", **more: Any) -
     rig = make(**RUNS[name], **more)
     torch.manual_seed(7)
     recorder = Again(rig) if how == "recorded" else None
-    drive(rig, stretches(rig, recorder=recorder, most=50), cuts)
+    drive(rig, rows(rig, recorder=recorder, most=50), cuts)
     if recorder is not None:
         assert recorder.replayed > 0
     return everything(rig)
@@ -183,9 +185,10 @@ def test_fp16_decides_on_the_device_as_it_does_on_the_host(how: str) -> None:
     for steps in (False, True):
         rig = make(**{**RUNS["fp16"], "warmup": 6, "growth_interval": 3, "init_scale": 1e7})
         torch.manual_seed(7)
-        taken = stretches(rig, recorder=Again(rig) if how == "recorded" else None)
-        if how == "stream":
-            taken = Stretches(rig.step, most=8)
+        if steps:
+            taken = rows(rig, recorder=Again(rig) if how == "recorded" else None)
+        if steps and how == "stream":
+            rig.step.loader = None
         for _ in range(3):
             if not steps:
                 rig.drive(8)
@@ -211,14 +214,17 @@ def test_fp16_decides_on_the_device_as_it_does_on_the_host(how: str) -> None:
         torch.testing.assert_close(mine.ema.module.state_dict()[name], value, rtol=1e-5, atol=1e-7)
 
 
-def test_a_size_is_recorded_after_its_warm_up_in_lengths_that_fit() -> None:
+def test_a_size_is_recorded_after_its_warm_up_in_lengths_that_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer.cuda_graphs.recorded_steps, "MAX_SECONDS", 1e9)
     rig = make(num_samples=16 * 80 + 5, **NOISY)
     recorder = Again(rig)
-    steps = stretches(rig, most=50, recorder=recorder)
-    assert steps.most == 1, "nothing is known of its pace"
+    steps = rows(rig, most=50, recorder=recorder)
+    assert steps.max_steps == 1, "nothing is known of its pace"
     drive(rig, steps, [1] * (WARMUP_STEPS + 1))
     assert recorder.recorded == [1]
-    assert steps.most == 50
+    assert steps.max_steps == 50
     drive(rig, steps, [76])
     assert recorder.recorded == [1, 50, 12]
     assert recorder.replayed == 1 + 1 + 2 + 2
@@ -230,19 +236,19 @@ def test_a_size_is_recorded_after_its_warm_up_in_lengths_that_fit() -> None:
 
 def test_slow_steps_are_not_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request to stop is heard between stretches."""
-    monkeypatch.setattr(trainer.cuda_graphs.recorded_steps, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(trainer.cuda_graphs.recorded_steps, "MAX_SECONDS", 0.0)
     rig = make(num_samples=16 * 40, **NOISY)
-    steps = stretches(rig, most=50, recorder=Again(rig))
+    steps = rows(rig, most=50, recorder=Again(rig))
     drive(rig, steps, [1] * 9)
-    assert steps.most == 1
+    assert steps.max_steps == 1
 
 
 def test_batches_too_large_for_a_row_are_recorded_one_by_one() -> None:
     rig = make(num_samples=16 * 40, **NOISY)
     recorder = Again(rig)
-    steps = stretches(rig, most=1, recorder=recorder)
+    steps = rows(rig, most=1, recorder=recorder)
     drive(rig, steps, [1] * 9)
-    assert (recorder.recorded, recorder.replayed, steps.most) == ([1], 9 - WARMUP_STEPS, 1)
+    assert (recorder.recorded, recorder.replayed, steps.max_steps) == ([1], 9 - WARMUP_STEPS, 1)
 
 
 def test_what_cannot_be_recorded_is_said_in_one_message() -> None:
@@ -252,7 +258,7 @@ def test_what_cannot_be_recorded_is_said_in_one_message() -> None:
 
     rig = make(**NOISY)
     with pytest.raises(InputError, match=r"--compile.capture false.*not permitted"):
-        drive(rig, stretches(rig, recorder=Fails(rig)), [1] * 8)
+        drive(rig, rows(rig, recorder=Fails(rig)), [1] * 8)
 
 
 @settings(max_examples=200, deadline=None)
@@ -276,23 +282,29 @@ def test_nothing_that_is_due_is_passed_over(
 ) -> None:
     """Law: every step at which something is due ends a stretch, whatever fp16 skips."""
     plan, total = make().plan, 60
-    progress = SimpleNamespace(global_batches=0, step=0)
-    parts: Any = SimpleNamespace(
+    progress = Progress()
+    seen: Any = SimpleNamespace(
         config=SimpleNamespace(
-            train=SimpleNamespace(max_steps=max_steps),
+            train=TrainConfig(max_steps=max_steps),
             parallel=SimpleNamespace(drift_every_steps=drift),
             logging=SimpleNamespace(every_steps=logging),
-            checkpoint=SimpleNamespace(every_steps=saving),
+            every_steps=saving,
         ),
         state=SimpleNamespace(progress=progress),
-        stretches=SimpleNamespace(most=most),
-        plan=plan,
-        total_global_batches=total,
         gradients=GradientLog(torch.nn.Linear(1, 1), gradients),
     )
+    run: Any = SimpleNamespace(
+        config=seen.config,
+        state=seen.state,
+        plan=plan,
+        steps=SimpleNamespace(max_steps=most),
+        end=End(progress, seen.config.train, total),
+        log=SimpleNamespace(steps_until_due=lambda: RunLog.steps_until_due(seen)),
+        checkpointer=SimpleNamespace(steps_until_due=lambda: Checkpointer.steps_until_due(seen)),
+    )
     passed, ends, watched = set(), set(), set()
-    while progress.global_batches < total and progress.step < (max_steps or total):
-        global_batches = upcoming(parts)
+    while not run.end.reached:
+        global_batches = upcoming(run)
         assert 1 <= len(global_batches) <= most
         assert len({global_batch.size for global_batch in global_batches}) == 1
         assert not any(global_batch.ends_epoch for global_batch in global_batches[:-1])
@@ -333,7 +345,7 @@ def test_graphs_have_the_bits_of_the_steps_they_record(
             monkeypatch.setattr(trainer.cuda_graphs.recorded_steps, "WARMUP_STEPS", 1 << 30)
         rig = make(**RUNS[name], device=gpu, schedule=ScheduleConfig(name="cosine"))
         torch.manual_seed(7)
-        drive(rig, stretches(rig, most=50, recorder=GraphRecorder(gpu)), [1] * 12 + [6, 6, 12])
+        drive(rig, rows(rig, most=50, recorder=GraphRecorder(gpu)), [1] * 12 + [6, 6, 12])
         found.append([*everything(rig), torch.cuda.get_rng_state(gpu)])
     assert_same_bits(found[0], found[1])
 
@@ -347,5 +359,5 @@ def test_the_graph_of_a_run_has_the_bits_of_plain_steps(gpu: torch.device) -> No
     plain = everything(rig)
     rig = make(**RUNS["written out"], device=gpu)
     torch.manual_seed(7)
-    drive(rig, stretches(rig, most=50, recorder=GraphRecorder(gpu)), [1] * 12 + [12])
+    drive(rig, rows(rig, most=50, recorder=GraphRecorder(gpu)), [1] * 12 + [12])
     assert_same_bits(everything(rig), plain)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from data.datasets import Normalize
+from data.normalize import Normalize
 from trainer.objective.task import Task
 from trainer.ranks.precision import Precision
 
@@ -38,12 +38,12 @@ class Passes(Protocol):
         """
         ...
 
-    def take(self, out: Tensor) -> None:
+    def pop_gradient(self, out: Tensor) -> None:
         """Copy the gradient of all parameters to a flat float32 tensor `(size,)`; then `clear`."""
         ...
 
-    def put(self, flat: Tensor) -> None:
-        """Make a flat tensor, as `take` gives it, the gradient of the step."""
+    def set_gradient(self, flat: Tensor) -> None:
+        """Make a flat tensor, as `pop_gradient` gives it, the gradient of the step."""
         ...
 
 
@@ -86,12 +86,12 @@ class AutogradPasses:
         self.scaler.scale(loss * loss_weight).backward()
         return loss.detach(), score
 
-    def take(self, out: Tensor) -> None:
+    def pop_gradient(self, out: Tensor) -> None:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         torch.cat([part.reshape(-1) for part in parts], out=out)
         self.clear()
 
-    def put(self, flat: Tensor) -> None:
+    def set_gradient(self, flat: Tensor) -> None:
         parts = torch.split(flat.clone(), [parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)

@@ -1,8 +1,9 @@
-"""Files that are published whole or not at all."""
+"""Files, directories and links that are replaced as a whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,44 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Replace the content of a file; see `replacing`. Text is written as UTF-8."""
+    with replacing(path, durable=durable) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def replace_directory(temporary: Path, final: Path) -> None:
+    """Rename a directory to `final`; an older directory of that name is deleted afterwards."""
+    old = final.with_name(f".old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        if old.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Make `link` a relative symbolic link to its sibling `target`, in one step."""
+    temporary = link.with_name(f".{link.name}-new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or a directory: a rename that reaches the disk before its data loses both."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_output(option: str, path: Path) -> None:

@@ -1,37 +1,22 @@
-"""OUTPUT_DIR/NAME/: what lies in it, whether it is continued, and who may write to it."""
+"""A run directory, OUTPUT_DIR/NAME/: what lies in it, who may write to it, what is continued."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
-import platform
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
-
-import torch
 
 from configs.errors import InputError
 from configs.identity import digest, flatten, identity, nest
 from configs.schema import RunConfig
 from data.facts import InputFacts
-from trainer.checkpoints.atomic_files import replacing
-from trainer.checkpoints.checkpoint import (
-    Refused,
-    list_checkpoints,
-    newest_good,
-    set_aside_newer,
-    verify_checkpoint,
-)
-from trainer.ranks.runtime import Runtime
+from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.checkpoint import Refused, verify_checkpoint
+from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
 
-PACKAGES = ("torch", "numpy", "safetensors", "jsonargparse", "rich", "wandb", "accelerate")
 LOCK_SECONDS = 10.0
 
 
@@ -40,7 +25,9 @@ class Resume:
     """What a run starts from."""
 
     checkpoint: Path | None
+    """The directory of a verified checkpoint; None for a fresh start."""
     step: int
+    """Optimizer steps taken at that point."""
     notes: list[str]
     """Lines for the log: rejected checkpoints, an older run moved aside."""
 
@@ -56,7 +43,7 @@ class RunDirectory:
         self.digest = digest(config)
 
     def decide_resume(self, config: RunConfig) -> Resume:
-        """Find what to continue from; changes nothing on disk.
+        """Decide what this config continues from, by `checkpoint.resume`; changes nothing on disk.
 
         Raises:
             InputError: If an explicit path is wrong, no checkpoint verifies, or the unfinished run
@@ -90,10 +77,10 @@ class RunDirectory:
         )
 
     def claim(self) -> None:
-        """Make sure that no other process decides about this directory or writes to it.
+        """Lock the directory against every other process, for as long as this one lives.
 
         Raises:
-            InputError: If one does, or the folder above cannot be written.
+            InputError: If another process holds the lock, or OUTPUT_DIR cannot be written.
         """
         if self.lock is None:
             try:
@@ -125,7 +112,7 @@ class RunDirectory:
         return notes
 
     def status(self) -> str | None:
-        """Status in summary.json, None without one."""
+        """The status in summary.json; None if there is no readable one."""
         try:
             found = json.loads((self.path / "summary.json").read_text())["status"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -133,21 +120,23 @@ class RunDirectory:
         return str(found)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
+        """Write environment.json; see `environment.describe_environment`."""
         write_atomically(
             self.path / "environment.json", json.dumps(environment, indent=2, default=str) + "\n"
         )
 
     def write_model(self, facts: InputFacts) -> None:
-        """What using the model takes besides the config and the weights (inference/trained.py)."""
+        """Write model.json: what using the model takes besides the config and the weights."""
         write_atomically(self.path / "model.json", json.dumps(facts.to_json(), indent=2) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json; while the run goes on without waiting for the disk."""
         last = summary["status"] != "running"  # others follow soon
         content = json.dumps(summary, indent=2) + "\n"
         write_atomically(self.path / "summary.json", content, durable=last)
 
     def _explicit(self, given: Path) -> Resume:
-        """A checkpoint directory, or a run directory, whose newest good checkpoint is meant."""
+        """Continue from a checkpoint directory, or from the newest good one of a run directory."""
         path = given.resolve()
         rejected: list[str] = []
         if (path / "checkpoints").is_dir():
@@ -164,6 +153,7 @@ class RunDirectory:
             ) from None
 
     def unwritable(self, error: OSError) -> InputError:
+        """The refusal to raise after an error of the file system in this directory."""
         return InputError(
             f"cannot write to {self.path} ({error.strerror})",
             expected="a folder this user may write to",
@@ -189,6 +179,7 @@ class RunDirectory:
                 time.sleep(0.2)
 
     def _move_aside(self) -> Path:
+        """Rename the directory to NAME.1, or the next number that is free."""
         number = 1
         while (target := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
@@ -196,45 +187,8 @@ class RunDirectory:
         return target
 
 
-def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Replace a file as a whole: a reader sees the old content or the new."""
-    with replacing(path, durable=durable) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-def describe_machine() -> dict[str, Any]:
-    """Code, versions and hardware: what a figure measured here must be read with."""
-    root = Path(__file__).resolve().parents[2]
-    gpus = torch.cuda.device_count()
-    return {
-        "git_commit": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "cpu_count": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(gpus)],
-    }
-
-
-def describe_environment(runtime: Runtime) -> dict[str, Any]:
-    """What a later reader needs to know about how this run was executed."""
-    return describe_machine() | {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started_at": time.time(),
-        "host": socket.gethostname(),
-        "launcher": runtime.launcher,
-        "world_size": runtime.world_size,
-        "backend": runtime.backend or None,
-        "device": runtime.device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """`optimizer.lr 0.001, now 0.0003; ...` for every key whose value changed."""
+    """Every key whose value changed, as in `optimizer.lr 0.001, now 0.0003; seed 1, now 2`."""
     normal = json.loads(json.dumps(new, default=str))
     return "; ".join(
         f"{key} {old.get(key)!r}, now {normal.get(key)!r}"
@@ -247,29 +201,3 @@ def _yaml(config: RunConfig) -> str:
     import yaml
 
     return yaml.safe_dump(nest(flatten(config)), sort_keys=False)
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()

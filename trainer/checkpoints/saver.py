@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.checkpoints.checkpoint import Position, save_checkpoint
+from trainer.checkpoints.checkpoint import Position
+from trainer.checkpoints.checkpoint_folder import save_checkpoint
 from trainer.ranks.failures import SaveFailed
 
 log = logging.getLogger("convoy")
 
 
 class Saver:
-    """Takes copies of the state and writes them, at most one at a time.
+    """Writes copies of the state in a thread of its own, one at a time.
 
     An interpreter that exits waits for a write under way; a killed one leaves a temporary
     directory that nothing mistakes for a checkpoint.
@@ -38,7 +39,11 @@ class Saver:
         *,
         is_best: bool,
     ) -> None:
-        """Begin to write; waits for the write before this one, and logs it if it failed."""
+        """Begin to write a checkpoint; see `save_checkpoint` for the arguments.
+
+        Waits for the write before this one. If that one failed, the error is logged, and training
+        goes on.
+        """
         try:
             self.wait()
         except SaveFailed as error:
@@ -56,10 +61,10 @@ class Saver:
         )
 
     def wait(self) -> None:
-        """Until nothing is being written.
+        """Wait until nothing is being written.
 
         Raises:
-            SaveFailed: If the last write went wrong.
+            SaveFailed: If the last write failed.
         """
         if self.pending is None:
             return
@@ -73,4 +78,5 @@ class Saver:
             ) from error
 
     def close(self) -> None:
+        """End the thread, after a write that is under way."""
         self.thread.shutdown()

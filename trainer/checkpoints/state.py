@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configs.errors import InputError
 from trainer.engines.dtensor import full_state, load_full_state
-from trainer.engines.native import Engine
+from trainer.engines.engine import Engine
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
 from trainer.optim.average import Average
@@ -66,6 +66,11 @@ class Progress:
         if selection.improves(values, self.to_beat, by=min_gain):
             self.to_beat, self.evaluations_without_gain = values, 0
 
+    @property
+    def just_evaluated(self) -> bool:
+        """Whether the latest evaluation was of the weights as they are now."""
+        return self.evaluated_step == self.step and not self.evaluation_due
+
     def state_dict(self) -> dict[str, Any]:
         """As checkpoints hold it; there `global_batches` is called `window`."""
         state = asdict(self)
@@ -84,17 +89,23 @@ class RunState:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     precision: Precision
-    ema: Average | None
+    average: Average | None
     meter: Meter
     progress: Progress
     seed: int
     runtime: Runtime
 
 
-def capture(run: RunState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture(
+    run: RunState, *, elapsed_seconds: float = 0.0
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights under their own names, and everything else; copies in host memory.
 
     Every rank must call it: random generators and unlogged metrics are gathered from all.
+
+    Args:
+        run: The objects of the run.
+        elapsed_seconds: Training time of the run over all its restarts.
     """
     weights = {name: host_copy(value) for name, value in run.engine.weights().items()}
     mine = {
@@ -103,12 +114,12 @@ def capture(run: RunState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "reduction": host_copy(run.engine.reduction_state()),
     }
     trainer = {
-        "progress": run.progress.state_dict(),
+        "progress": run.progress.state_dict() | {"elapsed_seconds": elapsed_seconds},
         "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
         "optimizer_class": type(run.optimizer).__name__,
         "schedule": run.schedule.state_dict(),
         "scaler": run.precision.scaler.state_dict(),
-        "ema": host_copy(full_state(run.ema.module)) if run.ema else None,
+        "ema": host_copy(full_state(run.average.module)) if run.average else None,
         "device_type": run.runtime.device.type,
         "ranks": gather_objects(run.runtime, mine),
     }
@@ -128,8 +139,8 @@ def restore(
     """
     try:
         run.engine.load_weights(weights)
-        if run.ema is not None:  # an average begun later starts from the weights
-            load_full_state(run.ema.module, trainer["ema"] or weights)
+        if run.average is not None:  # an average begun later starts from the weights
+            load_full_state(run.average.module, trainer["ema"] or weights)
         _restore_optimizer(run.engine, run.optimizer, trainer)
         run.schedule.load_state_dict(trainer.get("schedule", {}))
         if run.precision.scaler.is_enabled() and trainer["scaler"]:

@@ -22,13 +22,13 @@ from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Batch
 from trainer.backward.autograd import AutogradPasses, LossModule
-from trainer.backward.compiling import compile_if_asked
+from trainer.backward.compiling import compile_model
 from trainer.engines.accelerate_config import MIXED_PRECISION
-from trainer.engines.native import Engine, ReplicatedModel, freeze_buckets
+from trainer.engines.ddp import freeze_buckets
+from trainer.engines.engine import Engine, ReplicatedModel
+from trainer.ranks.launcher import MPI_SIZES, RANK_VARIABLES
 from trainer.ranks.precision import DTYPES
-from trainer.ranks.runtime import MPI_SIZES, Runtime
-
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+from trainer.ranks.runtime import Runtime
 
 
 class AccelerateEngine(ReplicatedModel):
@@ -42,6 +42,7 @@ class AccelerateEngine(ReplicatedModel):
         self,
         loss: LossModule,
         *,
+        compiled: bool,
         runtime: Runtime,
         parallel: ParallelConfig,
         compile_: CompileConfig,
@@ -51,9 +52,10 @@ class AccelerateEngine(ReplicatedModel):
         """
         Args:
             loss: The model with its normalisation and loss.
+            compiled: Whether the passes are compiled.
             runtime: This rank, within the process group, which Accelerate joins.
             parallel: How ranks share the gradient.
-            compile_: Whether the passes are compiled.
+            compile_: How passes are compiled.
             plan: Who trains on what.
             example: A batch as the data set gives it, of one sample or more.
 
@@ -62,7 +64,7 @@ class AccelerateEngine(ReplicatedModel):
         """
         self.module = loss.module
         self.accelerator = build_accelerator(loss, runtime, parallel, plan)
-        model = compile_if_asked(loss, compile_, runtime.device, plan)
+        model = compile_model(loss, compile_, plan) if compiled else loss
         self.model: nn.Module = self.accelerator.prepare(model)
         self.gradient_scale = 1.0
         if runtime.world_size > 1:

@@ -1,4 +1,4 @@
-"""What an accelerate config says, and whether the run's own config says the same.
+"""Whether an accelerate config and the run's own config say the same.
 
 `accelerate launch` passes its command line and its config file on as variables. What changes the
 arithmetic or the memory of a run is the run's config (docs/accelerate.md): a variable that says
@@ -18,15 +18,15 @@ from trainer.ranks.runtime import Runtime, wants_cpu
 log = logging.getLogger("convoy")
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""precision.dtype in Accelerate's words."""
+"""Accelerate's word for each precision.dtype."""
 PLUGINS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed scales, clips and steps by itself: for sharded weights "
     "choose FSDP there, and --parallel.strategy fsdp here.",
     "ACCELERATE_USE_MEGATRON_LM": "Choose another distributed type with `accelerate config`.",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "Ranks share the batch only: leave it out.",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "Ranks divide the batch and nothing else: leave it out.",
     "ACCELERATE_USE_SAGEMAKER": "Start the ranks with torchrun.",
 }
-"""What Accelerate can be told to hand the model to, and what to do instead."""
+"""Variables that hand the model to another library, and what to do instead."""
 SHARDING = {
     "FSDP_VERSION": (("2",), "parallel.strategy=fsdp, which is version 2"),
     "FSDP_RESHARD_AFTER_FORWARD": (
@@ -36,15 +36,20 @@ SHARDING = {
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": (("false",), "parallel.activation_checkpointing"),
     "FSDP_IGNORED_MODULES": (("",), "parallel.strategy=fsdp, which shards every weight"),
 }
-"""What of its options for FSDP can have one value only, and where the run's config says it. Wrap
-policy, prefetching and ways of loading change neither the result nor what a rank keeps."""
+"""Variables of Accelerate's FSDP that can have one value only, and what in the run's config says
+so. Wrap policy, prefetching and ways of loading change neither the result nor what a rank keeps."""
 
 
 def check_accelerate(config: RunConfig, runtime: Runtime, env: Mapping[str, str]) -> None:
-    """Refuse what the run's config and Accelerate's do not agree on.
+    """Refuse a run whose own config and accelerate config do not agree.
+
+    Args:
+        config: The run's config.
+        runtime: This rank with its device.
+        env: Environment variables, in which `accelerate launch` passes its config on.
 
     Raises:
-        InputError: Also if Accelerate is not installed.
+        InputError: If they do not agree, or if Accelerate is not installed.
     """
     import_extra("accelerate", "accelerate")
     for name, remedy in PLUGINS.items():
@@ -79,7 +84,7 @@ def check_accelerate(config: RunConfig, runtime: Runtime, env: Mapping[str, str]
 
 
 def _check_sharding(config: RunConfig, env: Mapping[str, str]) -> None:
-    """Refuse FSDP as Accelerate was told to do it, where the run's config does not."""
+    """Refuse options of Accelerate's FSDP that the run's config contradicts."""
     parallel = config.parallel
     if parallel.strategy != "fsdp":
         raise InputError(
@@ -99,6 +104,7 @@ def _check_sharding(config: RunConfig, env: Mapping[str, str]) -> None:
 
 
 def _says(env: Mapping[str, str], name: str) -> str:
+    """The value of a variable in lower case; empty if it is not set."""
     return env.get(name, "").lower()
 
 

@@ -1,4 +1,4 @@
-"""Gradients that travel in fewer bits under DDP: casts, and PowerSGD's low-rank matrices."""
+"""`parallel.compression`: gradients that DDP sends in fewer bits, cast or as PowerSGD's factors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.engines.reduction import AllReduce
 from trainer.ranks.precision import DTYPES
 
 MEMORIES = ("error_dict", "p_memory_dict", "q_memory_dict")
-"""What PowerSGD keeps of every bucket: what it left out, and its latest factors."""
+"""What PowerSGD keeps of every bucket: the error of its approximation, and its latest factors."""
 
 
 class CastAllReduce(AllReduce):
-    """DDP's all-reduce in another type, in which the additions are done too.
+    """DDP's all-reduce in another type: gradients travel and are added in it.
 
     torch's own hooks average, and refuse bfloat16 under gloo, which adds it well enough.
     """
@@ -57,12 +57,16 @@ class PowerSGD(AllReduce):
         _register(ddp, lambda _, bucket: powerSGD_hook(self.memory, bucket))
 
     def state_dict(self) -> dict[str, Any]:
-        """Random numbers are only drawn for the first factors: they need no saving."""
+        """The errors and factors of this rank.
+
+        Random numbers are drawn for the first factors only, so that the generator needs no saving.
+        """
         return {"iter": self.memory.iter} | {
             name: dict(getattr(self.memory, name)) for name in MEMORIES
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue with the errors and factors of the same rank; anew from an empty state."""
         self.memory = self._begin()
         self.memory.iter = state.get("iter", 0)
         for name in MEMORIES:
@@ -73,7 +77,14 @@ class PowerSGD(AllReduce):
 def reduce_with_ddp(
     ddp: DistributedDataParallel, config: ParallelConfig, world_size: int, seed: int
 ) -> AllReduce:
-    """The reduction that `parallel.compression` asks for; DDP's buckets must have settled."""
+    """The reduction that `parallel.compression` asks for.
+
+    Args:
+        ddp: The wrapped model, which has rebuilt its buckets: they keep their sizes from now on.
+        config: The compression, and the rank and first step of PowerSGD.
+        world_size: Number of ranks.
+        seed: The seed of the run.
+    """
     if config.compression == "none":
         return AllReduce(ddp, world_size)
     if config.compression == "powersgd":
@@ -86,12 +97,12 @@ def reduce_with_ddp(
 def _register(
     ddp: DistributedDataParallel, hook: Callable[[object, GradBucket], Future[Tensor]]
 ) -> None:
-    """DDP reads annotations and knows no postponed ones: a lambda has none."""
+    """Register a hook; it must be a lambda, because DDP cannot read postponed annotations."""
     ddp.register_comm_hook(None, hook)
 
 
 def _cast_and_sum(dtype: torch.dtype, bucket: GradBucket) -> Future[Tensor]:
-    """The bucket summed over ranks, when it is there."""
+    """Sum a bucket over ranks in another type; the future holds the sum in its own type."""
     gradients = bucket.buffer()
     work = dist.all_reduce(gradients.to(dtype), async_op=True)
     assert work is not None

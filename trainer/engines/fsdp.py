@@ -27,14 +27,13 @@ from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Batch
 from trainer.backward.autograd import AutogradPasses, LossModule
-from trainer.backward.compiling import should_compile
 from trainer.engines.dtensor import (
     full_optimizer_state,
     full_state,
     load_full_optimizer_state,
     load_full_state,
 )
-from trainer.engines.native import ReplicatedModel
+from trainer.engines.engine import ReplicatedModel
 from trainer.networks.blocks import blocks
 from trainer.optim.muon import MuonWithAdamW
 from trainer.ranks.runtime import Runtime
@@ -70,6 +69,7 @@ class ShardedEngine(ReplicatedModel):
         *,
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
+        compiled: bool,
         runtime: Runtime,
         parallel: ParallelConfig,
         compile_: CompileConfig,
@@ -81,9 +81,10 @@ class ShardedEngine(ReplicatedModel):
             loss: The model with its normalisation and loss; whole on every rank, and then sharded.
             optimizer: Over the model's parameters; it goes on with their parts.
             average: The copy that averages the weights, if there is one; sharded likewise.
+            compiled: Whether its blocks are compiled.
             runtime: This rank, within the process group.
             parallel: How ranks share the model.
-            compile_: Whether its blocks are compiled.
+            compile_: How they are compiled.
             plan: Who trains on what, with as many micro-batches on every rank.
             example: A batch as the data set gives it, of one sample or more.
         """
@@ -94,7 +95,7 @@ class ShardedEngine(ReplicatedModel):
         self.reduces = True
         parameters = list(self.module.parameters())
         state = optimizer.state_dict()
-        if should_compile(compile_, runtime.device):
+        if compiled:
             for block in blocks(self.module) or [self.module]:
                 block.compile(dynamic=False, mode=compile_.mode)
         for module in (self.module, average):

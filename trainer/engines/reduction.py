@@ -161,7 +161,7 @@ class PairwiseTree(Memoryless):
             distance *= 2
         sizes = [buffer.numel() for buffer in self.buffers]
         gradient, *means = torch.split(total, [len(total) - sum(sizes), *sizes])
-        self.passes.put(gradient)
+        self.passes.set_gradient(gradient)
         for buffer, mean in zip(self.buffers, means, strict=True):
             buffer.copy_((mean / self.shards).view_as(buffer))
         for buffer, value in zip(self.counters, self.counted, strict=True):
@@ -178,7 +178,7 @@ class PairwiseTree(Memoryless):
             self.spare.pop() if self.spare else torch.empty(sum(sizes), device=self.runtime.device)
         )
         gradient, *parts = torch.split(flat, sizes)
-        self.passes.take(gradient)
+        self.passes.pop_gradient(gradient)
         for part, buffer in zip(parts, self.buffers, strict=True):
             part.copy_(buffer.reshape(-1))
         height = 0

@@ -1,39 +1,80 @@
-"""The blocks of a model: what FSDP fetches at once, and what activation checkpointing redoes."""
+"""The blocks of a model: the parts that are sharded, checkpointed or compiled one by one.
+
+A network that is deep may say which of its modules these are:
+
+    def blocks(self) -> list[nn.Module]
+
+returns them in the order in which they are applied. They are modules of the network, none lies
+within another, and the network calls each by `block(...)`, not by its `forward`. The attribute
+`blocks` that the networks of many libraries have is read likewise.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
-from trainer.networks.models import model_blocks
+from trainer.networks.activation_checkpointing import checkpoint_activations
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The parts that a model runs one after the other, none within another.
+def declared_blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules that a network declares as its blocks, in order; none if it declares none.
 
-    What it declares as its blocks (see `models.model_blocks`), or else the elements of its
-    outermost `nn.Sequential` and `nn.ModuleList` containers, where they have weights.
+    They are what its method `blocks()` returns, or the modules in its attribute `blocks`, be it a
+    list, a `ModuleList` or a `Sequential`; nested containers are taken apart.
 
     Raises:
-        InputError: If what it declares are no parts of it.
+        InputError: If these are no modules of the network.
     """
-    found = model_blocks(model) or list(_elements(model))
+    declared: Any = getattr(model, "blocks", None)
+    if callable(declared) and not isinstance(declared, nn.Module):
+        declared = declared()
+    found = list(_flat(declared))
+    known = set(model.modules())
+    strangers = [block for block in found if block not in known]
+    if strangers or len(set(found)) < len(found):
+        raise InputError(
+            f"blocks of {type(model).__name__}",
+            given=[type(block).__name__ for block in strangers or found],
+            expected="a list of modules of the network, each once",
+        )
+    return found
+
+
+def _flat(declared: Any) -> Iterator[nn.Module]:
+    """The modules in a list or container, or the one module that was declared."""
+    if isinstance(declared, nn.ModuleList | nn.Sequential | list | tuple):
+        for part in declared:
+            yield from _flat(part) if isinstance(part, nn.ModuleList | nn.Sequential) else (part,)
+    elif declared is not None:
+        yield declared
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The parts with weights that a model runs one after the other, none within another.
+
+    These are the blocks that it declares, or else the elements of its outermost `nn.Sequential` and
+    `nn.ModuleList` containers.
+
+    Raises:
+        InputError: If it declares modules that are not its own.
+    """
+    found = declared_blocks(model) or list(_elements(model))
     return [block for block in found if next(block.parameters(), None) is not None]
 
 
 def _elements(module: nn.Module) -> Iterator[nn.Module]:
-    """A ModuleList itself has no forward pass to wrap: its elements have, or theirs."""
+    """The elements of outermost containers; a ModuleList within one is taken apart as well.
+
+    A ModuleList has no forward pass that could be wrapped: its elements have, or theirs.
+    """
     for child in module.children():
         if isinstance(module, CONTAINERS) and not isinstance(child, (*CONTAINERS, nn.ModuleDict)):
             yield child
@@ -42,7 +83,11 @@ def _elements(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_shared_weights(model: nn.Module, found: Sequence[nn.Module]) -> None:
-    """Refuse a weight that two blocks use: each would get a copy of its own.
+    """Refuse a weight that two blocks use: sharded, each would get a copy of its own.
+
+    Args:
+        model: The model.
+        found: Its blocks.
 
     Raises:
         InputError: With the names of such a weight.
@@ -66,63 +111,22 @@ def check_shared_weights(model: nn.Module, found: Sequence[nn.Module]) -> None:
             )
 
 
-def checkpoint_activations(model: nn.Module) -> None:
-    """Let every block keep its inputs only, and compute the rest again in the backward pass.
-
-    Outputs, gradients and state-dict keys stay what they were: random numbers are drawn again from
-    the same state, and batch-norm statistics do not see the second pass.
-    """
-    for block in blocks(model):
-        norms = [part for part in block.modules() if isinstance(part, _BatchNorm)]
-        options = {"context_fn": functools.partial(_contexts, norms)} if norms else {}
-        # Not a wrapper module: names stay, and hooks (FSDP's) run once, around it.
-        block.forward = functools.partial(_checkpointed, block.forward, options)
-
-
-def _checkpointed(
-    forward: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any
-) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
-
-
-def _contexts(
-    norms: list[_BatchNorm],
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _statistics_stay(norms)
-
-
-@contextmanager
-def _statistics_stay(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Batch norms normalise as in training, and their running statistics stay what they are."""
-    before = [
-        (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
-        for norm in norms
-        if norm.num_batches_tracked is not None
-    ]
-    for norm, *_ in before:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, counter, count in before:
-            norm.momentum = momentum
-            counter.copy_(count)
-
-
 def prepare_blocks(model: nn.Module, config: ParallelConfig, world_size: int) -> None:
-    """What changes the model in place, before it is compiled or wrapped for its ranks."""
+    """Change a model in place as `parallel` asks, before it is compiled or wrapped for its ranks.
+
+    Its batch norms take their statistics over all ranks under `parallel.sync_batch_norm`, and its
+    blocks are checkpointed under `parallel.activation_checkpointing`.
+    """
     if config.sync_batch_norm and world_size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if config.activation_checkpointing:
-        checkpoint_activations(model)
+        checkpoint_activations(blocks(model))
 
 
 def check_blocks(
     model: nn.Module, config: ParallelConfig, device: torch.device, world_size: int
 ) -> None:
-    """Refuse what this model or device cannot do of `parallel`.
+    """Refuse what `parallel` asks for and this model, device or number of ranks cannot do.
 
     Raises:
         InputError: With what to do instead.

@@ -10,12 +10,12 @@ LEVELS = 1 << 16
 
 
 def least_kept(dropped: int) -> int:
-    """Of the numbers -32768 to 32767 the least that keeps an activation; `dropped` lie below it."""
+    """The smallest 16-bit number that keeps an activation: `dropped` of 65536 lie below it."""
     return dropped - LEVELS // 2
 
 
 def kept_scale(dropped: int) -> float:
-    """What kept activations are multiplied with, so that their mean stays."""
+    """The factor of activations that are kept, if `dropped` of 65536 are not: their mean stays."""
     return LEVELS / (LEVELS - dropped)
 
 
@@ -23,8 +23,8 @@ class Dropout(nn.Dropout):
     """`nn.Dropout` that on a CPU reads its decisions from raw random bits.
 
     They take less than half the time of torch's Bernoulli numbers. The probability is `p` rounded
-    to a multiple of 2**-16, and what is kept is scaled by the exact inverse of that.
-    Elsewhere, and where torch.compile writes the code, it is what torch does.
+    to a multiple of 2**-16, and what is kept is scaled by the exact inverse of the probability of
+    keeping it. On other devices, and under torch.compile, it is torch's own dropout.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -20,10 +20,7 @@ WEIGHTS = ("pretrained", "checkpoint_path")
 def timm_model(
     name: str, *, input_shape: Sequence[int], num_classes: int, **kwargs: Any
 ) -> nn.Module:
-    """The model that timm calls `name`, for the channels, the classes and the size of the data.
-
-    Models that are built for one image size (vision transformers mostly) are built for that of the
-    data.
+    """Build the model that timm calls `name` for the channels, image size and classes of the data.
 
     Args:
         name: As in `timm.list_models()`, with or without a tag of pretrained weights.
@@ -51,11 +48,13 @@ def timm_model(
             f"model.name={PREFIX}{name} cannot be built for inputs {tuple(input_shape)}",
             given=kwargs or None,
             expected=f"what timm.create_model takes ({type(error).__name__}: {reason})",
+            remedy="Give arguments of its own, or none with --model.kwargs '{}'." if kwargs else "",
         ) from None
     return model
 
 
 def _import_timm() -> Any:
+    """The module timm, or an InputError that says how to get it."""
     try:
         import_extra("torchvision", "timm")  # which timm imports
         return import_extra("timm", "timm")
@@ -69,7 +68,7 @@ def _import_timm() -> Any:
 
 
 def _check_name(timm: Any, name: str) -> None:
-    """Architectures have names, their pretrained weights have tags behind a dot."""
+    """Refuse a name that timm does not have; a tag of pretrained weights follows after a dot."""
     known = timm.list_models(pretrained="." in name)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
@@ -82,7 +81,7 @@ def _check_name(timm: Any, name: str) -> None:
 
 
 def _try(model: nn.Module, input_shape: Sequence[int]) -> None:
-    """One forward pass: that an image is too small, many models only find out then."""
+    """Run one forward pass: many models find out only then that an image is too small."""
     model.eval()
     with torch.no_grad():
         model(torch.zeros(1, *input_shape))

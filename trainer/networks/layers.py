@@ -1,4 +1,4 @@
-"""What the convolutional networks share, and how networks refuse what they cannot take."""
+"""Convolutional layers that several networks share, and checks of a network's arguments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,16 @@ class ConvBlock(nn.Module):
 def image_size(
     network: str, input_shape: Sequence[int], *, smallest: int = 1, remedy: str = ""
 ) -> tuple[int, int, int]:
-    """`(channels, height, width)` of the inputs.
+    """Check that the inputs of a network are images that are large enough.
+
+    Args:
+        network: The name of the network with its article, for the message.
+        input_shape: Shape of one sample.
+        smallest: Pixels that each side must have.
+        remedy: What to do about smaller images, for the message.
+
+    Returns:
+        `(channels, height, width)`.
 
     Raises:
         InputError: If they are no images, or a side has fewer than `smallest` pixels.
@@ -65,18 +74,18 @@ def image_size(
 
 
 def expect_kwarg(name: str, given: object, holds: bool, expected: str, remedy: str = "") -> None:
-    """Refuse a keyword argument of a network unless it `holds`."""
+    """Raise an InputError about the keyword argument `name` of a network unless `holds`."""
     if not holds:
         raise InputError(f"model.kwargs.{name}", given=given, expected=expected, remedy=remedy)
 
 
 def is_count(value: object) -> bool:
-    """A whole number, 1 or more."""
+    """Whether a value is a whole number, 1 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def are_widths(values: object, count: int | None = None) -> bool:
-    """A list of widths, of the given length if there is one."""
+    """Whether values are a list of widths, each 1 or more, of length `count` if that is given."""
     return (
         isinstance(values, Sequence)
         and len(values) >= 1

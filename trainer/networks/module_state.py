@@ -1,4 +1,4 @@
-"""A module in another state for a while."""
+"""A module in another mode or memory layout for the length of a `with` block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every part is in the mode it was in: a user may freeze some."""
+    """Put a module in eval mode, and afterwards every part of it in the mode it was in.
+
+    A user may keep some parts in eval mode while others train.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -22,7 +25,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def contiguous(module: nn.Module) -> Iterator[None]:
-    """Parameters in the layout they have outside of training.
+    """Make all parameters contiguous, and afterwards give them the memory back that they had.
 
     Passes that are written out keep matrices transposed, which shows in the last bits of what a
     module computes: an evaluation must say what it would say of the saved weights.

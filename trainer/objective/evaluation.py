@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data.datasets import Normalize
+from data.loading.evaluation_order import evaluation_batches
 from data.loading.loader import Loader
-from data.loading.order import evaluation_batches
+from data.normalize import Normalize
 from trainer.networks.module_state import contiguous, evaluating
 from trainer.objective.task import Task
 from trainer.ranks.collectives import sum_
@@ -20,10 +20,10 @@ from trainer.ranks.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics over the whole test set, each from one sum over all of its samples."""
+    """Metrics over a test set, each from one sum over all of its samples."""
 
     values: dict[str, float]
-    """By name: the mean loss, the metrics of the task, and the count of samples."""
+    """Mean loss, metrics of the task and count of samples, by name."""
 
     @property
     def loss(self) -> float:
@@ -59,10 +59,19 @@ def evaluate(
     counts are equal to the last integer and the loss to the last bit. One all-reduce.
 
     Args:
+        module: The raw module, on the device of `runtime`.
+        loader: Gives this rank's batches of the test set.
+        num_samples: Samples in the test set.
+        batch_size: Samples in a batch; the last one may be shorter.
+        normalize: Turns inputs as the data set gives them into what the module takes.
+        task: Measures the outputs.
+        precision: The type that the module computes in; sums are float64.
+        runtime: This rank, within the process group.
+        interrupted: Whether to stop; every rank asks before each of its batches, equally often.
         run_along: What a rank does while others evaluate a batch and it has none left.
 
     Returns:
-        The counts, or None if `interrupted` said so; all ranks ask it equally often.
+        The metrics, on every rank the same; None if `interrupted` said so.
     """
     num_batches = len(evaluation_batches(num_samples, batch_size))
     where = counting_device(runtime.device)
@@ -87,5 +96,5 @@ def evaluate(
 
 
 def counting_device(device: torch.device) -> torch.device:
-    """Where sums in float64 are to be had: Apple's GPUs have none."""
+    """The device on which float64 is summed: the CPU for Apple's GPUs, which have no float64."""
     return torch.device("cpu") if device.type == "mps" else device

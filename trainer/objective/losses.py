@@ -19,10 +19,17 @@ LOSS_PROTOCOL = (
 
 
 def summed(loss: Callable[..., Tensor]) -> Loss:
-    """A loss as torch's functions and users write them -> the sum over samples.
+    """Turn a loss as torch's functions and users write it into one that sums over samples.
 
-    Several outputs of a sample are averaged. Of a loss that returns one number, the mean over the
-    batch is assumed.
+    Several outputs of a sample are averaged. A loss that returns one number is taken to be the mean
+    over the batch.
+
+    Args:
+        loss: See `LOSS_PROTOCOL`.
+
+    Returns:
+        `(outputs, targets)` -> the sum over the batch, a scalar. Targets that are floats, or have
+        the shape of the outputs, are cast to the type of the outputs.
     """
     options = {"reduction": "none"} if _takes(loss, "reduction") else {}
 
@@ -38,6 +45,7 @@ def summed(loss: Callable[..., Tensor]) -> Loss:
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of that name."""
     try:
         return name in inspect.signature(function).parameters
     except (TypeError, ValueError):  # built into torch

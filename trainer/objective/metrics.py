@@ -30,7 +30,7 @@ class Metric(Protocol):
 
 
 class Accuracy:
-    """Correct predictions, by the largest logit."""
+    """The part of the predictions that are correct, by the largest logit."""
 
     width = 1
     higher_is_better = True
@@ -43,7 +43,7 @@ class Accuracy:
 
 
 class LabelAccuracy:
-    """Of labels that are each there or not: how many are right, and micro-averaged F1."""
+    """Accuracy, precision, recall and F1 over all labels of all samples, each there or not."""
 
     width = 5
     higher_is_better = True
@@ -66,7 +66,7 @@ class LabelAccuracy:
 
 
 class ExactMatch:
-    """Samples of which every label is right."""
+    """The part of the samples whose labels are all right."""
 
     width = 1
     higher_is_better = True
@@ -79,7 +79,7 @@ class ExactMatch:
 
 
 class Errors:
-    """Mean absolute and mean squared error over all outputs."""
+    """Mean absolute error, mean squared error and its root, over all outputs of all samples."""
 
     width = 3
     higher_is_better = False
@@ -100,7 +100,7 @@ class Errors:
 
 
 class Explained:
-    """R²: the part of the variance of the targets that is explained, all outputs together."""
+    """R², the part of the variance of the targets that is explained, over all outputs at once."""
 
     width = 4
     higher_is_better = True
@@ -118,6 +118,11 @@ class Explained:
 
 
 def hits(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Number of correct predictions, int64; targets are classes, or a weight for every class."""
+    """Number of correct predictions, a scalar int64.
+
+    Args:
+        outputs: Logits `(B, classes)`.
+        targets: Classes `(B,)`, or a weight for every class `(B, classes)`.
+    """
     truth = targets if targets.dim() == 1 else targets.argmax(1)
     return (outputs.argmax(1) == truth).sum()

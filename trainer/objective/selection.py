@@ -1,4 +1,4 @@
-"""Which of several evaluations is the best one."""
+"""Which of several evaluations is the best one, by one metric."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ class Selection:
     """Which of two evaluations is the better one."""
 
     metric: str
+    """The name of a value that every evaluation reports."""
     higher: bool
+    """Whether more of it is better."""
 
     def score(self, values: dict[str, float]) -> float:
         """The metric, negated where less of it is better."""
@@ -22,7 +24,13 @@ class Selection:
         return value if self.higher else -value
 
     def improves(self, values: dict[str, float], best: dict[str, float], by: float = 0.0) -> bool:
-        """Whether an evaluation beats the best one so far; what is not a number never does."""
+        """Whether an evaluation beats the best one so far by more than `by`; NaN never does.
+
+        Args:
+            values: What the evaluation reported, by name.
+            best: The same of the best one so far; without the metric, as before the first one.
+            by: What must be gained.
+        """
         score = self.score(values)
         if math.isnan(score):
             return False
@@ -30,7 +38,12 @@ class Selection:
 
 
 def choose_selection(task: Task, metric: str | None, mode: str) -> Selection:
-    """What `evaluate.best` and `evaluate.best_mode` ask for.
+    """The selection that `evaluate.best` and `evaluate.best_mode` ask for.
+
+    Args:
+        task: What an evaluation reports, and which metric it prefers.
+        metric: evaluate.best; None: the one that the task prefers.
+        mode: evaluate.best_mode: auto, max or min.
 
     Raises:
         InputError: For a metric that no evaluation reports.

@@ -47,29 +47,30 @@ class Task:
     outputs: str
     """What outputs should be, for a message."""
     label_smoothing: float | None = None
-    """That of a plain cross-entropy, which may be written out; None for any other loss."""
+    """The label smoothing of a plain cross-entropy, whose gradient may be written out; None for any
+    other loss."""
     align: Callable[[Tensor, Tensor], Tensor] = lambda outputs, targets: outputs
-    """Outputs in the shape that loss and metrics compare with the targets."""
+    """Brings outputs into the shape that loss and metrics compare with the targets."""
 
     @property
     def width(self) -> int:
-        """Numbers that `measure` returns."""
+        """How many sums `measure` returns."""
         return 2 + sum(metric.width for metric in self.metrics)
 
     def learn(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss of a batch, and its summed score, which has no graph."""
+        """The loss and the score of a batch, each summed; only the loss has a graph."""
         outputs = self.align(outputs.float(), targets)
         return self.loss(outputs, targets), self.score(outputs.detach(), targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sums over a batch that add up over batches: float64 `(width,)`."""
+        """Sums over a batch, float64 `(width,)`, that may be added over batches and ranks."""
         aligned = self.align(outputs, targets)
         loss = self.measured_loss(self.align(outputs.double(), targets), targets)
         sums = [metric.sums(aligned, targets).double() for metric in self.metrics]
         return torch.cat([torch.stack([loss, loss.new_tensor(len(targets))]), *sums])
 
     def report(self, sums: Sequence[float]) -> dict[str, float]:
-        """What the sums of a whole evaluation say, by name."""
+        """The values of an evaluation by name, from the sums over all of its samples."""
         count, start = int(sums[1]), 2
         values = {"loss": sums[0] / count}
         for metric in self.metrics:
@@ -78,7 +79,7 @@ class Task:
         return values | {"count": count}
 
     def names(self) -> dict[str, bool]:
-        """Everything that is reported, and whether more of it is better."""
+        """The name of every value that is reported, and whether more of it is better."""
         directions = {"loss": False}
         for metric in self.metrics:
             values = metric.compute([1.0] * metric.width, 1)
@@ -86,7 +87,7 @@ class Task:
         return directions
 
     def check_target(self, target: Tensor) -> None:
-        """Refuse data of another task.
+        """Refuse data of another task by the target of one sample.
 
         Raises:
             InputError: With the type and shape that were found.
@@ -101,7 +102,7 @@ class Task:
 
 
 def classification(*, label_smoothing: float = 0.0) -> Task:
-    """One class of several: logits `(B, classes)`, targets `(B,)` whole numbers."""
+    """One class of several: logits `(B, classes)`, targets `(B,)` integers."""
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=label_smoothing)
@@ -177,7 +178,11 @@ METRIC_PROTOCOL = (
 
 
 def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
-    """The task of a run, with the user's loss and metrics.
+    """Build the task of a run, with the user's loss and metrics if the config names some.
+
+    Args:
+        config: The name of the task, its arguments, and import paths of a loss and of metrics.
+        label_smoothing: train.label_smoothing, for a classification.
 
     Raises:
         InputError: If a name leads nowhere, or to something that does not keep its protocol.
@@ -208,6 +213,7 @@ def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
 
 
 def _metric(path: str) -> Metric:
+    """The metric at an import path, made first if it is a class."""
     found = import_object("task.metrics", path)
     if isinstance(found, type):
         found = call_with("task.metrics", found, {}, {})

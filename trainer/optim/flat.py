@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.backward.explicit.side_streams import HERE
-from trainer.optim.fused import padded, pieces, run_kernel, state_names
+from trainer.optim.fused import Kernel, padded, pieces, run_kernel, state_names
 
 
 def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:
@@ -55,9 +55,9 @@ class FlatParameters:
             value.copy_(parameter.data)
             parameter.data = value
             parameter.grad = gradient
-        self.whole = nn.Parameter(self.values)
+        self.as_one = nn.Parameter(self.values)
         """Stands for all of them: norms and clipping take one kernel instead of one for each."""
-        self.whole.grad = self.gradients
+        self.as_one.grad = self.gradients
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Slots of a flat tensor, each in the shape of its parameter."""
@@ -73,8 +73,8 @@ class FlatParameters:
         return found
 
 
-class FlatStep:
-    """`optimizer.step` as one fused kernel over all parameters instead of one for each.
+class FlatKernel(Kernel):
+    """One fused kernel over all parameters of an optimizer instead of one for each.
 
     The kernels are those that torch.optim calls with `fused=True`. The state dict does not show it:
     its tensors are views, one per parameter as ever. On the MNIST network this takes a third of the
@@ -82,11 +82,12 @@ class FlatStep:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:
-        self.optimizer = optimizer
+        super().__init__(optimizer)
         self.flat = flat
         self.group: dict[str, Any] = optimizer.param_groups[0]
         self.names = state_names(optimizer, self.group)
         self.adopt()
+        optimizer.register_load_state_dict_post_hook(lambda _: self.adopt())
 
     def adopt(self) -> None:
         """Gather the state of the optimizer, new or just loaded, into flat buffers."""
@@ -94,7 +95,7 @@ class FlatStep:
         state = self.optimizer.state
         steps = [state[p]["step"] for p in self.flat.parameters if "step" in state.get(p, {})]
         device = self.flat.values.device
-        self.step = torch.tensor(float(steps[0]) if steps else 0.0, device=device)
+        self.count = torch.tensor(float(steps[0]) if steps else 0.0, device=device)
         self.untracked = untracked(device)
         self.buffers = []
         for name in self.names:
@@ -107,18 +108,11 @@ class FlatStep:
             self.buffers.append(buffer)
         tensors = (self.flat.values, self.flat.gradients, *self.buffers)
         self.pieces = [pieces(tensor) for tensor in tensors]
-        self.steps = [self.step] * len(self.pieces[0])
+        self.steps = [self.count] * len(self.pieces[0])
         if not isinstance(self.optimizer, torch.optim.SGD):
             for parameter in self.flat.parameters:
-                state[parameter]["step"] = self.step
+                state[parameter]["step"] = self.count
 
-    def __call__(self) -> None:
+    def step(self) -> None:
         with entered(self.untracked):
-            run_kernel(self.optimizer, self.group, self.pieces, self.steps, [self.step])
-
-
-def flatten_optimizer(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:
-    """Let an optimizer over the flat parameters step them all at once."""
-    step = FlatStep(optimizer, flat)
-    optimizer.step = step  # type: ignore[method-assign, assignment]
-    optimizer.register_load_state_dict_post_hook(lambda _: step.adopt())
+            run_kernel(self, self.group, self.pieces, self.steps, [self.count])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,33 @@ def state_names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tupl
     return STATE[type(optimizer)]
 
 
+class Kernel(ABC):
+    """Takes the steps of an optimizer in its place, by a direct call of torch's fused kernel.
+
+    Whoever steps an optimizer, a GradScaler too, may step this instead: it has the same parameter
+    groups, and the state stays the optimizer's own.
+    """
+
+    _step_supports_amp_scaling = True  # a GradScaler then sets `grad_scale` and `found_inf`
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    @abstractmethod
+    def step(self) -> None:
+        """One step of the optimizer."""
+
+    def scaling(self) -> dict[str, Tensor | None]:
+        """What a GradScaler leaves here while it asks for a step."""
+        return {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+
+
 def run_kernel(
-    optimizer: torch.optim.Optimizer,
+    kernel: Kernel,
     group: dict[str, Any],
     columns: Sequence[list[Tensor]],
     steps: list[Tensor],
@@ -61,15 +87,14 @@ def run_kernel(
     """What an optimizer with `fused=True` does: count a step, and take it unless fp16 skips it.
 
     Args:
-        optimizer: Adam, AdamW or SGD.
+        kernel: Of Adam, AdamW or SGD.
         group: Its hyperparameters.
         columns: Values, gradients and each state, cut alike.
         steps: For Adam the number of each piece's step.
         counters: The same tensors, each once.
     """
     values, gradients, *states = columns
-    # What a GradScaler leaves on an optimizer while it asks it to step.
-    amp = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
+    optimizer, amp = kernel.optimizer, kernel.scaling()
     if isinstance(optimizer, torch.optim.SGD):
         # A momentum buffer of zeros gives the first step that torch takes without a buffer.
         torch._fused_sgd_(
@@ -87,10 +112,10 @@ def run_kernel(
         )
         return
     decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
-    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
     mean, square = states
     torch._foreach_add_(counters, 1)
-    kernel(
+    fused(
         values,
         gradients,
         mean,
@@ -110,8 +135,8 @@ def run_kernel(
         torch._foreach_sub_(counters, [amp["found_inf"]] * len(counters))
 
 
-class DirectStep:
-    """`optimizer.step` as the bare call of its fused kernel, with the arithmetic of torch's own.
+class DirectKernel(Kernel):
+    """The bare call of an optimizer's fused kernel, with the arithmetic of its own step.
 
     torch.optim looks at every parameter several times before it calls the kernel, which small
     networks feel on a CPU. On a GPU this concerns steps that are being recorded, in which small
@@ -119,22 +144,29 @@ class DirectStep:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.whole = optimizer.step
+        super().__init__(optimizer)
         self.known: list[_Column] | None = None
         optimizer.register_load_state_dict_post_hook(self._forget)
 
     def _forget(self, _: torch.optim.Optimizer) -> None:
         self.known = None
 
-    def __call__(self, closure: Callable[[], float] | None = None) -> Any:
-        if closure is not None:
-            return self.whole(closure)
-        cuda = self.optimizer.param_groups[0]["params"][0].is_cuda
+    def step(self) -> None:
+        cuda = self.param_groups[0]["params"][0].is_cuda
         capturing = cuda and torch.cuda.is_current_stream_capturing()
         if (cuda and not capturing) or not self.take(in_pieces=capturing):
-            self.whole()
-        return None
+            self._step_of_torch()
+
+    def _step_of_torch(self) -> None:
+        """The optimizer's own step, which makes its state first of all."""
+        scaling = {name: value for name, value in self.scaling().items() if value is not None}
+        for name, value in scaling.items():
+            setattr(self.optimizer, name, value)
+        try:
+            self.optimizer.step()
+        finally:
+            for name in scaling:
+                delattr(self.optimizer, name)
 
     @torch.no_grad()
     def take(self, *, in_pieces: bool) -> bool:
@@ -165,7 +197,7 @@ class DirectStep:
             if in_pieces:
                 steps = [s for s, parts in zip(steps, table[0], strict=False) for _ in parts]
                 table = [[piece for parts in row for piece in parts] for row in table]
-            run_kernel(self.optimizer, column.group, table, steps, column.steps)
+            run_kernel(self, column.group, table, steps, column.steps)
         return True
 
 

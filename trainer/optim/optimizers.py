@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.imports import call_with
 from configs.registry import any_case, resolve
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import OptimizerConfig
-from trainer.optim.flat import FlatParameters, flatten_optimizer
 from trainer.optim.fused import STATE
 from trainer.optim.muon import MuonWithAdamW
 from trainer.optim.parameter_groups import Group
@@ -73,7 +73,6 @@ def build_optimizer(
     device: torch.device,
     *,
     scaled: bool = False,
-    flat: FlatParameters | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer over all trainable parameters, fused where the device has the kernels.
 
@@ -83,15 +82,13 @@ def build_optimizer(
         device: Where they live.
         scaled: Whether a GradScaler may skip steps. torch's fused SGD leaves the momentum buffer
             uninitialised when the very first step is skipped, so it is not used then.
-        flat: The parameters if they lie in a flat buffer: one kernel then steps them all.
 
     Raises:
         InputError: For an unknown name, or arguments that the optimizer does not take.
     """
-    table: dict[str, Callable[..., Any]] = {**OPTIMIZERS, **CLASSES}
-    factory = resolve("optimizer.name", any_case(config.name, table), table)
+    factory = _find(config.name)
     trainable: Any = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
-    fused = device.type in FUSED_DEVICES and (factory in (adam, adamw) or not scaled)
+    fused = _is_fused(factory, device, scaled)
     if isinstance(factory, type):
         if not issubclass(factory, torch.optim.Optimizer):
             raise InputError("optimizer.name", given=config.name, expected=PROTOCOL)
@@ -105,9 +102,16 @@ def build_optimizer(
             expected=f"fp32 or bf16 with optimizer.name={config.name}",
             remedy="It looks at the loss several times a step; a scaled one may be skipped.",
         )
-    if flat is not None and type(optimizer) in STATE:
-        flatten_optimizer(optimizer, flat)
     return optimizer
+
+
+def _find(name: str) -> Callable[..., Any]:
+    table: dict[str, Callable[..., Any]] = {**OPTIMIZERS, **CLASSES}
+    return resolve("optimizer.name", any_case(name, table), table)
+
+
+def _is_fused(factory: Callable[..., Any], device: torch.device, scaled: bool) -> bool:
+    return device.type in FUSED_DEVICES and (factory in (adam, adamw) or not scaled)
 
 
 def construct(
@@ -172,11 +176,28 @@ def _on_gpu(parameters: Parameters) -> bool:
 
 
 def one_kernel(config: OptimizerConfig) -> bool:
-    """Whether one kernel can step all parameters in a flat buffer (see `flat.FlatStep`)."""
+    """Whether one kernel can step all parameters in a flat buffer (see `flat.FlatKernel`)."""
     one_group = config.groups is None and config.layer_decay is None
     alike = config.decay_norms_and_biases or not config.weight_decay
     named = config.name.lower() in ("sgd", "adam", "adamw")
     return named and one_group and alike and not config.kwargs
+
+
+def has_fused_kernel(config: OptimizerConfig, device: torch.device, *, scaled: bool) -> bool:
+    """Whether torch steps this optimizer by a fused kernel that can be called directly.
+
+    Args:
+        config: Name and hyperparameters.
+        device: Where the parameters live.
+        scaled: Whether a GradScaler may skip steps.
+    """
+    factory = _find(config.name)
+    kind = {sgd: torch.optim.SGD, adam: torch.optim.Adam, adamw: torch.optim.AdamW}.get(
+        factory, factory
+    )
+    chosen = {"differentiable", "foreach", "fused"} & set(config.kwargs)
+    fused = config.kwargs.get("fused", False) if chosen else _is_fused(factory, device, scaled)
+    return kind in STATE and bool(fused)
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
@@ -208,3 +229,15 @@ def check_gradients(
             expected="a model with sparse gradients, such as torch.nn.Embedding(sparse=True)",
             remedy="Use adam.",
         )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+    """Every group's learning rate: the schedule's times the group's own factor.
+
+    On a GPU the host's number is rounded to float32, as it is when it comes from the device: how
+    steps are taken must not show.
+    """
+    if isinstance(rate, float) and optimizer.param_groups[0]["params"][0].is_cuda:
+        rate = ctypes.c_float(rate).value
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate

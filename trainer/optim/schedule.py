@@ -17,7 +17,8 @@ from configs.registry import any_case, resolve
 from configs.schema_training import ScheduleConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.objective.selection import Selection
-from trainer.optim.torch_schedule import SCHEDULERS, TorchSchedule, makes_scheduler, set_rate
+from trainer.optim.optimizers import set_rate
+from trainer.optim.torch_schedule import SCHEDULERS, TorchSchedule, makes_scheduler
 
 
 class Schedule(Protocol):
@@ -138,6 +139,16 @@ class PureSchedule:
         pass
 
 
+def is_pure(config: ScheduleConfig) -> bool:
+    """Whether the learning rate is a function of the step alone, known beforehand."""
+    return not makes_scheduler(_find(config.name))
+
+
+def _find(name: str) -> Callable[..., Any]:
+    table: dict[str, Callable[..., Any]] = {**SHAPES, **SCHEDULERS}
+    return resolve("schedule.name", any_case(name, table), table)
+
+
 def build_schedule(
     config: ScheduleConfig,
     *,
@@ -163,8 +174,7 @@ def build_schedule(
         InputError: For an unknown name, arguments that a scheduler does not take, or a warm-up that
             outlasts the run.
     """
-    table: dict[str, Callable[..., Any]] = {**SHAPES, **SCHEDULERS}
-    shape = resolve("schedule.name", any_case(config.name, table), table)
+    shape = _find(config.name)
     if config.warmup_steps >= total_steps and config.warmup_steps:
         raise InputError(
             "schedule.warmup_steps",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import inspect
 import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import lr_scheduler
 
 from configs.errors import InputError
@@ -19,6 +17,7 @@ from configs.registry import any_case, resolve
 from configs.schema_training import ScheduleConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.objective.selection import Selection
+from trainer.optim.optimizers import set_rate
 
 Scheduler = lr_scheduler.LRScheduler
 
@@ -28,18 +27,6 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     if isinstance(found, type) and issubclass(found, Scheduler) and not name.startswith("_")
     if found is not Scheduler
 }
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
-    """Every group's learning rate: the schedule's times the group's own factor.
-
-    On a GPU the host's number is rounded to float32, as it is when it comes from the device: how
-    steps are taken must not show.
-    """
-    if isinstance(rate, float) and optimizer.param_groups[0]["params"][0].is_cuda:
-        rate = ctypes.c_float(rate).value
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate
 
 
 class StandIn(torch.optim.Optimizer):

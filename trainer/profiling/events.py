@@ -32,8 +32,9 @@ DATA, FORWARD, BACKWARD, REDUCTION, OPTIMIZER, METRICS, COMPILED, IDLE, BETWEEN 
     "idle",
     "between steps",
 )
-"""What time is divided into. compiled step: forward, backward and optimizer in one region that
-cannot be divided. idle: no operator runs. between steps: records, evaluation and checkpoints."""
+"""What time is divided into. compiled step: forward, backward and optimizer as one, compiled or a
+CUDA graph, which cannot be divided. data: gathering a batch, and what is made ready for several.
+idle: no operator runs. between steps: records, evaluation and checkpoints."""
 
 NAMED: tuple[tuple[str, re.Pattern[str]], ...] = (
     (

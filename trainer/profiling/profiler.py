@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.schema_execution import ProfileConfig
 from data.samples import Batch
-from trainer.checkpoints.run_directory import write_atomically
+from trainer.checkpoints.atomic_files import write_atomically
 from trainer.checkpoints.state import Progress
 from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.summary import Facts, markdown
@@ -36,7 +36,7 @@ class Profiler(Protocol):
         ...
 
     def step(self) -> AbstractContextManager[Any]:
-        """Around one step of the loop."""
+        """Around the steps that the loop takes in a row."""
         ...
 
     def report(self, module: nn.Module, sizes: Sequence[int]) -> str | None:
@@ -63,7 +63,9 @@ class NoProfiler:
 
 
 class TorchProfiler:
-    """Records `config.steps` steps after `config.warmup_steps`, on rank 0.
+    """Records `config.steps` steps or more after `config.warmup_steps`, on rank 0.
+
+    Steps that are taken in a row are recorded in a row: it begins and ends between two rows.
 
     Everything that computes (the rate of the device, the operations of a step) is done after the
     run, on copies: neither the weights nor a random generator notices.
@@ -78,8 +80,10 @@ class TorchProfiler:
         precision: Precision,
         progress: Progress,
         watch: Stopwatch,
+        runs_as: str,
     ) -> None:
         self.folder = folder
+        self.runs_as = runs_as
         self.runtime = runtime
         self.precision = precision
         self.progress = progress
@@ -138,6 +142,7 @@ class TorchProfiler:
         text = markdown(
             break_down(read_trace(trace)),
             Facts(
+                runs_as=self.runs_as,
                 global_batches=self.global_batches,
                 rank=self.runtime.rank,
                 world_size=self.runtime.world_size,
@@ -239,8 +244,19 @@ def build_profiler(
     precision: Precision,
     progress: Progress,
     watch: Stopwatch,
+    runs_as: str,
 ) -> Profiler:
-    """A profiler on rank 0 of a run that asks for one, and none anywhere else."""
+    """A profiler on rank 0 of a run that asks for one, and none anywhere else.
+
+    Args:
+        config: How many steps to profile, and after how many others.
+        folder: Where the trace and the page go.
+        runtime: This rank.
+        precision: In which type matrices are multiplied.
+        progress: How far the run has come.
+        watch: The run's own stopwatch.
+        runs_as: How the run is executed, in a line.
+    """
     if not (config.enabled and runtime.is_main):
         return NoProfiler()
     return TorchProfiler(
@@ -250,6 +266,7 @@ def build_profiler(
         precision=precision,
         progress=progress,
         watch=watch,
+        runs_as=runs_as,
     )
 
 

@@ -10,7 +10,7 @@ NUM_OPERATORS = 12
 EXPLANATIONS = {
     IDLE: "no operator running: Python, or a launch that waits",
     BETWEEN: "records, evaluation, checkpoints",
-    COMPILED: "forward, backward and optimizer in one region",
+    COMPILED: "forward, backward and optimizer as one: compiled, or a CUDA graph",
 }
 
 
@@ -18,6 +18,8 @@ EXPLANATIONS = {
 class Facts:
     """What a trace does not tell."""
 
+    runs_as: str
+    """How the run is executed, in a line."""
     global_batches: tuple[int, int]
     """First profiled global batch, and the one after the last."""
     rank: int
@@ -64,6 +66,8 @@ def markdown(found: Breakdown, facts: Facts) -> str:
     profiled = found.total_seconds / steps
     lines = [
         "# Profile",
+        "",
+        f"{facts.runs_as[:1].upper()}{facts.runs_as[1:]}.",
         "",
         f"Steps {first + 1} to {last} of the run on rank {facts.rank} of "
         f"{facts.world_size}: {facts.device}, {facts.dtype}. Time is divided by what "

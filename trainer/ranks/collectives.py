@@ -1,4 +1,4 @@
-"""The few things ranks say to each other; each is the identity with one rank."""
+"""Collectives: what ranks say to each other. With one rank each of them is the identity."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 
 def sum_(runtime: Runtime, tensor: Tensor) -> Tensor:
-    """Sum over all ranks, in place."""
+    """Sum a tensor over all ranks, in place, and return it."""
     if runtime.world_size > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def max_(runtime: Runtime, tensor: Tensor) -> Tensor:
-    """Maximum over all ranks, in place."""
+    """Take the maximum of a tensor over all ranks, in place, and return it."""
     if runtime.world_size > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
 def broadcast_(runtime: Runtime, tensors: list[Tensor]) -> None:
-    """Overwrite tensors with those of rank 0."""
+    """Overwrite tensors with those of rank 0, in place."""
     if runtime.world_size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
@@ -61,9 +61,20 @@ def barrier(runtime: Runtime) -> None:
 
 
 def raise_on_all_ranks(runtime: Runtime, work: Callable[[], T]) -> T:
-    """Do rank-local work; if it is refused on any rank, every rank raises that one InputError.
+    """Do work on every rank; if any rank refuses its input, every rank raises that InputError.
 
-    Without this a rank that fails alone would leave the others waiting for it.
+    Without this a rank that fails alone would leave the others waiting for it. Any other error is
+    the failing rank's alone.
+
+    Args:
+        runtime: This rank.
+        work: What to do here; it may differ by rank.
+
+    Returns:
+        What `work` returned on this rank.
+
+    Raises:
+        InputError: The first one in the order of ranks, on every rank alike.
     """
     result: T
     message: str | None = None

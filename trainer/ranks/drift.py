@@ -1,4 +1,4 @@
-"""Do all ranks still hold the same weights? A digest of every rank, compared."""
+"""Whether all ranks still hold the same weights: their digests, compared."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 def weight_digest(module: nn.Module) -> torch.Tensor:
     """Two 64-bit sums over the bits of all parameters, int64 `(2,)`, computed on their device.
 
-    The second sum weighs each value by its place, so that exchanged values are seen too. Any
-    difference in a single bit changes the first sum.
+    Any difference in a single bit changes the first sum. The second sum weighs each value by its
+    position, so that two values that changed places are seen too.
     """
     total = None
     for parameter in module.parameters():

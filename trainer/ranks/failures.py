@@ -1,4 +1,4 @@
-"""Ways a run can fail that need no traceback: one message says what happened."""
+"""Failures of a run that need no traceback: one message says what happened."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOST_CONTACT = re.compile(
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error only says that another rank is gone or silent: that one has the cause."""
+    """Whether an error only says that another rank, which has the cause, is gone or silent."""
     import torch.distributed as dist
 
     if isinstance(error, dist.DistError):

@@ -1,4 +1,4 @@
-"""Autocast type and loss-scaling policy."""
+"""The type that a run computes in, and how the loss of fp16 is scaled."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What runs in which type. Weights, gradients and optimizer state stay float32."""
+    """The type of the forward pass. Weights, gradients and optimizer state stay float32."""
 
     device_type: str
     dtype: torch.dtype | None
+    """The type that autocast chooses; None: float32, without autocast."""
     scaler: torch.amp.GradScaler
     """Disabled except with fp16, whose small gradients would otherwise round to zero."""
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
 
 def loss_scale(scaler: torch.amp.GradScaler) -> Tensor:
-    """The scale where it lies, on the device: `get_scale` would wait for it."""
+    """The scale as a tensor on its device; `get_scale` would wait for the device.
+
+    A loss must have been scaled before.
+    """
     scale = scaler._get_scale_async()
     assert scale is not None, "no loss has been scaled yet"
     return scale
 
 
 def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
-    """The policy on this device.
+    """Build what `precision` asks for, and set how float32 matrices are multiplied.
 
     Raises:
         InputError: If the device cannot compute in that type.

@@ -1,14 +1,18 @@
-"""A key-value store for this start of the ranks, with nothing in it from an earlier one."""
+"""Where the ranks meet: an address, or a store with nothing in it from an earlier start."""
 
 from __future__ import annotations
 
 import json
+import re
+import socket
 import time
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from trainer.ranks.launcher import LaunchedRank
 
 POLL_SECONDS = 0.01
 
@@ -61,3 +65,33 @@ def _agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
 def _read(store: Store, key: str) -> str | None:
     """A value that is there already; `get` alone would wait for it."""
     return store.get(key).decode() if store.check([key]) else None
+
+
+def meeting_point(ranks: LaunchedRank, env: Mapping[str, str]) -> str:
+    """Where ranks without an agent meet: an `init_method` of torch.distributed.
+
+    It is env:// where MASTER_ADDR is set. srun alone leaves that to us: they meet on the first node
+    of the step, at a port that follows from the job.
+    """
+    if ranks.launcher != "srun" or "MASTER_ADDR" in env:
+        return "env://"
+    address = _first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
+    if "SLURM_LAUNCH_NODE_IPADDR" in env and not _resolves(address):
+        # Where srun was called: in a batch job that is the first node, too.
+        address = env["SLURM_LAUNCH_NODE_IPADDR"]
+    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 12000)
+    return f"tcp://{address}:{port}"
+
+
+def _first_host(nodelist: str) -> str:
+    """`node[03-05,9],other` -> `node03`."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)
+    return (match[1] + (match[2] or "")) if match else "127.0.0.1"
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Random number generators: seeded per rank, captured and restored as data."""
+"""Random number generators: seeded for a purpose, captured and restored as data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from data.loading.order import derive_seed
 
 
 def seed_stream(seed: int, *purpose: object) -> None:
-    """Seed every generator that a model may draw from: python, numpy, torch on all devices."""
+    """Seed every generator that a model may draw from: python, numpy, torch on all devices.
+
+    Args:
+        seed: The seed of the run.
+        purpose: What the numbers are for, such as "rank", 3: other purposes give other numbers.
+    """
     value = derive_seed(seed, *purpose)
     random.seed(value)
     np.random.seed(value % 2**32)
@@ -44,7 +49,7 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any], device: torch.device) -> None:
-    """Put every generator back.
+    """Put every generator back into a state that `capture_rng` returned.
 
     Raises:
         KeyError: If the state was captured on another kind of device: it would not be the same run.

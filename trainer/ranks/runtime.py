@@ -1,13 +1,11 @@
-"""Which launcher started this process, which rank it is, and the process group it belongs to."""
+"""The device of this rank, and the process group it belongs to."""
 
 from __future__ import annotations
 
 import os
-import re
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -15,91 +13,27 @@ import torch.distributed as dist
 
 from configs.errors import InputError
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
-from trainer.ranks.rendezvous import agent_store
-
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where Open MPI, MPICH and MVAPICH say how many processes they started."""
+from trainer.ranks import launcher
+from trainer.ranks.launcher import LaunchedRank
+from trainer.ranks.rendezvous import agent_store, meeting_point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """This process among its peers."""
+class Runtime(LaunchedRank):
+    """This process among its peers: its rank, its device and how they talk."""
 
-    launcher: str
-    """torchrun, accelerate, srun or python."""
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    local_world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     backend: str = ""
     """gloo, nccl or both; empty with one rank, which needs no process group."""
 
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
 
 def detect(env: Mapping[str, str]) -> Runtime:
-    """Read rank and world size from what torchrun, accelerate or srun left in the environment.
+    """The rank that a launcher made of this process, before a device is chosen for it.
 
     Raises:
-        InputError: If the variables are incomplete or contradict each other.
+        InputError: If the launcher's variables are incomplete or contradict each other.
     """
-    if "RANK" in env or "WORLD_SIZE" in env:
-        launcher = "accelerate" if any(k.startswith("ACCELERATE_") for k in env) else "torchrun"
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    elif _in_srun_step(env) and env.get("SLURM_NTASKS", "1") != "1":
-        launcher = "srun"
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE")
-    else:
-        _refuse_mpirun(env)
-        return Runtime(launcher="python")
-    try:
-        rank, local_rank, world_size = (int(env[name]) for name in names[:3])
-        # SLURM_TASKS_PER_NODE reads like "2(x2),1" and begins with the first node.
-        local_world = int(re.split(r"\D", env.get(names[3], str(world_size)))[0])
-    except (KeyError, ValueError) as error:
-        raise _contradiction(env, names, f"a number for each ({error})") from None
-    if not 0 <= rank < world_size:
-        raise _contradiction(env, names, f"{names[0]} from 0 to {names[2]} - 1")
-    most = world_size if launcher == "srun" else min(local_world, world_size)
-    if not 0 <= local_rank < most:
-        raise _contradiction(env, names, f"{names[1]} from 0 to {most - 1}")
-    return Runtime(
-        launcher=launcher,
-        rank=rank,
-        local_rank=local_rank,
-        world_size=world_size,
-        local_world_size=local_world,
-    )
-
-
-def _in_srun_step(env: Mapping[str, str]) -> bool:
-    """Whether srun started this process; salloc's shell and the batch script are steps as well."""
-    step = env.get("SLURM_STEP_ID", "")
-    return "SLURM_PROCID" in env and step.isdecimal() and int(step) < 0xFFFFFFF0
-
-
-def _refuse_mpirun(env: Mapping[str, str]) -> None:
-    """Its processes would each take themselves for the only rank of the run."""
-    for name in MPI_SIZES:
-        if env.get(name, "1") not in ("0", "1"):
-            raise InputError(
-                f"launcher variables ({name})",
-                given=env[name],
-                expected="ranks started by torchrun, srun or `accelerate launch --multi_gpu`",
-                remedy="mpirun (which `accelerate launch --cpu` uses) is not supported.",
-            )
-
-
-def _contradiction(env: Mapping[str, str], names: tuple[str, ...], expected: str) -> InputError:
-    return InputError(
-        "launcher variables",
-        given={name: env.get(name) for name in names},
-        expected=expected,
-        remedy="Start the ranks with torchrun or srun instead of setting them by hand.",
-    )
+    return Runtime(**asdict(launcher.detect(env)))
 
 
 def choose_device(runtime: Runtime, config: ParallelConfig) -> Runtime:
@@ -211,7 +145,7 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
         dist.init_process_group(
             runtime.backend,
             store=store,
-            init_method=_rendezvous(runtime, os.environ) if store is None else None,
+            init_method=meeting_point(runtime, os.environ) if store is None else None,
             rank=runtime.rank,
             world_size=runtime.world_size,
             timeout=timeout,
@@ -235,32 +169,6 @@ def use_training_timeout(runtime: Runtime, config: ParallelConfig) -> None:
     """From now on a silent rank is given up on after parallel.timeout_seconds."""
     if runtime.world_size > 1:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=config.timeout_seconds))
-
-
-def _rendezvous(runtime: Runtime, env: Mapping[str, str]) -> str:
-    """env:// when the launcher set MASTER_ADDR; srun alone leaves it to us."""
-    if runtime.launcher != "srun" or "MASTER_ADDR" in env:
-        return "env://"
-    address = _first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
-    if "SLURM_LAUNCH_NODE_IPADDR" in env and not _resolves(address):
-        # Where srun was called: in a batch job that is the first node, too.
-        address = env["SLURM_LAUNCH_NODE_IPADDR"]
-    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 12000)
-    return f"tcp://{address}:{port}"
-
-
-def _first_host(nodelist: str) -> str:
-    """`node[03-05,9],other` -> `node03`."""
-    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)
-    return (match[1] + (match[2] or "")) if match else "127.0.0.1"
-
-
-def _resolves(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Requests to stop: a signal sets a flag, the ranks agree on it at a step boundary."""
+"""Requests to stop: a signal sets a flag, and the ranks agree on it at a step boundary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAME_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
-    """The flag. Nothing else happens inside a signal handler."""
+    """A flag that a signal sets; nothing else happens inside the signal handler."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -31,12 +31,14 @@ class StopRequest:
 
     @property
     def pending(self) -> bool:
+        """Whether a signal has come."""
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler; a second request ends the process at once."""
         now = time.monotonic()
         if self.pending and now - self._first > SAME_REQUEST_SECONDS:
-            os._exit(128 + number)  # a second request: end at once
+            os._exit(128 + number)
         if not self.pending:
             self.signal, self._first = signal.Signals(number), now
 
@@ -64,10 +66,11 @@ def stop_with_parent() -> None:
 
 
 class StopPoll:
-    """Asks at every step whether any rank was told to stop, but talks to the others rarely.
+    """Whether any rank was told to stop: asked at every step, but exchanged between ranks rarely.
 
-    Every rank must call it equally often. How many calls lie between two exchanges follows from
-    the slowest rank's pace, which is agreed on in the same exchange.
+    Every rank must call it equally often, and all get True from the same call. How many calls lie
+    between two exchanges follows from the slowest rank's pace, which is agreed on in the same
+    exchange.
     """
 
     def __init__(self, request: StopRequest, runtime: Runtime) -> None:

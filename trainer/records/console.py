@@ -1,4 +1,4 @@
-"""What the person in front of the screen sees: a live display, or plain lines."""
+"""Records on the screen: a live display on a terminal, or plain lines."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_SECONDS = 2.0
-"""At most one plain training line in this time; evaluations are always printed."""
-SHARES = ("accuracy", "label_accuracy", "f1", "precision", "recall", "exact_match")
-"""Metrics that are read as percentages."""
+"""Seconds between two plain lines about training; evaluations are always printed."""
+PERCENTAGES = ("accuracy", "label_accuracy", "f1", "precision", "recall", "exact_match")
+"""Metrics that are printed as percentages."""
 
 
 def build_console(progress: Literal["auto", "rich", "plain", "off"]) -> list[Sink]:
-    """The display a config asks for; auto: live on a terminal, plain lines elsewhere."""
+    """The display that `logging.progress` asks for; auto: live on a terminal, else plain lines."""
     if progress == "off":
         return []
     live = progress == "rich" or (progress == "auto" and sys.stdout.isatty())
@@ -26,7 +26,7 @@ def build_console(progress: Literal["auto", "rich", "plain", "off"]) -> list[Sin
 
 
 class RichSink:
-    """A progress bar with epoch, step, loss, accuracy, samples/s and ETA; evaluations above it."""
+    """A progress bar with epoch, loss, score, samples/s and time left, below the evaluations."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
@@ -77,7 +77,7 @@ class RichSink:
 
 
 class PlainSink:
-    """One line now and then, for log files."""
+    """A line about training every few seconds and one for each evaluation, for log files."""
 
     def __init__(self) -> None:
         self.facts: RunFacts | None = None
@@ -109,16 +109,18 @@ class PlainSink:
 
 
 def _score(record: Record, facts: RunFacts) -> str:
+    """The score of a training record, as in `acc 98.20%`."""
     name = facts.score_name
     return f"{'acc' if name == 'accuracy' else name} {shown(name, record[f'train/{name}'])}"
 
 
 def _evaluation_line(record: Record, facts: RunFacts) -> str:
+    """The line of an evaluation, with the metric that selects the best one and the loss."""
     names = dict.fromkeys((facts.selection.metric, "loss"))
     values = "  ".join(f"test {name} {shown(name, record[f'eval/{name}'])}" for name in names)
     return f"epoch {record['epoch']:g}  step {record['step']}  {values}"
 
 
 def shown(name: str, value: float) -> str:
-    """A metric in print: shares as percentages."""
-    return f"{value:.2%}" if name in SHARES else f"{value:.4f}"
+    """A metric as it is printed, as in `98.20%` or `0.0567`."""
+    return f"{value:.2%}" if name in PERCENTAGES else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""How large each parameter's gradient is, and how far a step moves it: `logging.gradients`."""
+"""`logging.gradients`: how large each parameter's gradient is, and how far a step moves it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.records.sinks import Record
 
 
 class GradientLog:
-    """Measures every N-th optimizer step from outside; the other steps pay for one comparison.
+    """Measures every N-th optimizer step; the other steps pay for one comparison.
 
     Per parameter: the L2 norm of its gradient as the optimizer used it (unscaled, clipped), and the
     update-to-weight ratio, |w after - w before| / |w before|. About 1e-3 is usual; 1e-5 hardly
@@ -28,7 +28,8 @@ class GradientLog:
 
     def until_watched(self, step: int) -> int:
         """Steps before the next one that is to be measured; 1 if that is the next one."""
-        assert self.every_steps is not None
+        if self.every_steps is None:
+            return 1 << 62
         return (self.every_steps - 1 - step % self.every_steps) or 1
 
     def prepare(self, step: int) -> None:

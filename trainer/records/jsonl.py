@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TextIO
 
+from trainer.checkpoints.atomic_files import write_atomically
 from trainer.records.sinks import Record, RunFacts
 
 FILE_NAME = "metrics.jsonl"
 
 
 class JsonlSink:
-    """Appends records; a continued run first drops what it is about to write again."""
+    """Appends every record; a continued run first drops the records that it will write again."""
 
     def __init__(self) -> None:
         self.file: TextIO | None = None
@@ -20,9 +21,7 @@ class JsonlSink:
     def start(self, facts: RunFacts) -> None:
         path = facts.directory / FILE_NAME
         kept = [line for line in _lines(path) if _step(line) <= facts.first_step]
-        temporary = path.with_suffix(".new")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, "".join(kept), durable=False)
         self.file = path.open("a", encoding="utf-8")
 
     def record(self, record: Record) -> None:
@@ -36,6 +35,7 @@ class JsonlSink:
 
 
 def _lines(path: Path) -> list[str]:
+    """The lines of a file with their ends; none if the file is not there."""
     return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
 
 

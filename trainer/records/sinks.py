@@ -1,4 +1,4 @@
-"""Where records go. Only rank 0 has sinks; every sink gets every record."""
+"""What a sink of records is: only rank 0 has sinks, and every sink gets every record."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ Record = dict[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What a sink may want to know of the run it records."""
+    """What a sink may want to know of the run that it records."""
 
     directory: Path
     config: dict[str, Any]
     """The resolved config under dotted keys."""
     environment: dict[str, Any]
+    """The content of environment.json."""
     total_steps: int
     total_epochs: float
     samples_per_epoch: int
     score_name: str
-    """What `train/SCORE_NAME` records beside the loss."""
+    """The score that is recorded as `train/SCORE_NAME` beside `train/loss`."""
     selection: Selection
     """Which evaluation is better."""
     first_step: int
@@ -32,6 +33,8 @@ class RunFacts:
 
 
 class Sink(Protocol):
+    """Somewhere that records go: a file, the screen, a service."""
+
     def start(self, facts: RunFacts) -> None:
         """Called once, before the first step."""
         ...
@@ -46,7 +49,7 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """All sinks of this rank as one."""
+    """All sinks of this rank as one; none on ranks other than 0."""
 
     def __init__(self, sinks: list[Sink]) -> None:
         self.sinks = sinks

@@ -1,4 +1,4 @@
-"""How long a run has trained, and at what pace."""
+"""How long a run has trained, and how many samples a second."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Stopwatch:
-    """Training time and throughput; time from a `stop` to the next `start` is not counted."""
+    """Training time and throughput. Time from a `stop` to the next `start` is not counted."""
 
     def __init__(self) -> None:
         self.total_seconds = 0.0
@@ -15,10 +15,11 @@ class Stopwatch:
         self._started = time.perf_counter()
 
     def start(self) -> None:
+        """Count time from now on."""
         self._started = time.perf_counter()
 
     def stop(self, samples: int) -> None:
-        """The work since it was started, or stopped last, was on this many samples."""
+        """Count the time since the last `start` or `stop`, in which `samples` were trained on."""
         seconds = time.perf_counter() - self._started
         self._started += seconds
         self.total_seconds += seconds
@@ -26,7 +27,7 @@ class Stopwatch:
         self._samples += samples
 
     def read(self) -> float:
-        """Samples per second since the last reading."""
+        """Samples per second since it was read last."""
         rate = self._samples / max(self._since_read, 1e-9)
         self._since_read, self._samples = 0.0, 0
         return rate

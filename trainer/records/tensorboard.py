@@ -1,4 +1,4 @@
-"""TensorBoard event files. Whatever goes wrong with them, training goes on."""
+"""Records in TensorBoard event files. Whatever goes wrong with them, training goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.imports import import_extra
-from configs.schema_execution import LoggingConfig
+from configs.schema_records import LoggingConfig
 from trainer.records.sinks import Record, RunFacts
 
 log = logging.getLogger("convoy")
@@ -16,17 +16,17 @@ FOLDER = "tensorboard"
 
 
 def check_tensorboard(config: LoggingConfig) -> None:
-    """Refuse a run that asks for event files where they cannot be written.
+    """Refuse `logging.tensorboard` where tensorboard is missing.
 
     Raises:
-        InputError: If tensorboard is asked for and not installed.
+        InputError: If it is asked for and not installed.
     """
     if config.tensorboard:
         import_extra("tensorboard", "tensorboard")
 
 
 class TensorBoardSink:
-    """Every value of every record as a scalar over the optimizer step, and the config as text."""
+    """Writes every value of a record as a scalar over optimizer steps, and the config as text."""
 
     def __init__(self) -> None:
         self.writer: Any = None
@@ -65,6 +65,7 @@ class TensorBoardSink:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
+        """Warn once, and write nothing from then on."""
         reason = " ".join(str(error).split()) or type(error).__name__
         log.warning("TensorBoard files end here (%s); training goes on without them", reason)
         self.writer = None

@@ -1,4 +1,4 @@
-"""Weights & Biases. Whatever goes wrong with it, training goes on."""
+"""Records on Weights & Biases. Whatever goes wrong with it, training goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.identity import nest
-from configs.schema_execution import WandbConfig
+from configs.schema_records import WandbConfig
+from trainer.checkpoints.atomic_files import write_atomically
 from trainer.objective.selection import Selection
 from trainer.records.sinks import Record, RunFacts
 
@@ -20,10 +21,10 @@ ID_FILE, SENT_FILE = "wandb.json", "wandb_sent.json"
 
 
 class WandbSink:
-    """One W&B run per run directory: a restart continues it under the id saved there.
+    """Sends records to one W&B run per run directory; a restart continues it under its saved id.
 
-    A restart takes steps again that were recorded before; W&B keeps what it was sent first. The
-    steps sent so far are remembered per group of keys (train, eval, gradients), because an
+    A restart takes steps again that were recorded before, and W&B keeps what it was sent first. The
+    last step sent is remembered for each group of keys (train, eval, gradients), because an
     interrupted evaluation belongs to the step that the run continues from.
     """
 
@@ -33,7 +34,7 @@ class WandbSink:
         self.run: Any = None
         self.directory = Path()
         self.sent: dict[str, float] = {}
-        """Last step of each group of keys that W&B has."""
+        """The last step that was sent, for each group of keys."""
         self.best: dict[str, float] = {}
         self.selection: Selection | None = None
 
@@ -64,6 +65,7 @@ class WandbSink:
                 self._give_up("could not start", second)
 
     def _open(self, wandb: Any, mode: str, run_id: str, facts: RunFacts) -> Any:
+        """Begin or continue the W&B run, online or offline; returns wandb's own run."""
         run = wandb.init(
             project=self.config.project,
             entity=self.config.entity,
@@ -123,7 +125,7 @@ class WandbSink:
                 self._give_up("could not finish", error)
 
     def _upload_best(self) -> None:
-        """The best checkpoint as a version of the artifact NAME, type `model`, alias `best`."""
+        """Upload the best checkpoint as artifact NAME of type `model`, under the alias `best`."""
         import wandb
 
         checkpoint = (self.directory / "checkpoints" / "best").resolve()
@@ -136,6 +138,7 @@ class WandbSink:
         self.run.log_artifact(artifact, aliases=["best", checkpoint.name])
 
     def _give_up(self, what: str, error: Exception) -> None:
+        """Warn once, and send nothing from then on."""
         log.warning("W&B %s (%s); training goes on without it", what, _one_line(error))
         self.run = None
 
@@ -145,9 +148,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _saved_id(directory: Path) -> str:
-    """The id of this directory's W&B run, made and saved before anything is sent.
+    """The id of this directory's W&B run; a new one is saved before anything is sent.
 
-    The agent of a sweep has chosen it already, in WANDB_RUN_ID.
+    Under a sweep its agent has chosen the id, in WANDB_RUN_ID.
     """
     path = directory / ID_FILE
     if path.exists():
@@ -161,11 +164,15 @@ def _saved_id(directory: Path) -> str:
 
 
 def _group(key: str) -> str:
+    """The group of a key: `train` for `train/loss`."""
     return key.partition("/")[0]
 
 
 def _load_sent(directory: Path) -> dict[str, float]:
-    """Empty if nothing was sent, or if the file says nothing: records may then come twice."""
+    """The last step sent for each group of keys.
+
+    It is empty if nothing was sent, or if the file is unreadable: records may then be sent twice.
+    """
     try:
         sent = json.loads((directory / SENT_FILE).read_text())
         return {str(group): float(step) for group, step in sent.items()}
@@ -174,14 +181,15 @@ def _load_sent(directory: Path) -> dict[str, float]:
 
 
 def _save_sent(directory: Path, sent: dict[str, float]) -> None:
-    """Not flushed to disk: that would cost milliseconds for every record."""
-    temporary = directory / f".{SENT_FILE}.new"
-    temporary.write_text(json.dumps(sent) + "\n")
-    temporary.replace(directory / SENT_FILE)
+    """Remember the last step sent for each group of keys.
+
+    The file is not flushed to disk, which would cost milliseconds for every record.
+    """
+    write_atomically(directory / SENT_FILE, json.dumps(sent) + "\n", durable=False)
 
 
 def _read_best(directory: Path) -> dict[str, float]:
-    """The best values in summary.json, as far as there are any."""
+    """The `best/` values in summary.json; empty if there are none."""
     try:
         summary = json.loads((directory / "summary.json").read_text())
         return {k: v for k, v in summary.items() if k.startswith("best/") and v is not None}

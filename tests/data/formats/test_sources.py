@@ -14,7 +14,7 @@ import torch
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
-from data.loading.loader import HostLoader
+from data.loading.host_loader import HostLoader
 from data.loading.order import Plan
 from data.samples import Batch
 from tests.support.data_sets import (

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from configs.schema import DataConfig
-from data.loading.loader import HostLoader, Loader, ResidentLoader, build_loader
+from data.loading.host_loader import HostLoader
+from data.loading.loader import Loader, build_loader
 from data.loading.order import Plan
+from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from tests.support.loading import (
     BATCH,

@@ -15,7 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import InputError
-from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed, evaluation_batches
+from data.loading.evaluation_order import evaluation_batches
+from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed
 from tests.support.processes import ROOT, environment
 
 LAWS = settings(max_examples=50, deadline=None)
@@ -280,9 +281,9 @@ def test_under_exact_reduction_a_shard_is_the_same_on_any_number_of_ranks(
             for rank in range(world_size)
         ]
         for index in range(alone.epoch_schedule.steps(0)):
-            raise_on_all_ranks = [cut for plan in plans for cut in shard_cuts(plan, index)]
-            assert raise_on_all_ranks == list(shard_cuts(alone, index))
-            assert [shard for shard, _ in raise_on_all_ranks] == list(range(shards))
+            together = [cut for plan in plans for cut in shard_cuts(plan, index)]
+            assert together == list(shard_cuts(alone, index))
+            assert [shard for shard, _ in together] == list(range(shards))
             for plan in plans:
                 check_flags(plan.global_batch(index).micro_batches)
 
@@ -386,7 +387,7 @@ def test_global_batches_in_a_row_are_global_batches_one_by_one(
         drop_last=drop_last,
         micro_batch_size=3,
     )
-    found = plan.global_batches(number, count)
+    found = plan.next_global_batches(number, count)
     fresh = [plan._find(number + index) for index in range(count)]
     alike = [w for w in fresh if (w.epoch, w.size) == (fresh[0].epoch, fresh[0].size)]
     assert found == fresh[: len(found)]

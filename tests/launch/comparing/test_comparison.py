@@ -127,6 +127,17 @@ def test_groups_of_one_name_are_told_apart() -> None:
     assert {group.name for group in compare(runs).groups} == {"a (runs/a)", "a (elsewhere/a)"}
 
 
+def test_how_runs_were_executed_is_a_difference_if_all_of_them_say_so() -> None:
+    ways = [{"runs as: steps": "one by one", "runs as: data": "on the device"}]
+    ways.append({**ways[0], "runs as: steps": "up to 10 in a row"})
+    first, second = (
+        replace(run(name, [1.0]), execution=way) for name, way in zip("ab", ways, strict=True)
+    )
+    found = compare([first, second]).differences
+    assert found == {"runs as: steps": [["one by one"], ["up to 10 in a row"]]}
+    assert compare([first, replace(second, execution={})]).differences == {}
+
+
 def test_differences_are_the_keys_that_are_not_the_same_in_all() -> None:
     runs = [
         run("a", [0.1], **{"seed": 0, "optimizer.lr": 0.1, "model.hidden": [1]}),

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from configs.schema import DataConfig
 from configs.schema_training import ModelConfig
-from data.datasets import load_datasets
 from launch.diagnosis.check_copies import check_copies
-from launch.diagnosis.check_data import check_files
 from launch.diagnosis.check_labels import score
-from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, take_sample
+from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, read_sample
 from tests.launch.diagnosis.examining import examine, healthy, levels, planted_config
-from tests.support.data_sets import make_idx
 
 FAULTS = {
     "raw_pixels": ("normalisation", "problem", "raw pixels"),
@@ -38,7 +34,7 @@ FAULTS = {
 
 def test_healthy_data_gives_no_finding() -> None:
     assert levels(healthy()) == {}
-    assert {"files", "classes", "inputs", "labels", "loading", "normalisation"} <= healthy().keys()
+    assert {"classes", "inputs", "labels", "loading", "normalisation"} <= healthy().keys()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -56,24 +52,6 @@ def test_a_loader_that_sleeps_is_waited_for_most_of_the_time() -> None:
     waiting = re.search(r"waits (\d+)% of the time", seen)
     assert waiting is not None
     assert int(waiting[1]) >= 90
-
-
-def test_files_are_listed_with_their_digests(tmp_path: Path) -> None:
-    folder = make_idx(tmp_path / "idx", num_train=40, num_test=20)
-    finding = check_files(DataConfig(dataset="idx", root=str(folder)))
-    assert finding.level == "ok"
-    assert [len(row["SHA-256"]) for row in finding.table] == [64] * 4
-
-
-def test_other_files_under_the_name_of_a_published_set_are_named(tmp_path: Path) -> None:
-    folder = make_idx(tmp_path, num_train=40, num_test=20, shape=(28, 28), num_classes=10)
-    for path in sorted(folder.glob("test-*")):
-        path.rename(folder / path.name.replace("test", "t10k"))
-    config = DataConfig(dataset="mnist", root=str(folder), verify=False)
-    assert len(load_datasets(config, seed=0).train) == 40
-    finding = check_files(config)
-    assert finding.level == "warning"
-    assert "train-images-idx3-ubyte" in finding.seen
 
 
 def test_mnist_itself_is_clean() -> None:
@@ -98,9 +76,9 @@ class Endless:
 
 def test_a_large_data_set_is_sampled_evenly() -> None:
     """Law: at most MOST_SAMPLES are read, spread over the whole, none twice."""
-    sample = take_sample(Endless())
+    sample = read_sample(Endless())
     assert len(sample.targets) == MOST_SAMPLES
-    assert not sample.is_whole
+    assert not sample.is_complete
     assert sample.size == "4,096 of 1,000,000,000"
     assert set(sample.targets.tolist()) == {0, 1, 2}
 

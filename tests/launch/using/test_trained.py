@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from configs.errors import InputError
-from data.datasets import Normalize, load_datasets
+from data.datasets import load_datasets
+from data.normalize import Normalize
 from launch.using.trained import find_checkpoint, load_trained, read_facts
 from tests.support.runs import latest_weights, records, train_here
 

@@ -21,12 +21,14 @@ from configs.errors import InputError
 from configs.identity import digest, flatten, identity
 from configs.load import load_config
 from configs.schema import DataConfig, RunConfig
-from configs.schema_execution import CheckpointConfig, CompileConfig, EvaluateConfig, LoggingConfig
+from configs.schema_execution import CompileConfig
+from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
 from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
 from tests.support.processes import ROOT, environment, wait
 from trainer.build import build
-from trainer.checkpoints.checkpoint import Position, list_checkpoints, save_checkpoint, step_of
-from trainer.checkpoints.run_directory import Resume, RunDirectory, describe_environment
+from trainer.checkpoints.checkpoint import Position, step_of
+from trainer.checkpoints.checkpoint_folder import list_checkpoints, save_checkpoint
+from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.loop import Run
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopRequest
@@ -455,40 +457,6 @@ def test_an_unreadable_summary_says_nothing(config: RunConfig, text: str) -> Non
     assert RunDirectory(config).status() is None
 
 
-def test_the_environment_says_how_the_run_was_executed(
-    config: RunConfig, opened: list[RunDirectory]
-) -> None:
-    runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
-    found = describe_environment(runtime)
-    assert found["packages"]["torch"].startswith(torch.__version__.split("+")[0])
-    assert found["packages"]["numpy"]
-    expected = {
-        "launcher": "torchrun",
-        "world_size": 2,
-        "backend": "gloo",
-        "device": "cpu",
-        "gpus": [],
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": ".".join(map(str, sys.version_info[:3])),
-    }
-    assert {key: found[key] for key in expected} == expected
-    for key in ("git_commit", "git_dirty", "command", "started_at", "host", "platform", "cpu"):
-        assert key in found
-    assert found["memory_bytes"] > 2**20
-    directory = RunDirectory(config)
-    opened.append(directory)
-    directory.open(config, Resume(None, 0, []))
-    directory.write_environment(found)
-    assert json.loads((directory.path / "environment.json").read_text()) == found
-
-
-@pytest.mark.gpu
-def test_the_environment_names_the_gpus(gpu: torch.device) -> None:
-    found = describe_environment(Runtime(launcher="python", device=gpu))
-    assert len(found["gpus"]) == torch.cuda.device_count() > 0
-
-
 @pytest.fixture
 def parts(
     tmp_path: Path, idx_folder: Path, opened: list[RunDirectory]
@@ -511,7 +479,7 @@ def parts(
     yield make
     for part in built:
         part.sinks.finish("completed")
-        part.saver.close()
+        part.checkpointer.close()
     torch.set_rng_state(state)
     torch.set_float32_matmul_precision(precision)
 

@@ -15,8 +15,9 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import PrecisionConfig
-from data.datasets import Datasets, Normalize
+from data.datasets import Datasets
 from data.loading.order import Plan
+from data.normalize import Normalize
 from data.samples import Batch
 from tests.support.networks import Deep
 from trainer.backward.autograd import LossModule
@@ -80,6 +81,7 @@ class Rig:
             average=self.average,
             runtime=Runtime(launcher="python", device=device),
             parallel=ParallelConfig(strategy="fsdp", **parallel),
+            compiled=False,
             compile_=CompileConfig(enabled=False),
             plan=self.plan,
             example=example,

@@ -1,29 +1,18 @@
-"""Blocks of a model, and activation checkpointing: less is kept, and nothing else changes."""
+"""Blocks of a model: which they are, and what cannot be done with them."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from tests.support.networks import Deep
 from trainer.networks.blocks import blocks, check_blocks, check_shared_weights, prepare_blocks
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def own_random_numbers() -> Iterator[None]:
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    yield
-    torch.set_rng_state(state)
 
 
 class Declared(Deep):
@@ -43,58 +32,6 @@ def test_blocks_are_the_elements_of_the_outermost_containers() -> None:
 def test_a_model_may_say_what_its_blocks_are() -> None:
     model = Declared()
     assert blocks(model) == [model.first, model.last]
-
-
-class Kept:
-    """Bytes that autograd keeps, outside of checkpointed blocks."""
-
-    def __init__(self) -> None:
-        self.num_bytes = 0
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        self.num_bytes += tensor.nbytes
-        return tensor
-
-
-def train(model: nn.Module) -> tuple[list[Tensor], int]:
-    """Losses, gradients and buffers after two steps, and the bytes kept for them."""
-    torch.manual_seed(1)
-    kept, found = Kept(), []
-    for _ in range(2):
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-            loss = model(torch.randn(16, 6)).square().sum()
-        loss.backward()
-        found += [loss.detach(), torch.rand(1)]
-    found += [p.grad for p in model.parameters() if p.grad is not None]
-    return [*found, *model.buffers()], kept.num_bytes
-
-
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_checkpointed_blocks_have_the_same_bits_and_keep_less(momentum: float | None) -> None:
-    """Law: loss, gradients, generators, batch-norm statistics and names are those without it."""
-    plain = Deep(momentum)
-    checkpointed = copy.deepcopy(plain)
-    prepare_blocks(checkpointed, ParallelConfig(activation_checkpointing=True), 1)
-    assert list(plain.state_dict()) == list(checkpointed.state_dict())
-    (expected, most), (found, least) = train(plain), train(checkpointed)
-    assert len(found) == len(expected) > 20
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert least < most / 3
-    norms = [part for part in checkpointed.modules() if isinstance(part, nn.BatchNorm1d)]
-    assert {norm.momentum for norm in norms} == {momentum}
-
-
-def test_a_copy_of_a_checkpointed_model_runs_on_its_own_weights() -> None:
-    model = Deep().eval()
-    prepare_blocks(model, ParallelConfig(activation_checkpointing=True), 1)
-    replica = copy.deepcopy(model)
-    inputs = torch.randn(4, 6)
-    before = replica(inputs)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    assert torch.equal(replica(inputs), before)
-    assert not torch.equal(model(inputs), before)
 
 
 def test_weights_that_blocks_share_are_refused_by_name() -> None:

@@ -15,8 +15,9 @@ from configs.errors import InputError
 from configs.schema_training import ModelConfig
 from tests.support.processes import train
 from tests.support.runs import records
+from trainer.networks.blocks import declared_blocks
 from trainer.networks.from_timm import _import_timm
-from trainer.networks.models import build_model, model_blocks
+from trainer.networks.models import build_model
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_the_seed_decides_its_weights(timm: Any) -> None:
 
 def test_arguments_are_passed_on(timm: Any) -> None:
     model = build("timm/vit_tiny_patch16_224", (1, 8, 8), patch_size=2, depth=3)
-    assert len(model_blocks(model)) == 3
+    assert len(declared_blocks(model)) == 3
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 5)
 
 

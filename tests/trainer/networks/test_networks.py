@@ -17,7 +17,8 @@ from configs.schema_training import ModelConfig
 from tests.support.data_sets import make_idx
 from tests.support.processes import launch, train
 from tests.support.runs import assert_same_bits, records
-from trainer.networks.models import MODELS, build_model, model_blocks
+from trainer.networks.blocks import declared_blocks
+from trainer.networks.models import MODELS, build_model
 
 NETWORKS = [name for name in MODELS if name != "mlp"]
 RESNET50_SLOW = [
@@ -144,7 +145,7 @@ def test_a_network_is_one_graph_for_every_batch_size(name: str) -> None:
 def test_blocks_are_called_one_by_one_and_do_most_of_the_work(name: str) -> None:
     """Law: each block is called once, in the order of the list, and none lies within another."""
     model = build(name)
-    blocks = model_blocks(model)
+    blocks = declared_blocks(model)
     called: list[nn.Module] = []
     for block in blocks:
         block.register_forward_hook(lambda module, *_: called.append(module))
@@ -167,15 +168,15 @@ class Declared(nn.Module):
 def test_blocks_are_read_from_the_attribute_of_other_peoples_networks() -> None:
     one, two, three = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)
     flat, nested = nn.ModuleList([one, two]), nn.Sequential(nn.Sequential(one, two), three)
-    assert model_blocks(Declared(flat)) == [one, two]
-    assert model_blocks(Declared(nested)) == [one, two, three]
-    assert model_blocks(nn.Sequential(one, two)) == []
+    assert declared_blocks(Declared(flat)) == [one, two]
+    assert declared_blocks(Declared(nested)) == [one, two, three]
+    assert declared_blocks(nn.Sequential(one, two)) == []
 
 
 @pytest.mark.parametrize("blocks", [lambda: [nn.Linear(1, 1)], lambda: 3, [4, 5]])
 def test_blocks_that_are_no_modules_of_the_network_are_refused(blocks: Any) -> None:
     with pytest.raises(InputError, match="blocks of Declared: given"):
-        model_blocks(Declared(blocks))
+        declared_blocks(Declared(blocks))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema_training import PrecisionConfig
-from data.datasets import ArrayDataset, Datasets, Normalize
-from data.loading.loader import HostLoader, Loader, ResidentLoader
+from data.datasets import ArrayDataset, Datasets
+from data.loading.host_loader import HostLoader
+from data.loading.loader import Loader
 from data.loading.order import Plan
-from trainer.networks.models import MLP
+from data.loading.resident_loader import ResidentLoader
+from data.normalize import Normalize
+from trainer.networks.mlp import MLP
 from trainer.objective.evaluation import Evaluation, evaluate
 from trainer.objective.task import classification
 from trainer.ranks.precision import build_precision

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tests.support.optimisation import FUSED_OPTIMIZERS
 from trainer.checkpoints.state import host_copy
-from trainer.networks.models import MLP
-from trainer.optim.flat import FlatParameters, flatten_optimizer
+from trainer.networks.mlp import MLP
+from trainer.optim.flat import FlatKernel, FlatParameters
 from trainer.optim.fused import ALIGNMENT
 
 
@@ -33,7 +33,7 @@ class Pair:
         self.plain_optimizer = FUSED_OPTIMIZERS[name](self.plain.parameters())
         self.flat = FlatParameters(parameters(self.moved))
         self.optimizer = FUSED_OPTIMIZERS[name](self.moved.parameters())
-        flatten_optimizer(self.optimizer, self.flat)
+        self.kernel = FlatKernel(self.optimizer, self.flat)
 
     def drive(self, count: int, first: int = 0) -> None:
         for index in range(first, first + count):
@@ -43,9 +43,12 @@ class Pair:
                 theirs.grad = gradient
                 assert mine.grad is not None
                 mine.grad.copy_(gradient)
-            for optimizer in (self.optimizer, self.plain_optimizer):
+            for optimizer, stepped in (
+                (self.optimizer, self.kernel),
+                (self.plain_optimizer, self.plain_optimizer),
+            ):
                 optimizer.param_groups[0]["lr"] = 0.1 / (index + 1)
-                optimizer.step()
+                stepped.step()
 
     def check(self) -> None:
         for mine, theirs in zip(parameters(self.moved), parameters(self.plain), strict=True):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tests.support.optimisation import FUSED_OPTIMIZERS
-from trainer.networks.models import MLP
-from trainer.optim.fused import BLOCK, TOGETHER, DirectStep, piece_size, pieces
+from trainer.networks.mlp import MLP
+from trainer.optim.fused import BLOCK, TOGETHER, DirectKernel, piece_size, pieces
 
 
 def pair(name: str) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
@@ -40,18 +40,18 @@ def test_the_bits_are_those_of_the_whole_step(
     """Law: values, states and step counts, also when a GradScaler has found an overflow, and from
     a state that was loaded in between."""
     (whole, expected), (cut, optimizer) = pair(name)
-    step = DirectStep(optimizer)
+    kernel = DirectKernel(optimizer)
     for seed in range(5):
-        for module, its in ((whole, expected), (cut, optimizer)):
+        for module, its in ((whole, expected), (cut, kernel)):
             set_gradients(module, seed)
             if seed and overflows is not None:
                 its.found_inf = torch.tensor(float(overflows))  # type: ignore[attr-defined]
                 its.grad_scale = None  # type: ignore[attr-defined]
         expected.step()
         if seed:
-            assert step.take(in_pieces=in_pieces)
+            assert kernel.take(in_pieces=in_pieces)
         else:
-            step.whole()  # makes the state
+            optimizer.step()  # makes the state
         if seed == 2:
             optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     mine, theirs = state(cut, optimizer), state(whole, expected)
@@ -61,29 +61,29 @@ def test_the_bits_are_those_of_the_whole_step(
 
 def test_what_it_does_not_know_is_left_to_the_optimizer() -> None:
     (module, optimizer), _ = pair("adam")
-    step = DirectStep(optimizer)
+    kernel = DirectKernel(optimizer)
     set_gradients(module, 0)
-    assert not step.take(in_pieces=False), "there is no state yet"
+    assert not kernel.take(in_pieces=False), "there is no state yet"
     assert not any(optimizer.state.values()), "and none was made"
-    step()
+    kernel.step()
     for in_pieces in (False, True):
-        assert step.take(in_pieces=in_pieces)
+        assert kernel.take(in_pieces=in_pieces)
     first = next(module.parameters())
     assert first.grad is not None
     gradient, first.grad = first.grad, first.grad.t().contiguous().t()
-    assert not step.take(in_pieces=True), "a gradient that does not lie as its weight"
+    assert not kernel.take(in_pieces=True), "a gradient that does not lie as its weight"
     first.grad = None
-    assert not step.take(in_pieces=False), "a weight that was not used"
+    assert not kernel.take(in_pieces=False), "a weight that was not used"
     first.grad = gradient
     for name in ("amsgrad", "maximize"):
         optimizer.param_groups[0][name] = True
-        step.known = None
-        assert not step.take(in_pieces=False)
+        kernel.known = None
+        assert not kernel.take(in_pieces=False)
         optimizer.param_groups[0][name] = False
-    assert step.take(in_pieces=False)
-    step.known = None
+    assert kernel.take(in_pieces=False)
+    kernel.known = None
     optimizer.register_step_post_hook(lambda *_: None)
-    assert not step.take(in_pieces=False), "a hook wants to be called"
+    assert not kernel.take(in_pieces=False), "a hook wants to be called"
 
 
 def test_groups_have_rates_of_their_own_and_numbers_of_one_type() -> None:
@@ -94,25 +94,25 @@ def test_groups_have_rates_of_their_own_and_numbers_of_one_type() -> None:
         weights = [nn.Parameter(torch.randn(4)) for _ in range(3)]
         groups = [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "weight_decay": 0.5}]
         optimizer = torch.optim.AdamW(groups, lr=0.01, fused=True)
-        step = DirectStep(optimizer)
+        kernel = DirectKernel(optimizer)
         for _ in range(4):
             for weight in weights:
                 weight.grad = torch.randn(4)
             if direct:
-                step()
+                kernel.step()
             else:
-                step.whole()
-        assert (step.known is not None) == direct
+                optimizer.step()
+        assert (kernel.known is not None) == direct
         found.append([weight.detach().clone() for weight in weights])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     mixed = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3).double())]
     optimizer = torch.optim.Adam(mixed, fused=True)
-    step = DirectStep(optimizer)
+    kernel = DirectKernel(optimizer)
     for _ in range(3):
         for weight in mixed:
             weight.grad = torch.ones_like(weight)
-        step()
-    assert step.known is None
+        kernel.step()
+    assert kernel.known is None
     assert optimizer.state[mixed[1]]["step"] == 3
 
 
@@ -124,10 +124,10 @@ def test_decoupled_decay_is_what_its_group_says(decoupled: bool) -> None:
         optimizer = torch.optim.Adam(
             [weight], weight_decay=0.3, decoupled_weight_decay=decoupled, fused=True
         )
-        step = DirectStep(optimizer)
+        kernel = DirectKernel(optimizer)
         for _ in range(3):
             weight.grad = torch.ones(5)
-            (step if direct else step.whole)()
+            (kernel if direct else optimizer).step()
         found.append(weight.detach())
     assert torch.equal(*found)
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from configs.errors import InputError
 from configs.schema_training import ModelConfig, OptimizerConfig
-from trainer.networks.models import MLP, build_model
+from trainer.networks.mlp import MLP
+from trainer.networks.models import build_model
 from trainer.optim.optimizers import build_optimizer
 from trainer.optim.parameter_groups import group_parameters
 

@@ -1,4 +1,4 @@
-"""Who am I among my peers: launcher detection, device and backend."""
+"""The device and the backend of a rank, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,25 +14,9 @@ from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from trainer.ranks.runtime import (
     Runtime,
-    _first_host,
-    _rendezvous,
     choose_device,
-    detect,
     process_group,
 )
-
-TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-SRUN = {
-    "SLURM_PROCID": "2",
-    "SLURM_LOCALID": "0",
-    "SLURM_NTASKS": "5",
-    "SLURM_TASKS_PER_NODE": "2(x2),1",
-    "SLURM_STEP_ID": "0",
-}
-
-
-def without(env: dict[str, str], *names: str) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name not in names}
 
 
 @pytest.fixture
@@ -46,107 +30,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("env", "expected"),
-    [
-        ({}, ("python", 0, 0, 1, 1)),
-        (TORCHRUN, ("torchrun", 3, 1, 4, 2)),
-        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, ("torchrun", 0, 0, 1, 1)),
-        (TORCHRUN | {"ACCELERATE_MIXED_PRECISION": "no"}, ("accelerate", 3, 1, 4, 2)),
-        (SRUN, ("srun", 2, 0, 5, 2)),
-        (SRUN | {"SLURM_TASKS_PER_NODE": "5"}, ("srun", 2, 0, 5, 5)),
-        # torchrun under Slurm: the launcher closest to the process has the last word.
-        (SRUN | TORCHRUN, ("torchrun", 3, 1, 4, 2)),
-        # The batch script itself, before any srun, and a step of a single task.
-        (without(SRUN, "SLURM_STEP_ID"), ("python", 0, 0, 1, 1)),
-        (SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, ("python", 0, 0, 1, 1)),
-        # MPI's variables count for less than anybody else's; one process of it is one process.
-        (SRUN | {"PMI_SIZE": "5"}, ("srun", 2, 0, 5, 2)),
-        (TORCHRUN | {"OMPI_COMM_WORLD_SIZE": "2"}, ("torchrun", 3, 1, 4, 2)),
-        ({"OMPI_COMM_WORLD_SIZE": "1"}, ("python", 0, 0, 1, 1)),
-    ],
-)
-def test_every_launcher_is_recognised_by_its_variables(
-    env: dict[str, str], expected: tuple[str, int, int, int, int]
-) -> None:
-    found = detect(env)
-    assert (
-        found.launcher,
-        found.rank,
-        found.local_rank,
-        found.world_size,
-        found.local_world_size,
-    ) == expected
-    assert found.is_main == (found.rank == 0)
-
-
-def test_the_first_node_of_srun_may_be_smaller_than_the_others() -> None:
-    env = SRUN | {"SLURM_TASKS_PER_NODE": "1,2(x2)", "SLURM_PROCID": "4", "SLURM_LOCALID": "1"}
-    assert detect(env).local_rank == 1
-
-
-@pytest.mark.parametrize(
-    ("env", "named"),
-    [
-        (TORCHRUN | {"RANK": "4"}, "RANK"),
-        (TORCHRUN | {"RANK": "-1"}, "RANK"),
-        (TORCHRUN | {"RANK": "first"}, "RANK"),
-        (TORCHRUN | {"RANK": ""}, "RANK"),
-        (TORCHRUN | {"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE"),
-        (TORCHRUN | {"WORLD_SIZE": "4.0"}, "WORLD_SIZE"),
-        (TORCHRUN | {"LOCAL_RANK": "x"}, "LOCAL_RANK"),
-        (TORCHRUN | {"LOCAL_RANK": "-1"}, "LOCAL_RANK"),
-        (TORCHRUN | {"LOCAL_RANK": "2"}, "LOCAL_RANK"),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE"),
-        (without(TORCHRUN, "RANK"), "RANK"),
-        (without(TORCHRUN, "WORLD_SIZE"), "WORLD_SIZE"),
-        (without(TORCHRUN, "LOCAL_RANK"), "LOCAL_RANK"),
-        (SRUN | {"SLURM_PROCID": "5"}, "SLURM_PROCID"),
-        (SRUN | {"SLURM_PROCID": "x"}, "SLURM_PROCID"),
-        (SRUN | {"SLURM_NTASKS": "many"}, "SLURM_NTASKS"),
-        (SRUN | {"SLURM_TASKS_PER_NODE": "(x2)"}, "SLURM_TASKS_PER_NODE"),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE"),
-        ({"PMI_SIZE": "4"}, "PMI_SIZE"),
-    ],
-)
-def test_variables_that_contradict_each_other_or_are_missing_are_refused(
-    env: dict[str, str], named: str
-) -> None:
-    with pytest.raises(InputError, match=named):
-        detect(env)
-
-
-@pytest.mark.parametrize(
-    ("nodelist", "first"),
-    [
-        ("node[03-05,9],other", "node03"),
-        ("node7", "node7"),
-        ("node7,node8", "node7"),
-        ("gpu-a[1,4-6]", "gpu-a1"),
-        ("rack-1-node[001-128]", "rack-1-node001"),
-        ("host.example.org,other", "host.example.org"),
-        ("", "127.0.0.1"),
-    ],
-)
-def test_the_first_host_of_a_slurm_node_list_is_found(nodelist: str, first: str) -> None:
-    assert _first_host(nodelist) == first
-
-
-@pytest.mark.parametrize(
-    ("launcher", "env", "expected"),
-    [
-        ("torchrun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "env://"),
-        ("srun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "env://"),
-        ("srun", {"SLURM_NODELIST": "n[2-3]", "SLURM_JOB_ID": "40007"}, "tcp://n2:24007"),
-        ("srun", {"SLURM_NODELIST": "n[2-3]", "MASTER_PORT": "29400"}, "tcp://n2:29400"),
-    ],
-)
-def test_ranks_meet_where_the_launcher_says_or_on_the_first_node(
-    launcher: str, env: dict[str, str], expected: str
-) -> None:
-    assert _rendezvous(Runtime(launcher=launcher, world_size=2), env) == expected
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from configs.schema_execution import WandbConfig
+from configs.schema_records import WandbConfig
 from tests.support.sample_records import evaluation, facts, training
 from trainer.records.console import PlainSink, RichSink, build_console
 from trainer.records.jsonl import JsonlSink

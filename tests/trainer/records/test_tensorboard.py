@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
-from configs.schema_execution import LoggingConfig
+from configs.schema_records import LoggingConfig
 from tests.support.sample_records import evaluation, facts, training
 from trainer.records.sinks import Record
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard

@@ -17,7 +17,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
 from configs.identity import nest
-from configs.schema_execution import WandbConfig
+from configs.schema_records import WandbConfig
 from tests.support.sample_records import CONFIG, evaluation, facts, training
 from trainer.records.sinks import Record
 from trainer.records.wandb_sink import WandbSink

@@ -17,7 +17,7 @@ POINTERS = [
     "entering_ptr",
     "weight_ptr",
     "bias_ptr",
-    "goal_ptr",
+    "logp_gradient_ptr",
     "logits_ptr",
     "logp_ptr",
     "gradient_ptr",
@@ -34,7 +34,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     entering_ptr,
     weight_ptr,
     bias_ptr,
-    goal_ptr,
+    logp_gradient_ptr,
     logits_ptr,
     logp_ptr,
     gradient_ptr,
@@ -67,8 +67,8 @@ def _kernel(  # type: ignore[no-untyped-def]
     logp = shifted - tl.log(tl.sum(tl.exp(shifted), 1))[:, None]
     tl.store(logp_ptr + at, logp, inside)
 
-    goal = tl.load(goal_ptr + at, inside, 0.0)
-    gradient = goal - tl.exp(logp) * tl.sum(goal, 1)[:, None]
+    logp_gradient = tl.load(logp_gradient_ptr + at, inside, 0.0)
+    gradient = logp_gradient - tl.exp(logp) * tl.sum(logp_gradient, 1)[:, None]
     rounded = gradient.to(gradient_ptr.dtype.element_ty)
     tl.store(gradient_ptr + at, rounded, inside)
     below = tl.dot(rounded.to(tl.float32), tl.trans(w), input_precision=PRECISION) * scale
@@ -84,7 +84,7 @@ def head(
     entering: Tensor,
     weight: Tensor,
     bias: Tensor,
-    goal: Tensor,
+    logp_gradient: Tensor,
     *,
     scale: float,
     logits: Tensor,
@@ -99,7 +99,7 @@ def head(
             not positive nothing goes back: they come from a ReLU.
         weight: `(in, classes)` of that type.
         bias: `(classes,)` of that type.
-        goal: Gradient of the loss by the log-probabilities `(B, classes)`, float32.
+        logp_gradient: Gradient of the loss by the log-probabilities `(B, classes)`, float32.
         scale: Factor of the product.
         logits: To be written, as the others that follow: `(B, classes)`, float32.
         logp: Log-probabilities, float32.
@@ -114,7 +114,7 @@ def head(
         entering,
         weight,
         bias,
-        goal,
+        logp_gradient,
         logits,
         logp,
         gradient,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, float32, nn
 
 from trainer.networks.dropout import LEVELS, Dropout, kept_scale
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 
 @dataclass(frozen=True, slots=True)

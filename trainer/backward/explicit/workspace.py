@@ -30,7 +30,7 @@ class Views:
     """What the last layer writes: the logits, or with another type what they are copied from."""
     logits: Tensor
     logp: Tensor
-    goal: Tensor
+    logp_gradient: Tensor
     """The gradient of the loss by the log-probabilities; like these two `(B, classes)` float32."""
     drawn: Any = None
     """Event on a GPU: the masks are there."""
@@ -66,7 +66,7 @@ class Workspace:
         self.inputs = _aligned(new, count, size, math.prod(input_shape))
         self.normalized = self.inputs.view(count, size, *input_shape)
         exact = functools.partial(torch.empty, dtype=float32, device=device)
-        self.logits, self.logp, self.goals = (
+        self.logits, self.logp, self.logp_gradients = (
             _aligned(exact, count, size, widths[-1]) for _ in range(3)
         )
         # One random 16-bit number for every activation that may be dropped.
@@ -95,14 +95,21 @@ class Workspace:
                 outputs=outputs[index],
                 logits=logits[index],
                 logp=self.logp[index],
-                goal=self.goals[index],
+                logp_gradient=self.logp_gradients[index],
             )
             for index in range(count)
         ]
 
     @property
     def num_bytes(self) -> int:
-        batches = (self.inputs, self.logits, self.logp, self.goals, *self.draws, *self.keep)
+        batches = (
+            self.inputs,
+            self.logits,
+            self.logp,
+            self.logp_gradients,
+            *self.draws,
+            *self.keep,
+        )
         shared = (*self.activations, *self.gradients)
         rounding = (self.normalized, self.slope, *(batch.outputs for batch in self.batches))
         stored = [tensor.untyped_storage() for tensor in (*batches, *shared, *rounding)]
@@ -116,7 +123,7 @@ def _aligned(new: Callable[..., Tensor], count: int, size: int, width: int) -> T
     return flat[:, :length].view(count, size, width)
 
 
-class Prepared:
+class StagedBatches:
     """Batches that have been made ready, and how many of them have been used."""
 
     def __init__(self, work: Workspace, targets: Tensor) -> None:
@@ -126,10 +133,7 @@ class Prepared:
         self.losses = work.logits.new_empty(work.count)
         """Summed over each batch; these and the hits are there once all have been used."""
         self.hits = work.logits.new_empty(work.count, dtype=torch.int64)
-
-    @property
-    def used_up(self) -> bool:
-        return self.used == self.work.count
+        self.loss_of, self.hits_of = self.losses.unbind(), self.hits.unbind()
 
     def measure(self, smoothing: float) -> None:
         """The summed cross-entropy and the correct predictions of every batch."""

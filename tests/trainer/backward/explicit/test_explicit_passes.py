@@ -14,7 +14,7 @@ from tests.support.explicit import DTYPES, SCALE, Dtype, batch, explicit, networ
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.networks.dropout import LEVELS
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def generator_is_put_back() -> Iterator[None]:
 
 def taken(passes: ExplicitPasses) -> Tensor:
     out = torch.empty(passes.size, device=passes.flat.gradients.device)
-    passes.take(out)
+    passes.pop_gradient(out)
     return out
 
 
@@ -117,31 +117,25 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
 ) -> None:
     """Law: loss, hits, gradient and generator do not tell; nor do they when a sum goes on."""
     module = network(dropout=dropout)
-    raise_on_all_ranks = explicit(copy.deepcopy(module), smoothing, dtype)
+    together = explicit(copy.deepcopy(module), smoothing, dtype)
     alone = explicit(module, smoothing, dtype)
     parts = [batch(6, seed) for seed in range(5)]
     inputs, targets = (torch.cat(part) for part in zip(*parts, strict=True))
     for first, count in ((0, 3), (3, 2), (0, 5)):
         found = []
-        for passes in (raise_on_all_ranks, alone):
+        for passes in (together, alone):
             torch.manual_seed(first)
             rows: list[Tensor] = []
             span = slice(6 * first, 6 * (first + count))
-            if passes is raise_on_all_ranks:
-                ready = passes.prepare(inputs[span], targets[span], 0.5, count)
-                metrics = [ready.losses, ready.hits]
-            else:
-                metrics = []
+            metrics: list[Tensor] = []
+            if passes is together:
+                passes.stage(inputs[span], targets[span], 0.5, count)
             for index in range(first, first + count):
                 if index % 2:
                     passes.clear()
-                if passes is raise_on_all_ranks:
-                    passes.advance()
-                else:
-                    metrics += passes(*parts[index], 0.5)
+                metrics += passes(*parts[index], 0.5)
                 rows += [gradient.clone() for gradient in passes.flat.views(passes.flat.gradients)]
-            if passes is alone:
-                metrics = [torch.stack(metrics[::2]), torch.stack(metrics[1::2])]
+            metrics = [torch.stack(metrics[::2]), torch.stack(metrics[1::2])]
             found.append([*rows, *metrics, torch.get_rng_state()])
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 
@@ -202,7 +196,7 @@ def test_taken_gradients_are_put_back(dtype: Dtype) -> None:
     before = [gradient.clone() for gradient in gradients(module)]
     kept = taken(passes)
     passes(*batch(4, 3), 1.0)
-    passes.put(kept)
+    passes.set_gradient(kept)
     for mine, expected in zip(gradients(module), before, strict=True):
         assert torch.equal(mine, expected)
     passes.clear()

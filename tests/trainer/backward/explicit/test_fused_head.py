@@ -80,21 +80,21 @@ def passes_agree(dtype: Dtype, rtol: float) -> bool:
 
     module = network(dropout=0.3, hidden=(9, 7))
     plain, made = explicit(copy.deepcopy(module), 0.1, dtype), explicit(module, 0.1, dtype)
-    made.head = head
-    made.branches = made.drawing = Streams()  # type: ignore[assignment]
+    made.chain.head = head
+    made.chain.branches = made.drawing = Streams()  # type: ignore[assignment]
     inputs, targets = batch(12)
     for clear in (True, False):
         found = []
         for passes in (plain, made):
             torch.manual_seed(3)
-            prepared = passes.prepare(inputs, targets, 0.25, 2)
-            rows = []
+            passes.stage(inputs, targets, 0.25, 2)
+            rows, metrics = [], []
             for _ in range(2):
                 if clear:
                     passes.clear()
-                passes.advance()
+                metrics += passes(inputs, targets, 0.25)
                 rows.append(passes.flat.gradients.clone())
-            found.append([*rows, prepared.losses, prepared.hits])
+            found.append([*rows, *metrics])
         for mine, theirs in zip(*found, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol / 10)
     return True

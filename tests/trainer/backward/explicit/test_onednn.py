@@ -20,7 +20,7 @@ from trainer.backward.explicit.onednn import (
     prefers_onednn,
 )
 from trainer.backward.explicit.plain_layers import describe
-from trainer.networks.models import MLP
+from trainer.networks.mlp import MLP
 from trainer.optim.flat import FlatParameters
 from trainer.ranks.precision import build_precision
 
@@ -52,13 +52,14 @@ def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Te
     targets = torch.randint(0, 10, (128,), generator=generator)
     torch.manual_seed(2)
     rows: list[Tensor] = []
-    prepared = passes.prepare(inputs, targets, 1 / 64, 2)
+    metrics: list[Tensor] = []
+    passes.stage(inputs, targets, 1 / 64, 2)
     for clear in (True, False):
         if clear:
             passes.clear()
-        passes.advance()
+        metrics += passes(inputs, targets, 1 / 64)
         rows += [g.clone() for g in flat.views(flat.gradients)]
-    return [*rows, prepared.losses, prepared.hits, *module.state_dict().values()]
+    return [*rows, *metrics, *module.state_dict().values()]
 
 
 def test_passes_with_it_are_passes_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,12 @@
-"""The range test: the curve it draws, what is read off it, and that it leaves no trace."""
+"""The range test: the steps it takes, when it ends, and that it leaves no trace."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +15,8 @@ import torch._dynamo  # the first optimizer imports it, and it sets an environme
 
 from configs.errors import InputError
 from configs.load import load_config
-from launch.finding.lr_finder import (
-    Curve,
-    FinderOptions,
-    draw_curve,
-    exponential_range,
-    range_test,
-    suggest,
-    write_curve,
-)
+from launch.finding.loss_curve import suggest
+from launch.finding.range_test import FinderOptions, exponential_range, range_test
 from trainer.build import Workbench, assemble
 from trainer.checkpoints.state import capture
 from trainer.ranks.runtime import Runtime
@@ -52,17 +43,6 @@ def bench(small: Arguments) -> Callable[..., Workbench]:
     return assembled
 
 
-def curve_of(losses: list[float], *, span: float = 5.0) -> Curve:
-    """A curve from 1e-7 to 1."""
-    curve = Curve(span=span)
-    for index, loss in enumerate(losses):
-        curve.add(10 ** (-7 + 7 * index / (len(losses) - 1)), loss)
-    return curve
-
-
-# ------------------------------------------------------------------ the test itself
-
-
 def test_the_rate_grows_by_one_factor_from_the_first_step_to_the_last() -> None:
     schedule = exponential_range(FinderOptions(min_lr=1e-5, max_lr=1e-1), 41)
     rates = [schedule(step) for step in range(41)]
@@ -82,19 +62,8 @@ def test_every_step_is_taken_at_its_rate_and_its_loss_is_that_of_training(
     assert len(curve.losses) == 10
     batches = found.loader.stream(0)
     for index, loss in enumerate(curve.losses):
-        found.step(found.plan.global_batch(index), batches)
+        found.step([found.plan.global_batch(index)], batches)
         assert loss == pytest.approx(found.state.meter.collect(ONE_RANK).loss, rel=1e-6)
-
-
-def test_the_smoothed_curve_is_a_moving_average_without_bias() -> None:
-    """Weights 0.8^k over the losses so far, normalised to a sum of 1."""
-    losses = [4.0, 2.0, 7.0, 1.0]
-    curve = curve_of(losses, span=5.0)
-    for end in range(1, 5):
-        weights = [0.8 ** (end - 1 - k) for k in range(end)]
-        expected = sum(w * x for w, x in zip(weights, losses, strict=False)) / sum(weights)
-        assert curve.smoothed[end - 1] == pytest.approx(expected)
-    assert curve_of(losses, span=1.0).smoothed == losses
 
 
 def test_a_loss_that_explodes_ends_the_test(bench: Callable[..., Workbench]) -> None:
@@ -151,55 +120,11 @@ def test_the_state_of_training_is_untouched(
     found = bench("--train.ema_decay=0.9", "--optimizer.name=adamw")
     batches = found.loader.stream(0)
     for index in range(num_before):
-        found.step(found.plan.global_batch(index), batches)
+        found.step([found.plan.global_batch(index)], batches)
     before, schedule = capture(found.state), found.step.schedule
     range_test(found, FinderOptions(steps=15))
     assert same(list(capture(found.state)), list(before))
     assert found.step.schedule is schedule
-
-
-# ------------------------------------------------------------------ what is read off it
-
-
-def hill(fall: float, rise: float, num_steps: int = 100) -> list[float]:
-    """Losses that fall fastest at 10^fall and explode at 10^rise."""
-    rates = [-7 + 7 * index / (num_steps - 1) for index in range(num_steps)]
-    return [2.3 - 2 / (1 + math.exp(-3 * (x - fall))) + math.exp(4 * (x - rise)) for x in rates]
-
-
-@pytest.mark.parametrize("fall", [-4.0, -3.0, -2.5])
-@pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_the_steepest_descent_is_found_in_spite_of_noise_and_lag(fall: float, noise: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    jitter = (noise * torch.randn(100, generator=generator)).tolist()
-    losses = [a + b for a, b in zip(hill(fall, -0.5), jitter, strict=True)]
-    found = suggest(curve_of(losses))
-    assert found is not None
-    assert math.log10(found.steepest) == pytest.approx(fall, abs=0.35)
-
-
-def test_the_minimum_is_that_of_the_smoothed_curve() -> None:
-    curve = curve_of(hill(-3.0, -0.5))
-    found = suggest(curve)
-    assert found is not None
-    assert found.minimum == curve.learning_rates[curve.smoothed.index(min(curve.smoothed))]
-    assert found.tenth == found.minimum / 10
-    assert found.steepest < found.minimum
-
-
-@pytest.mark.parametrize(
-    "losses",
-    [
-        [2.3] * 100,
-        [2.3 + 0.01 * index for index in range(100)],
-        [2.3 - 1e-4 * index for index in range(100)],
-        [2.3, 2.2, 2.1],
-        [],
-    ],
-    ids=["flat", "rising", "hardly falling", "too short", "empty"],
-)
-def test_a_loss_that_does_not_fall_gives_no_suggestion(losses: list[float]) -> None:
-    assert suggest(curve_of(losses)) is None
 
 
 @pytest.mark.parametrize(
@@ -218,30 +143,11 @@ def test_options_that_make_no_sense_are_refused(given: dict[str, Any], message: 
         FinderOptions(**given)
 
 
-# ------------------------------------------------------------------ files
-
-
-@pytest.mark.parametrize("losses", [hill(-3.0, -0.5), [2.3] * 50, []], ids=["hill", "flat", "none"])
-def test_curve_and_picture_are_written_with_and_without_a_suggestion(
-    tmp_path: Path, losses: list[float]
-) -> None:
-    curve = curve_of(losses)
-    found = suggest(curve)
-    write_curve(tmp_path / "curve.json", curve, found)
-    draw_curve(tmp_path / "curve.png", curve, found)
-    read = json.loads((tmp_path / "curve.json").read_text())
-    assert read["losses"] == losses
-    assert len(read["learning_rates"]) == len(read["smoothed"]) == len(losses)
-    assert (read["suggestion"] is None) == (found is None)
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "curve.png"]
-
-
 # ------------------------------------------------------------------ MNIST
 
 
 def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
-    from data.datasets import Normalize
+    from data.normalize import Normalize
     from trainer.objective.evaluation import evaluate
     from trainer.objective.task import classification
 
@@ -250,7 +156,7 @@ def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
     batches = found.loader.stream(0)
     found.state.engine.module.train()
     for index in range(found.plan.epoch_schedule.steps(0)):
-        found.step(found.plan.global_batch(index), batches)
+        found.step([found.plan.global_batch(index)], batches)
     result = evaluate(
         found.state.engine.module,
         found.loader,

@@ -1,4 +1,4 @@
-"""The data of a run on every rank, acquired once per node."""
+"""Loading the data of a run on every rank, after one process per node has acquired it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from trainer.ranks.collectives import raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
 
 
-def load_on_all_ranks(config: RunConfig, runtime: Runtime) -> Datasets:
-    """Every rank calls it; one process per node looks for the files, and downloads if it must.
+def load_data(config: RunConfig, runtime: Runtime) -> Datasets:
+    """Load training and test set; every rank calls it.
+
+    The first rank of a node looks for the files of a catalogued data set, and downloads them if it
+    must and may.
 
     Raises:
         InputError: On every rank alike, if the data cannot be had on any of them.
@@ -21,6 +24,7 @@ def load_on_all_ranks(config: RunConfig, runtime: Runtime) -> Datasets:
 
 
 def _acquire(config: RunConfig, runtime: Runtime) -> None:
+    """Have the files on this node, which all of its ranks then read."""
     if runtime.local_rank == 0 and config.data.dataset in CATALOG:
         facts = CATALOG[config.data.dataset]
         acquire(facts, config.data.root, download=config.data.download)

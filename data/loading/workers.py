@@ -103,7 +103,7 @@ class TrainRequests:
 
 
 def delivered(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
-    """What workers read; what they refused is refused here."""
+    """Batches that workers read; what they refused is refused here."""
     for batch in batches:
         if isinstance(batch, InputError):
             # A new one: raised itself, it would hold this frame, and the frame it, and the workers
@@ -113,17 +113,18 @@ def delivered(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
 
 
 def as_is(batch: Any) -> Any:
+    """Return a batch unchanged: it is collated already."""
     return batch
 
 
 def start_worker(worker: int) -> None:
-    """A stop request is for the trainer, which ends its workers itself."""
+    """Ignore stop signals in a worker: they are for the trainer, which ends its workers itself."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers() -> None:
-    """On the way out: multiprocessing would wait for workers that ignore its SIGTERM."""
+    """Kill the workers at exit: multiprocessing would wait, because they ignore its SIGTERM."""
     # torch's handler raises for every worker that is killed, wherever the process just is.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():

@@ -1,0 +1,112 @@
+"""Batches read in host memory, by worker processes or by this one, and copied to the device."""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from configs.errors import InputError
+from data.loading.evaluation_order import evaluation_batches
+from data.loading.order import Plan, derive_seed
+from data.loading.prefetch import prefetch
+from data.loading.workers import (
+    Fetcher,
+    Request,
+    TrainRequests,
+    as_is,
+    delivered,
+    end_workers,
+    start_worker,
+)
+from data.samples import Batch, MapDataset
+
+LONGEST_TMPDIR = 75
+"""108 characters of an AF_UNIX path, less `/pymp-xxxxxxxx/listener-xxxxxxxx`."""
+
+
+class HostLoader:
+    """Data in host memory: a DataLoader with seeded, persistent, pinned workers, copied ahead.
+
+    Args:
+        train: Training set.
+        test: Test set.
+        plan: Which samples this rank trains on, and in which order.
+        device: Where batches go.
+        workers: Worker processes; with 0 this process reads the data.
+        prefetch_factor: Batches that each worker reads ahead.
+        pinned: Whether batches for a GPU pass through pinned memory.
+
+    Raises:
+        InputError: If workers could not answer, because TMPDIR is too long.
+    """
+
+    def __init__(
+        self,
+        train: MapDataset,
+        test: MapDataset,
+        *,
+        plan: Plan,
+        device: torch.device,
+        workers: int,
+        prefetch_factor: int,
+        pinned: bool = True,
+    ) -> None:
+        self.train = train
+        self.test = test
+        self.plan = plan
+        self.device = device
+        self.workers = workers
+        self.prefetch_factor = prefetch_factor
+        self.pinned = pinned and device.type == "cuda"
+        if workers:
+            _check_sockets()
+            atexit.register(end_workers)
+        self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
+
+    def stream(self, global_batch: int) -> Iterator[Batch]:
+        """This rank's micro-batches from global batch `global_batch` on, endlessly."""
+        requests = TrainRequests(self.plan, global_batch)
+        return prefetch(delivered(self._loader(self.train, requests)), self.device)
+
+    def evaluation(
+        self, batch_size: int, rank: int, world_size: int
+    ) -> Iterator[tuple[int, Batch]]:
+        """This rank's test batches, each with its index among all of them."""
+        bounds = evaluation_batches(len(self.test), batch_size)
+        mine = range(rank, len(bounds), world_size)
+        if batch_size not in self.evaluators:
+            requests = [Request(torch.arange(*bounds[index]), 0) for index in mine]
+            self.evaluators[batch_size] = self._loader(self.test, requests)
+        batches = delivered(self.evaluators[batch_size])
+        return zip(mine, prefetch(batches, self.device), strict=True)
+
+    def _loader(self, dataset: MapDataset, requests: Any) -> DataLoader[Any]:
+        return DataLoader(
+            Fetcher(dataset, self.plan.seed),  # type: ignore[arg-type]
+            batch_sampler=requests,
+            collate_fn=as_is,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=self.prefetch_factor if self.workers else None,
+            pin_memory=self.pinned,
+            worker_init_fn=start_worker,
+            # A generator of its own: iterating must not draw from the stream dropout uses.
+            generator=torch.Generator().manual_seed(derive_seed(self.plan.seed, "workers")),
+        )
+
+
+def _check_sockets() -> None:
+    """Workers answer through sockets in TMPDIR, whose paths the system limits: else it hangs."""
+    folder = tempfile.gettempdir()
+    if len(folder) > LONGEST_TMPDIR:
+        raise InputError(
+            "TMPDIR",
+            given=folder,
+            expected=f"a folder of at most {LONGEST_TMPDIR} characters with data.workers",
+            remedy="Set TMPDIR=/tmp, or use --data.workers 0.",
+        )

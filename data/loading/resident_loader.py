@@ -1,0 +1,83 @@
+"""Batches gathered from arrays that live on the device."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from data.loading.evaluation_order import evaluation_batches
+from data.loading.order import GlobalBatch, Plan
+from data.samples import ArrayDataset, Batch
+
+
+class ResidentLoader:
+    """Data that lives where it is used: two gathers per micro-batch, no copies and no processes.
+
+    Args:
+        train: Training set, copied to the device.
+        test: Test set, copied to the device.
+        plan: Which samples this rank trains on, and in which order.
+        device: Where the data lives.
+    """
+
+    def __init__(
+        self, train: ArrayDataset, test: ArrayDataset, *, plan: Plan, device: torch.device
+    ) -> None:
+        self.train = train.to(device)
+        self.test = test.to(device)
+        self.plan = plan
+        self.device = device
+        self.epoch, self.order = -1, torch.empty(0)
+        self.next_epoch, self.next_order = -1, torch.empty(0)
+
+    def stream(self, global_batch: int) -> Iterator[Batch]:
+        """This rank's micro-batches from global batch `global_batch` on, endlessly."""
+        while True:
+            current = self.plan.global_batch(global_batch)
+            order = self._order(current.epoch)
+            for micro in current.micro_batches:
+                start = current.start + micro.start
+                yield self.train.gather(order.narrow(0, start, micro.size))
+            global_batch += 1
+
+    def block(self, global_batches: Sequence[GlobalBatch], out: Batch | None = None) -> Batch:
+        """This rank's samples of some global batches of one epoch, one after the other.
+
+        Args:
+            global_batches: Global batches of the same epoch.
+            out: Inputs and targets to write to, of the right size; None allocates them.
+        """
+        order = self._order(global_batches[0].epoch)
+        spans = [
+            (batch.start + batch.micro_batches[0].start, batch.start + batch.micro_batches[-1].stop)
+            for batch in global_batches
+        ]
+        if all(before[1] == after[0] for before, after in itertools.pairwise(spans)):
+            return self.train.gather(order[spans[0][0] : spans[-1][1]], out)
+        return self.train.gather(torch.cat([order[slice(*span)] for span in spans]), out)
+
+    def look_ahead(self, epoch: int) -> None:
+        """Copy the order of an epoch to the device before a step has to wait for it."""
+        if epoch != self.next_epoch:
+            order = self.plan.order(epoch)
+            if self.device.type == "cuda":
+                order = order.pin_memory()
+            self.next_epoch, self.next_order = epoch, order.to(self.device, non_blocking=True)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch != self.epoch:
+            self.look_ahead(epoch)
+            self.epoch, self.order = epoch, self.next_order
+        return self.order
+
+    def evaluation(
+        self, batch_size: int, rank: int, world_size: int
+    ) -> Iterator[tuple[int, Batch]]:
+        """This rank's test batches, each with its index among all of them."""
+        bounds = evaluation_batches(len(self.test), batch_size)
+        for index in range(rank, len(bounds), world_size):
+            span = slice(*bounds[index])
+            yield index, (self.test.inputs[span], self.test.targets[span])

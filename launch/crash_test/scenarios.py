@@ -1,0 +1,81 @@
+"""What a crash test trains, on how many ranks, and the command that starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.entry import TRAIN, train_command
+
+TIMEOUT_SECONDS = 180.0
+"""How long a start may take, and how long a moment to kill it is waited for."""
+NUM_SAMPLES, BATCH, EPOCHS = 203, 16, 9  # 13 steps an epoch, the last one short
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is trained, and on how many ranks each start may run."""
+
+    name: str
+    ranks: tuple[int, ...]
+    options: tuple[str, ...] = ()
+
+
+SCENARIOS = (
+    Scenario("1 rank, cosine", (1,), ("--schedule.name=cosine",)),
+    Scenario("2 ranks", (2,), ("--train.ema_decay=0.9", "--train.clip_norm=1")),
+    Scenario(
+        "exact, 1 to 4 ranks", (1, 2, 4), ("--parallel.reduction=exact", "--parallel.shards=4")
+    ),
+    Scenario("3 ranks", (3,), ("--optimizer.name=sgd",)),
+    Scenario("2 ranks, workers, fp16", (2,), ("--data.workers=1", "--precision.dtype=fp16")),
+)
+
+
+def start_training(
+    run: Path, number: int, ranks: int, scenario: Scenario
+) -> subprocess.Popen[bytes]:
+    """Start a run, or start it again: the same command every time but for the number of ranks.
+
+    Args:
+        run: Folder of the run.
+        number: Starts before this one; each has a working folder of its own, where its ranks record
+            their samples and its output goes.
+        ranks: Number of ranks.
+        scenario: What is trained.
+    """
+    folder = run / f"try-{number:03d}"
+    folder.mkdir(parents=True)
+    command = train_command(
+        ranks,
+        "--name=run",
+        f"--output_dir={run}",
+        "--data.dataset=launch.crash_test.sample_recorder:samples",
+        f'--model.kwargs={{"num_samples": {NUM_SAMPLES}}}',
+        "--model.name=launch.crash_test.sample_recorder:SampleRecorder",
+        f"--train.global_batch_size={BATCH}",
+        f"--train.epochs={EPOCHS}",
+        "--checkpoint.every_steps=3",
+        "--logging.every_steps=1",
+        "--logging.progress=off",
+        "--parallel.timeout_seconds=20",
+        *scenario.options,
+    )
+    with (folder / "output.txt").open("wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])},
+            start_new_session=True,
+        )
+
+
+def last_output(run: Path) -> str:
+    """The end of what the latest try of a run printed, 3,000 characters at most."""
+    newest = max(run.glob("try-*/output.txt"))
+    return newest.read_text(errors="replace")[-3000:]

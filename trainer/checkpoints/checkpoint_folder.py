@@ -1,0 +1,129 @@
+"""The checkpoints of one run side by side: publishing, finding the newest good one, pruning."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.checkpoints.atomic_files import flush_to_disk, replace_link
+from trainer.checkpoints.checkpoint import (
+    MANIFEST,
+    NAME,
+    Position,
+    Refused,
+    folder_name,
+    step_of,
+    verify_checkpoint,
+    write_checkpoint,
+)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint directories in a folder, oldest step first; nothing else that lies there."""
+    found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def save_checkpoint(
+    folder: Path,
+    weights: dict[str, Tensor],
+    trainer: dict[str, Any],
+    position: Position,
+    *,
+    keep: int,
+    keep_best: int = 1,
+    is_best: bool,
+) -> Path:
+    """Publish one checkpoint under `folder`, point `latest` (and `best`) at it, then prune.
+
+    Args:
+        folder: The folder of the run's checkpoints, made if it is not there.
+        weights: The weights under their names in the state dict, in host memory.
+        trainer: Everything else that continues the run, in host memory.
+        position: Where in its run the checkpoint stands.
+        keep: Number of newest checkpoints that stay.
+        keep_best: Number of checkpoints of the highest score that stay too.
+        is_best: Whether its evaluation is the best one so far.
+
+    Returns:
+        The directory of the checkpoint.
+
+    Raises:
+        OSError: If the disk is full or gone; earlier checkpoints are as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / folder_name(position.step)
+    write_checkpoint(final, weights, trainer, position)
+    replace_link(folder / "latest", final)
+    if is_best:
+        replace_link(folder / "best", final)
+    flush_to_disk(folder)
+    _prune(folder, keep, keep_best)
+    return final
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint that verifies.
+
+    Returns:
+        Its directory, None if there is none; and a line for each newer one that was rejected.
+    """
+    rejected = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            verify_checkpoint(path)
+        except Refused as reason:
+            rejected.append(f"checkpoint {path} rejected: {reason}")
+            continue
+        return path, rejected
+    return None, rejected
+
+
+def set_aside_newer(folder: Path, chosen: Path) -> None:
+    """Move what is newer than the checkpoint that is continued to `rejected/`.
+
+    The run writes those steps again; left in place they would count as the newest ones.
+    """
+    chosen, folder = chosen.resolve(), folder.resolve()
+    newer = [path for path in list_checkpoints(folder) if step_of(path) > step_of(chosen)]
+    for path in newer:
+        (folder / "rejected").mkdir(exist_ok=True)
+        target = folder / "rejected" / f"{path.name}-{time.time_ns()}"
+        path.rename(target)
+    replace_link(folder / "latest", chosen)
+    best = folder / folder_name(verify_checkpoint(chosen)["best_step"])
+    if best.exists():
+        replace_link(folder / "best", best)
+    else:
+        (folder / "best").unlink(missing_ok=True)
+
+
+def _prune(folder: Path, keep: int, keep_best: int) -> None:
+    """Delete every checkpoint but the newest, the best, and what `best` leads to."""
+    best = folder / "best"
+    kept = {best.resolve()} if best.exists() else set()
+    found = list_checkpoints(folder)
+    if keep_best > 1:
+        scores = {path: _score(path) for path in found}
+        ranked = sorted(
+            (path for path in found if scores[path] > -math.inf), key=scores.__getitem__
+        )
+        kept |= {path.resolve() for path in ranked[-keep_best:]}
+    for path in found[:-keep]:
+        if path.resolve() not in kept:
+            shutil.rmtree(path)
+
+
+def _score(path: Path) -> float:
+    """The score in its manifest, -inf without one; its files are not verified."""
+    try:
+        score = json.loads((path / MANIFEST).read_text())["score"]
+        return -math.inf if score is None else float(score)
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf

@@ -1,0 +1,136 @@
+"""What the step and the checkpoints need of whoever runs the model, on one rank or among many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data.loading.order import GlobalBatch, MicroBatch
+from data.samples import Batch
+from trainer.backward.autograd import Passes
+
+
+class Engine(Protocol):
+    """What the step and the checkpoints need of whoever runs the model."""
+
+    module: nn.Module
+    """The raw module: its state dict has the keys the user wrote."""
+    gradient_scale: float
+    """Factor of the loss that undoes an average over ranks."""
+
+    def trained(self) -> list[nn.Parameter]:
+        """Whose `.grad` together is the gradient: of this rank, whole or in parts."""
+        ...
+
+    def clear(self) -> None:
+        """Forget the gradient of the step before."""
+        ...
+
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch."""
+        ...
+
+    def without_autograd(self) -> AbstractContextManager[Any]:
+        """Around some steps: records nothing for autograd if nobody here asks for it."""
+        ...
+
+    def stage(self, block: Batch, global_batches: Sequence[GlobalBatch]) -> Iterator[Batch]:
+        """This rank's micro-batches of some global batches of one size, which lie in one block.
+
+        Made ready together where that is quicker; the steps that follow take all of them.
+        """
+        ...
+
+    def differentiate(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of `loss_weight` times the summed loss; see `autograd.Passes`."""
+        ...
+
+    def reduce(self) -> None:
+        """After the last micro-batch: `.grad` holds the gradient of the whole global batch."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole state dict of the raw module; every rank calls it, rank 0 needs the answer."""
+        ...
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take over a whole state dict, which every rank has."""
+        ...
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The whole state dict of the optimizer, parameters numbered as by torch.optim."""
+        ...
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Take over what `optimizer_state` gave, on whatever engine and number of ranks."""
+        ...
+
+    def reduction_state(self) -> dict[str, Any]:
+        """What this rank's reduction remembers from step to step, if anything."""
+        ...
+
+    def load_reduction_state(self, state: dict[str, Any]) -> None:
+        """Take over what the same rank of as many ranks gave."""
+        ...
+
+    def run_along(self, module: nn.Module) -> None:
+        """Take part in other ranks' forward pass of `module`, if it needs all ranks."""
+        ...
+
+
+class ReplicatedModel:
+    """Every rank holds all weights and all of the optimizer's state, and has passes of its own."""
+
+    module: nn.Module
+    passes: Passes
+
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def clear(self) -> None:
+        self.passes.clear()
+
+    def without_autograd(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def stage(self, block: Batch, global_batches: Sequence[GlobalBatch]) -> Iterator[Batch]:
+        start = 0
+        for global_batch in global_batches:
+            for micro in global_batch.micro_batches:
+                stop = start + micro.size
+                yield block[0][start:stop], block[1][start:stop]
+                start = stop
+
+    def differentiate(
+        self, inputs: Tensor, targets: Tensor, loss_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        return self.passes(inputs, targets, loss_weight)
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.module.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(weights)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        optimizer.load_state_dict(state)
+
+    def reduction_state(self) -> dict[str, Any]:
+        return {}
+
+    def load_reduction_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def run_along(self, module: nn.Module) -> None:
+        pass

@@ -1,0 +1,77 @@
+"""What a run continues from, and where its files and records go."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from configs.identity import flatten
+from configs.schema import RunConfig
+from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.checkpoints.environment import describe_environment
+from trainer.checkpoints.run_directory import Resume, RunDirectory
+from trainer.checkpoints.state import RunState, restore
+from trainer.components import Components
+from trainer.ranks.runtime import Runtime
+from trainer.records.console import build_console
+from trainer.records.jsonl import JsonlSink
+from trainer.records.sinks import RunFacts, Sink, Sinks
+from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
+from trainer.records.wandb_sink import WandbSink
+
+logger = logging.getLogger("convoy")
+
+
+def decide_resume(config: RunConfig, directory: RunDirectory) -> Resume:
+    """What to continue from, decided under the lock: nobody may save in between."""
+    check_tensorboard(config.logging)
+    directory.claim()
+    return directory.decide_resume(config)
+
+
+def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -> list[str]:
+    """Load a checkpoint into the finished parts; returns lines for the log."""
+    if checkpoint is None:
+        return []
+    weights, trainer = load_checkpoint(checkpoint)
+    notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
+    return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
+
+
+def open_outputs(
+    config: RunConfig,
+    runtime: Runtime,
+    components: Components,
+    directory: RunDirectory,
+    resume: Resume,
+    notes: list[str],
+) -> Sinks:
+    """On rank 0: the run directory, its records, and whoever else is told of them."""
+    if not runtime.is_main:
+        return Sinks([])
+    for note in [*directory.open(config, resume), *notes]:
+        logger.info(note)
+    logger.info(components.execution.line())
+    environment = describe_environment(runtime) | {"execution": components.execution.to_json()}
+    directory.write_environment(environment)
+    directory.write_model(components.data.facts())
+    wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
+    if config.logging.tensorboard:
+        wanted.append(TensorBoardSink())
+    if config.logging.wandb.mode != "disabled":
+        wanted.append(WandbSink(config.logging.wandb, config.name))
+    sinks = Sinks(wanted)
+    sinks.start(
+        RunFacts(
+            directory=directory.path,
+            config=flatten(config),
+            environment=environment,
+            total_steps=components.schedule.total_steps,
+            total_epochs=components.plan.epoch_schedule.epochs(components.schedule.total_steps),
+            samples_per_epoch=components.plan.num_samples,
+            score_name=components.task.score_name,
+            selection=components.selection,
+            first_step=resume.step,
+        )
+    )
+    return sinks
