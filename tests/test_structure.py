@@ -1,19 +1,26 @@
-"""The shape of the project: who may import whom, and what importing must not do."""
+"""The shape of the project: who may import whom, and how long a part of it may be."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, start, wait
+from tests.support.processes import ROOT
+from tests.support.source_code import (
+    LIBRARIES,
+    Import,
+    dependencies,
+    imports,
+    long_functions,
+    module_name,
+    sources,
+    walk,
+)
 
 MAY_IMPORT = {
     "configs": {"configs"},
@@ -22,55 +29,25 @@ MAY_IMPORT = {
     "launch": {"configs", "data", "trainer", "launch"},
 }
 OWN = {*MAY_IMPORT, "tests", "benchmarks"}
-LIBRARIES = ("configs", "data", "trainer")
-MAX_LINES = 300
+MAX_LINES, MAX_FUNCTION_LINES = 300, 60
+ROOMS = (
+    "ranks",
+    "networks",
+    "objective",
+    "optim",
+    "backward",
+    "engines",
+    "checkpoints",
+    "records",
+    "profiling",
+)
+"""Of trainer/, each of which imports only rooms before it. The files of trainer/ itself, which are
+the run, import them all; so does cuda_graphs, which records one of those files: the step."""
 
 
-def sources(*packages: str) -> list[Path]:
-    """Python files of the packages, with paths relative to the root."""
-    found = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
-    return [path.relative_to(ROOT) for path in found]
-
-
-def module_name(path: Path) -> str:
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-
-
-@dataclass(frozen=True)
-class Import:
-    """One imported module, and whether importing the file imports it too."""
-
-    module: str
-    names: tuple[str, ...]
-    at_module_level: bool
-
-    @property
-    def package(self) -> str:
-        return self.module.partition(".")[0]
-
-
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def walk(node: ast.AST, at_module_level: bool) -> Iterator[Import]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            for alias in child.names:
-                yield Import(alias.name, (), at_module_level)
-        elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0, "imports are absolute"
-            names = tuple(alias.name for alias in child.names)
-            yield Import(child.module or "", names, at_module_level)
-        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from walk(child, False)
-        else:
-            yield from walk(child, at_module_level and not is_type_checking(child))
-
-
-@cache
-def imports(path: Path) -> tuple[Import, ...]:
-    return tuple(walk(ast.parse((ROOT / path).read_text(encoding="utf-8")), True))
+def unfinished(reason: str) -> pytest.MarkDecorator:
+    """A law that does not hold yet: the test fails as soon as it does, and loses this mark."""
+    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 def offenders(packages: Iterable[str], forbidden: Callable[[Path, Import], bool]) -> list[str]:
@@ -107,15 +84,6 @@ def test_nothing_imports_commands_or_benchmarks() -> None:
     assert offenders(["launch"], lambda path, item: item.package == "benchmarks") == []
 
 
-def dependencies(path: Path, known: set[str]) -> set[str]:
-    """Modules of the project that a file imports, wherever in the file."""
-    found = set()
-    for item in imports(path):
-        submodules = {f"{item.module}.{name}" for name in item.names}
-        found |= (submodules | {item.module}) & known
-    return found
-
-
 def test_no_cycles_between_modules() -> None:
     """Law: the modules can be put in an order in which each imports only earlier ones."""
     files = {module_name(path): path for path in sources(*MAY_IMPORT)}
@@ -123,6 +91,89 @@ def test_no_cycles_between_modules() -> None:
     assert sum(map(len, graph.values())) > len(graph), "the graph has edges at all"
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert sorted(order) == sorted(files)
+
+
+def room(module: str) -> str:
+    """Where a module of trainer/ lives: in a folder, or among the files that are the run."""
+    parts = module.split(".")
+    return parts[1] if (ROOT / "trainer" / parts[1]).is_dir() else "the run"
+
+
+def test_every_room_of_the_trainer_has_its_place_in_the_order() -> None:
+    folders = {path.parent.name for path in (ROOT / "trainer").glob("*/__init__.py")}
+    assert folders == {*ROOMS, "cuda_graphs"}
+
+
+UNFINISHED_ROOMS = {
+    "networks": "networks/models.py imports objective.task for check_outputs, which belongs there",
+    "optim": "optim/flat.py imports backward.explicit.side_streams, which belongs to neither",
+    "cuda_graphs": "cuda_graphs/recorded_steps.py imports trainer.stretches, not only the step",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=unfinished(UNFINISHED_ROOMS[name]))
+        if name in UNFINISHED_ROOMS
+        else name
+        for name in (*ROOMS, "cuda_graphs")
+    ],
+)
+def test_a_room_of_the_trainer_imports_only_rooms_before_it(name: str) -> None:
+    """Law: there are no circles between rooms, and none but cuda_graphs knows of the run."""
+    files = {module_name(path): path for path in sources("trainer")}
+    del files["trainer"]
+    mine = {module: path for module, path in files.items() if room(module) == name}
+    before = set(ROOMS if name == "cuda_graphs" else ROOMS[: ROOMS.index(name)]) | {name}
+    allowed = {module for module in files if room(module) in before}
+    allowed |= {"trainer.step"} if name == "cuda_graphs" else set()
+    assert mine
+    assert [
+        f"{path}: {found}"
+        for path in mine.values()
+        for found in sorted(dependencies(path, set(files)) - allowed)
+    ] == []
+
+
+def test_no_two_files_have_the_same_name() -> None:
+    """Law: a name that is looked for leads to one file."""
+    found = defaultdict(list)
+    for path in sources(*MAY_IMPORT, "benchmarks"):
+        found[path.name].append(str(path))
+    del found["__init__.py"]
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
+def test_test_modules_import_none_of_their_kind() -> None:
+    """Law: what tests share is in tests/support, or beside them in a file that is no test."""
+    assert len(sources("tests")) > 50
+    found = offenders(
+        ["tests"],
+        lambda path, item: any(
+            part.startswith("test_") or part == "conftest"
+            for part in (*item.module.split("."), *item.names)
+            if item.package == "tests"
+        ),
+    )
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "configs",
+        "data",
+        pytest.param("trainer", marks=unfinished("trainer.build.build has 70 lines")),
+        "launch",
+        pytest.param("benchmarks", marks=unfinished("benchmarks.run.parse has 61 lines")),
+    ],
+)
+def test_every_function_is_short_enough_to_be_read(package: str) -> None:
+    found: dict[str, int] = {}
+    for path in sources(package):
+        found |= long_functions(path, MAX_FUNCTION_LINES)
+    assert found == {}
 
 
 def test_every_file_is_short_enough_to_be_read() -> None:
@@ -168,74 +219,3 @@ def k():
     found = {item.module: item.at_module_level for item in walk(ast.parse(source), True)}
     expected = {"a.b": True, "c": True, "f": True, "h": True}
     assert found == expected | {"e": False, "i": False, "m": False}
-
-
-# Watches what importing the modules does to a process that has already imported the libraries.
-SIDE_EFFECTS = """
-import importlib, json, multiprocessing, os, random, signal, sys, threading
-import numpy, torch, torch.distributed
-
-probes = []
-for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
-    def probe(*args, _name=name, _real=getattr(torch.cuda, name), **kwargs):
-        probes.append(_name)
-        return _real(*args, **kwargs)
-    setattr(torch.cuda, name, probe)
-
-def state():
-    return {
-        "signal handlers": [str(signal.getsignal(n)) for n in sorted(signal.valid_signals())],
-        "threads": sorted(thread.name for thread in threading.enumerate()),
-        "processes": len(multiprocessing.active_children()),
-        "process group": torch.distributed.is_initialized(),
-        "CUDA": [torch.cuda.is_initialized(), *probes],
-        "environment": sorted(os.environ.items()),
-        "working directory": os.getcwd(),
-        "sys.path": list(sys.path),
-        "sys.excepthook": str(sys.excepthook),
-        "torch settings": [
-            torch.get_num_threads(), torch.get_num_interop_threads(), torch.is_grad_enabled(),
-            torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
-            torch.backends.cudnn.benchmark, str(torch.get_default_dtype()),
-        ],
-        "random numbers": [
-            torch.get_rng_state().tolist(), str(random.getstate()),
-            numpy.random.get_state()[1].tolist(),
-        ],
-    }
-
-before = state()
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-after = state()
-print(json.dumps([name for name in before if before[name] != after[name]]))
-"""
-
-
-def side_effects(modules: list[str], script: str = SIDE_EFFECTS) -> list[str]:
-    finished = wait(start([sys.executable, "-c", script, *modules]))
-    assert finished.status == 0, finished.output
-    changed: list[str] = json.loads(finished.stdout)
-    return changed
-
-
-@pytest.mark.process
-def test_importing_has_no_side_effects() -> None:
-    """Law: no signal handler, thread, process group, device probe or setting comes of an import."""
-    needs_triton = {"trainer.backward.explicit.fused_head"}  # which comes with torch for GPUs only
-    modules = {module_name(path) for path in sources(*LIBRARIES)} - needs_triton
-    assert side_effects(sorted(modules)) == []
-
-
-@pytest.mark.process
-def test_side_effects_would_be_seen() -> None:
-    """The test above can fail: a script that does what it forbids is caught."""
-    guilty = (
-        "signal.signal(signal.SIGTERM, lambda *_: None); torch.cuda.is_available(); "
-        "threading.Thread(target=threading.Event().wait, daemon=True).start(); "
-        "os.environ['LEAKED'] = '1'; torch.set_num_threads(torch.get_num_threads() + 1)"
-    )
-    script = SIDE_EFFECTS.replace("after = state()", f"{guilty}\nafter = state()")
-    caught = side_effects([], script)
-    expected = {"signal handlers", "threads", "CUDA", "environment", "torch settings"}
-    assert set(caught) == expected

@@ -176,6 +176,7 @@ def test_a_record_counts_for_its_steps() -> None:
     assert last_epoch_mean(records, "x") == pytest.approx((30 * 1 + 10 * 5) / 40)
 
 
+@pytest.mark.process
 def test_the_memory_of_a_command_is_that_of_its_largest_process() -> None:
     """Law: a child that holds 800 MB is seen; its parent is not added."""
     code = "x = b'1' * 800_000_000"
@@ -188,6 +189,7 @@ def test_the_memory_of_a_command_is_that_of_its_largest_process() -> None:
     assert small.started_at < large.started_at
 
 
+@pytest.mark.process
 def test_a_command_that_fails_or_hangs_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match=r"(?s)status 3.*the reason"):
         run([sys.executable, "-c", "print('the reason'); raise SystemExit(3)"], threads=1)
@@ -229,6 +231,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.process
 def test_threads_are_shared_by_the_ranks() -> None:
     settings = Settings(epochs=1, threads=2)
     assert [settings.threads_per_rank(ranks) for ranks in (1, 2, 4)] == [2, 1, 1]
@@ -245,6 +248,7 @@ def test_every_peer_has_a_program_and_every_program_a_contender() -> None:
     assert {item.against for item in CONTENDERS} <= names
 
 
+@pytest.mark.process
 def test_missing_packages_and_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     """Law: who cannot take part is skipped with the extra to install, who fails is out."""
     absent = Contender(name="a", title="A", program="bare.py", needs=("no_such_package",))
@@ -362,6 +366,7 @@ def test_a_recipe_is_trained_once_for_every_seed(idx_folder: Path, tmp_path: Pat
     assert parse(["--seeds=20"]).output.name == "mnist_fast.json"
 
 
+@pytest.mark.process
 def test_a_run_with_an_option_and_one_of_another_shape_are_timed() -> None:
     assert 0 < step_seconds(OPTIONS[0], 6, 1) < 5
     assert 0 < time_mlp_step((16, 8), 8, steps=8, device="cpu", threads=1) < 5
@@ -410,6 +415,7 @@ def test_steps_stand_against_the_floors_of_their_round(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
+@pytest.mark.process
 def test_convoy_on_two_ranks_is_measured() -> None:
     contender = choose("convoy-2-ranks")[0]
     found = measure(contender, SETTINGS)

@@ -365,6 +365,7 @@ def test_the_page_refers_to_nothing_outside_of_it(page: Path) -> None:
 # ------------------------------------------------------------------ the guide
 
 
+@pytest.mark.process
 def test_every_command_of_the_guide_works(folder: Path, tmp_path: Path) -> None:
     """Law: docs/compare.md shows commands that do what they say."""
     text = (ROOT / "docs/compare.md").read_text(encoding="utf-8")

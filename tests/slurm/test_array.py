@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from tests.slurm.cluster import Cluster, Job
-from tests.slurm.conftest import CRAWL, STEPS, Study
+from tests.slurm.study import CRAWL, STEPS, Study
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.process]
 
 
 def config(run: Path) -> dict[str, object]:

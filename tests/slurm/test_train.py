@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import Cluster, Job
-from tests.slurm.conftest import STEPS, WALK, Study
+from tests.slurm.study import STEPS, WALK, Study
 from tests.support.data_sets import make_idx
 from tests.support.processes import ROOT
 from tests.support.runs import assert_same_bits
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.process]
 
 
 def summary(run: Path) -> dict[str, Any]:

@@ -182,6 +182,7 @@ def test_mappings_are_taken_apart_and_empty_ones_stay() -> None:
 # ------------------------------------------------------------------ offline W&B
 
 
+@pytest.mark.process
 def test_an_offline_wandb_run_is_the_run_it_recorded(tmp_path: Path) -> None:
     """Law: what wandb was told comes back, wherever its blocks of 32 KiB end."""
     raw = rows(60, accuracy=0.91)
@@ -198,6 +199,7 @@ def test_an_offline_wandb_run_is_the_run_it_recorded(tmp_path: Path) -> None:
     assert (run.final("eval/accuracy"), run.seconds) == (0.91, 60.0)
 
 
+@pytest.mark.process
 def test_a_growing_offline_file_can_be_read_at_any_length(tmp_path: Path) -> None:
     """Law: a file that is still being written gives what is complete; a damaged one an error."""
     folder = write_offline(tmp_path, rows(60))
@@ -219,6 +221,7 @@ def test_a_growing_offline_file_can_be_read_at_any_length(tmp_path: Path) -> Non
         read_offline([path])
 
 
+@pytest.mark.process
 def test_what_restarts_leave_of_one_wandb_run_is_one_run(tmp_path: Path) -> None:
     """Law: the folders of one W&B id are one run, in the order of their time, each step once."""
     write_offline(tmp_path / "1", rows(5), run_id="same", name="r")
@@ -234,6 +237,7 @@ def test_what_restarts_leave_of_one_wandb_run_is_one_run(tmp_path: Path) -> None
         assert run.notes == ["2 records of steps taken again after a restart are left out"]
 
 
+@pytest.mark.process
 def test_an_empty_offline_run_says_so(tmp_path: Path) -> None:
     folder = write_offline(tmp_path, [{"note": "no number"}])
     with pytest.raises(InputError, match="empty"):

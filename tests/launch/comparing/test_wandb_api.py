@@ -46,6 +46,7 @@ def sample(run_id: str = "abc", **given: object) -> Row:
     return wandb_run(run_id, rows(3, accuracy=0.8), config=config, metadata=METADATA, **given)
 
 
+@pytest.mark.process
 def test_a_run_of_a_server_is_read_whole(serve: Callable[..., Server]) -> None:
     """Law: the history is the complete one, not a sample, and facts come from config and files."""
     server = serve(sample(group="study", state="crashed"))
@@ -60,6 +61,7 @@ def test_a_run_of_a_server_is_read_whole(serve: Callable[..., Server]) -> None:
     assert all("sampledHistory" not in query for query, _ in server.asked)
 
 
+@pytest.mark.process
 def test_a_status_that_the_run_recorded_wins_once_it_has_ended(
     serve: Callable[..., Server],
 ) -> None:
@@ -72,6 +74,7 @@ def test_a_status_that_the_run_recorded_wins_once_it_has_ended(
     assert [run.status for run in runs] == ["preempted", "running", "completed"]
 
 
+@pytest.mark.process
 def test_a_project_can_be_filtered_by_group_and_tag(serve: Callable[..., Server]) -> None:
     server = serve(
         sample("a", group="g"),
@@ -93,18 +96,21 @@ def test_a_project_can_be_filtered_by_group_and_tag(serve: Callable[..., Server]
         found(group="nobody")
 
 
+@pytest.mark.process
 def test_steps_taken_again_after_a_restart_appear_once(serve: Callable[..., Server]) -> None:
     serve(wandb_run("abc", [*rows(5), *rows(3, first_step=30)]))
     (run,), _ = read_runs(["team/project/abc"])
     assert [record["step"] for record in run.records] == [10, 20, 30, 40, 50, 60]
 
 
+@pytest.mark.process
 def test_without_a_key_one_message_says_how_to_give_one(serve: Callable[..., Server]) -> None:
     serve(sample(), key="")
     with pytest.raises(InputError, match="WANDB_API_KEY"):
         read_runs(["team/project/abc"])
 
 
+@pytest.mark.process
 def test_a_run_that_is_not_there_or_empty_is_one_message(serve: Callable[..., Server]) -> None:
     serve(wandb_run("empty", []))
     with pytest.raises(InputError, match="cannot read team/project/missing"):

@@ -19,6 +19,7 @@ from launch.diagnosis.check_machine import (
 from tests.support.processes import ROOT, start, wait
 
 
+@pytest.mark.process
 def test_this_machine_can_train(tmp_path: Path) -> None:
     """Law: nothing is a problem where the tests run, and nothing is left in the folder."""
     found = check_machine(str(tmp_path / "not" / "there"))

@@ -104,6 +104,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+@pytest.mark.process
 def test_an_offline_run_holds_every_record_and_the_config(run_folder: Path) -> None:
     sink = wandb_sink()
     sink.start(facts(run_folder))
@@ -139,6 +140,7 @@ def logged_steps(folder: Path, key: str) -> list[float]:
     return [row["step"] for row in rows if key in row]
 
 
+@pytest.mark.process
 def test_steps_taken_again_after_a_restart_are_recorded_once(run_folder: Path) -> None:
     """Killed after step 4, continued from the checkpoint of step 2; then again, from step 3."""
     for first_step, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (3, (4, 5))):
@@ -150,6 +152,7 @@ def test_steps_taken_again_after_a_restart_are_recorded_once(run_folder: Path) -
     assert logged_steps(run_folder, "train/loss") == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.process
 def test_an_evaluation_that_was_interrupted_is_recorded_after_the_restart(run_folder: Path) -> None:
     """Its step is one that W&B has already, for the training metrics."""
     sink = wandb_sink()
@@ -165,6 +168,7 @@ def test_an_evaluation_that_was_interrupted_is_recorded_after_the_restart(run_fo
     assert logged_steps(run_folder, "train/loss") == [4, 5]
 
 
+@pytest.mark.process
 def test_a_record_that_is_new_in_part_is_sent_in_part(run_folder: Path) -> None:
     sink = wandb_sink()
     sink.start(facts(run_folder))
@@ -178,6 +182,7 @@ def test_a_record_that_is_new_in_part_is_sent_in_part(run_folder: Path) -> None:
     assert "train/loss" not in second
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"train": null}'])
 def test_unreadable_marks_cost_no_record(run_folder: Path, text: str) -> None:
     (run_folder / "wandb_sent.json").write_text(text)
@@ -220,6 +225,7 @@ def test_online_what_never_arrived_is_sent_again(
     assert [row["step"] for row in server.rows] == [7, 8, 8]
 
 
+@pytest.mark.process
 def test_the_summary_holds_the_best_evaluation(run_folder: Path) -> None:
     sink = wandb_sink()
     sink.start(facts(run_folder))
@@ -233,6 +239,7 @@ def test_the_summary_holds_the_best_evaluation(run_folder: Path) -> None:
     assert found["eval/accuracy"] == 0.7
 
 
+@pytest.mark.process
 def test_the_best_of_earlier_tries_is_in_the_summary_too(run_folder: Path) -> None:
     best = {"best/accuracy": 0.99, "best/loss": 0.01, "best/step": 7}
     (run_folder / "summary.json").write_text(json.dumps(best | {"eval/loss": 3.0}))
@@ -254,6 +261,7 @@ def save_best(folder: Path) -> None:
     (folder / "checkpoints" / "best").symlink_to(checkpoint.name)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("asked", "status", "uploads"),
     [(True, "completed", 1), (True, "preempted", 0), (True, "failed", 0), (False, "completed", 0)],
@@ -279,6 +287,7 @@ def test_the_best_checkpoint_is_an_artifact_of_a_completed_run_that_asks_for_it(
         assert [entry.path for entry in artifact.manifest.contents] == ["model.safetensors"]
 
 
+@pytest.mark.process
 def test_a_completed_run_without_a_best_checkpoint_has_no_artifact(
     run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,6 +297,7 @@ def test_a_completed_run_without_a_best_checkpoint_has_no_artifact(
     assert warnings(caplog) == []
 
 
+@pytest.mark.process
 def test_a_run_of_a_sweep_has_the_id_its_agent_chose(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +310,7 @@ def test_a_run_of_a_sweep_has_the_id_its_agent_chose(
     assert path.name == "run-chosen42.wandb"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("status", "code"), [("completed", 0), ("preempted", 0), ("failed", 1)])
 def test_only_a_failed_run_ends_as_failed(run_folder: Path, status: str, code: int) -> None:
     sink = wandb_sink()
@@ -309,6 +320,7 @@ def test_only_a_failed_run_ends_as_failed(run_folder: Path, status: str, code: i
     assert [r.exit.exit_code for r in read_offline(path) if r.HasField("exit")] == [code]
 
 
+@pytest.mark.process
 def test_a_restart_continues_the_same_wandb_run(run_folder: Path) -> None:
     for first_step in (0, 3):
         sink = wandb_sink()
@@ -325,6 +337,7 @@ def test_a_restart_continues_the_same_wandb_run(run_folder: Path) -> None:
     assert found == {saved}
 
 
+@pytest.mark.process
 def test_two_runs_are_two_wandb_runs(tmp_path: Path) -> None:
     ids = set()
     for name in ("a", "b"):
@@ -353,6 +366,7 @@ def test_the_id_is_saved_before_wandb_hears_of_the_run(
     assert len(seen) == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
 def test_an_unreadable_id_makes_a_new_run_and_is_replaced(
     run_folder: Path, text: str, caplog: pytest.LogCaptureFixture
@@ -388,6 +402,7 @@ def test_disabled_does_nothing_at_all(
     assert list(run_folder.iterdir()) == []
 
 
+@pytest.mark.process
 def test_the_environment_overrides_a_mode_that_is_on(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -399,6 +414,7 @@ def test_the_environment_overrides_a_mode_that_is_on(
     assert warnings(caplog) == []
 
 
+@pytest.mark.process
 def test_online_without_a_key_falls_back_to_offline_and_says_so(
     run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
