@@ -27,10 +27,12 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
+        """The mean loss over all samples."""
         return self.values["loss"]
 
     @property
     def count(self) -> int:
+        """The number of samples."""
         return int(self.values["count"])
 
     @property

@@ -24,6 +24,7 @@ class GradientLog:
 
     @property
     def watching(self) -> bool:
+        """Whether the step that comes next is measured."""
         return bool(self.before)
 
     def until_watched(self, step: int) -> int:
