@@ -105,7 +105,6 @@ def upcoming(run: Run) -> list[GlobalBatch]:
         steps_until(progress.step, run.config.parallel.drift_every_steps),
         run.log.steps_until_due(),
         run.checkpointer.steps_until_due(),
-        run.profiler.steps_until_due(),
     )
     return run.plan.next_global_batches(progress.global_batches, count)
 

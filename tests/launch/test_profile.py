@@ -27,17 +27,17 @@ WARM = ("--profile.warmup_steps=6", "--profile.steps=10", "--logging.every_steps
 
 
 @pytest.mark.parametrize(
-    ("ranks", "more"),
+    ("ranks", "more", "rows"),
     [
-        (1, ()),
+        (1, (), [10, 15]),  # of five steps: it begins and ends between two
         pytest.param(
-            *(2, ("--compile.backward=autograd", "--train.micro_batch_size=6")),
+            *(2, ("--compile.backward=autograd", "--train.micro_batch_size=6"), [*range(6, 16)]),
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_a_profiled_run_is_the_same_run(
-    small: Arguments, tmp_path: Path, ranks: int, more: tuple[str, ...]
+    small: Arguments, tmp_path: Path, ranks: int, more: tuple[str, ...], rows: list[int]
 ) -> None:
     """Law: the same bits and records with a profiler as without; the parts sum to the whole."""
     train(*small("plain", *WARM, *more), ranks=ranks)
@@ -51,7 +51,7 @@ def test_a_profiled_run_is_the_same_run(
 
     events = read_trace(profiled / "profile/trace.json.gz")
     steps = sorted(e.name for e in events if e.name.startswith(STEP) and e.kind != "cpu_op")
-    assert steps == sorted(f"{STEP}{global_batch}" for global_batch in range(6, 16))
+    assert steps == sorted(f"{STEP}{global_batch}" for global_batch in rows)
     found = break_down(events)
     assert sum(found.seconds.values()) == pytest.approx(found.total_seconds)
     assert found.seconds[FORWARD] > 0
@@ -62,7 +62,9 @@ def test_a_profiled_run_is_the_same_run(
     page = (profiled / "profile/summary.md").read_text()
     assert page in finished.stdout
     assert "profiler_start" not in finished.output, "Kineto speaks to its developers"
-    assert f"Steps 7 to 16 of the run on rank 0 of {ranks}" in page
+    assert f"Steps {rows[0] + 1} to {rows[0] + 10} of the run on rank 0 of {ranks}" in page
+    assert page.startswith("# Profile\n\nRuns as: engine native, ")
+    assert f"reduction {'DDP' if ranks > 1 else 'none'}" in page.splitlines()[2]
     table = page.partition("| operator")[0]
     shares = [float(share) for share in re.findall(r"\| +(\d+\.\d) \|$", table, re.MULTILINE)]
     assert shares.pop() == 100.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.datasets import ArrayDataset, MapDataset
-from data.loading.loader import HostLoader
+from data.loading.host_loader import HostLoader
 from data.loading.order import Plan
 from data.samples import Batch
 

@@ -27,7 +27,6 @@ from trainer.due import End
 from trainer.engines.native import NativeEngine
 from trainer.log import RunLog
 from trainer.loop import upcoming
-from trainer.profiling.profiler import NoProfiler
 from trainer.ranks.runtime import Runtime
 from trainer.records.gradient_statistics import GradientLog
 from trainer.step import Steps
@@ -302,7 +301,6 @@ def test_nothing_that_is_due_is_passed_over(
         end=End(progress, seen.config.train, total),
         log=SimpleNamespace(steps_until_due=lambda: RunLog.steps_until_due(seen)),
         checkpointer=SimpleNamespace(steps_until_due=lambda: Checkpointer.steps_until_due(seen)),
-        profiler=NoProfiler(),
     )
     passed, ends, watched = set(), set(), set()
     while not run.end.reached:

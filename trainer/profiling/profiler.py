@@ -35,10 +35,6 @@ class Profiler(Protocol):
         """The same batches; waiting for one counts as data."""
         ...
 
-    def steps_until_due(self) -> int:
-        """Steps to the next one at which it begins or ends something."""
-        ...
-
     def step(self) -> AbstractContextManager[Any]:
         """Around the steps that the loop takes in a row."""
         ...
@@ -59,9 +55,6 @@ class NoProfiler:
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return batches
 
-    def steps_until_due(self) -> int:
-        return 1 << 62
-
     def step(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -70,7 +63,9 @@ class NoProfiler:
 
 
 class TorchProfiler:
-    """Records `config.steps` steps after `config.warmup_steps`, on rank 0.
+    """Records `config.steps` steps or more after `config.warmup_steps`, on rank 0.
+
+    Steps that are taken in a row are recorded in a row: it begins and ends between two rows.
 
     Everything that computes (the rate of the device, the operations of a step) is done after the
     run, on copies: neither the weights nor a random generator notices.
@@ -107,11 +102,6 @@ class TorchProfiler:
         for batch in self._timed(batches):
             self.input_shape = tuple(batch[0].shape[1:])
             yield batch
-
-    def steps_until_due(self) -> int:
-        done = self.progress.global_batches
-        ends = (self.timed_from, self.start, self.start + self.steps)
-        return min((end - done for end in ends if end > done), default=1 << 62)
 
     @contextmanager
     def step(self) -> Iterator[None]:

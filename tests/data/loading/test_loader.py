@@ -10,100 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.errors import InputError
 from configs.schema import DataConfig
-<<<<<<< HEAD
-from data.datasets import ArrayDataset, MapDataset
-from data.loading.host_loader import LONGEST_TMPDIR, HostLoader
-from data.loading.loader import Loader, build_loader, placement
-=======
-from data.loading.loader import HostLoader, Loader, ResidentLoader, build_loader
->>>>>>> h-tests
+from data.loading.host_loader import HostLoader
+from data.loading.loader import Loader, build_loader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
-<<<<<<< HEAD
-from tests.support.processes import launch, start, wait
-
-CPU = torch.device("cpu")
-NUM_TRAIN, NUM_TEST, BATCH = 53, 23, 12
-NUM_BYTES = (NUM_TRAIN + NUM_TEST) * (3 * 2 + 8)
-"""Bytes of the pixels and the int64 targets."""
-
-
-def make_arrays(count: int, dtype: torch.dtype = torch.uint8) -> ArrayDataset:
-    """Samples that tell their index."""
-    inputs = (torch.arange(count).reshape(-1, 1, 1, 1) * torch.ones(1, 1, 3, 2)).to(dtype)
-    return ArrayDataset(inputs, torch.arange(count) * 2)
-
-
-class PerSample:
-    """A user's data set: numpy images and plain numbers, one at a time."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return np.full((1, 3, 2), index, np.uint8), index * 2
-
-
-class Augmented(PerSample):
-    """One that draws from every global generator."""
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        drawn = [float(torch.rand(())), float(np.random.rand()), random.random()]
-        return torch.tensor([float(index), *drawn], dtype=torch.float64), index * 2
-
-
-class Failing(Augmented):
-    """One with a bug."""
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        super().__getitem__(index)
-        raise RuntimeError("mine")
-
-
-class Counting(ArrayDataset):
-    """Arrays that note how they are read."""
-
-    def __init__(self, count: int) -> None:
-        made = make_arrays(count)
-        super().__init__(made.inputs, made.targets)
-        self.gathers: list[int] = []
-        self.reads = 0
-
-    def gather(self, indices: Tensor) -> Batch:
-        self.gathers.append(len(indices))
-        return super().gather(indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        self.reads += 1
-        return super().__getitem__(index)
-
-    def to(self, device: torch.device) -> ArrayDataset:
-        return self
-
-
-def make_plan(**arguments: Any) -> Plan:
-    defaults = {"num_samples": NUM_TRAIN, "global_batch_size": BATCH, "seed": 3}
-    return Plan(**(defaults | arguments))
-
-
-def host(
-    plan: Plan, workers: int, train: MapDataset | None = None, test: MapDataset | None = None
-) -> HostLoader:
-    return HostLoader(
-        make_arrays(NUM_TRAIN) if train is None else train,
-        make_arrays(NUM_TEST) if test is None else test,
-        plan=plan,
-        device=CPU,
-        workers=workers,
-        prefetch_factor=2,
-    )
-=======
 from tests.support.loading import (
     BATCH,
     CPU,
@@ -121,7 +33,6 @@ from tests.support.loading import (
     make_plan,
     take,
 )
->>>>>>> h-tests
 
 
 def make_loader(kind: str, plan: Plan) -> Loader:
@@ -358,60 +269,3 @@ def test_arrays_live_on_the_device_unless_told_otherwise(
     )
     assert isinstance(loader, kind)
     assert getattr(loader, "workers", 0) == options.get("workers", 0)
-<<<<<<< HEAD
-
-
-@pytest.mark.parametrize(
-    ("options", "free_bytes", "on_device", "reason"),
-    [
-        ({}, None, True, "already"),
-        ({}, 4 * NUM_BYTES, True, "at most 25%"),
-        ({}, 4 * NUM_BYTES - 1, False, "more than 25%"),
-        ({"placement": "device"}, 0, True, "data.placement is device"),
-        ({"placement": "host"}, None, False, "data.placement is host"),
-        ({"workers": 1}, 4 * NUM_BYTES, False, "data.workers is 1"),
-    ],
-)
-def test_arrays_live_on_a_device_with_four_times_their_size_free(
-    options: dict[str, Any], free_bytes: int | None, on_device: bool, reason: str
-) -> None:
-    found, why = placement(
-        DataConfig(**options), make_arrays(NUM_TRAIN), make_arrays(NUM_TEST), free_bytes
-    )
-    assert found == on_device
-    assert reason in why
-
-
-@pytest.mark.parametrize("free_bytes", [None, 1 << 40])
-def test_data_read_sample_by_sample_never_live_on_the_device(free_bytes: int | None) -> None:
-    data = PerSample(NUM_TRAIN), PerSample(NUM_TEST)
-    assert placement(DataConfig(), *data, free_bytes)[0] is False
-    with pytest.raises(InputError, match=r"data\.placement: given 'device'"):
-        placement(DataConfig(placement="device"), *data, free_bytes)
-
-
-def test_a_placement_that_was_decided_is_not_decided_again() -> None:
-    for on_device, kind in ((True, ResidentLoader), (False, HostLoader)):
-        config = DataConfig(placement="host" if on_device else "device")
-        data = make_arrays(NUM_TRAIN), make_arrays(NUM_TEST)
-        loader = build_loader(config, *data, plan=make_plan(), device=CPU, on_device=on_device)
-        assert isinstance(loader, kind)
-
-
-def test_a_folder_too_deep_for_sockets_is_refused_before_anything_hangs(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    """Law: the longest folder that is accepted works, with workers."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:
-        for length, status in ((LONGEST_TMPDIR, 0), (LONGEST_TMPDIR + 1, 2)):
-            folder = Path(short) / ("x" * (length - len(short) - 1))
-            folder.mkdir()
-            finished = launch(
-                "launch/train.py",
-                *small(f"run{length}", "--data.workers=1", "--train.max_steps=2"),
-                env={"TMPDIR": str(folder)},
-            )
-            assert finished.status == status, finished.output
-    assert "Set TMPDIR=/tmp" in finished.output
-=======
->>>>>>> h-tests

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.loading.loader import LONGEST_TMPDIR
+from data.loading.host_loader import LONGEST_TMPDIR
 from tests.support.loading import (
     assert_samples,
     expected_batches,

@@ -255,6 +255,7 @@ def test_a_chrome_trace_is_read(tmp_path: Path, suffix: str) -> None:
 def test_utilisation_is_flops_over_time_and_peak() -> None:
     """MFU by the time without the profiler where it is known; the page says all of it."""
     facts = Facts(
+        runs_as="runs as: itself",
         global_batches=(10, 12),
         rank=0,
         world_size=2,

@@ -43,6 +43,7 @@ def make(folder: Path, progress: Progress, *, enabled: bool = True, rank: int = 
         precision=build_precision(PrecisionConfig(), CPU),
         progress=progress,
         watch=Stopwatch(),
+        runs_as="runs as: itself",
     )
 
 
@@ -51,14 +52,15 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.ones(2, 5), torch.zeros(2, dtype=torch.int64)
 
 
-def drive(profiler: Profiler, progress: Progress, steps: int) -> None:
-    """A loop that takes a batch and counts."""
+def drive(profiler: Profiler, progress: Progress, steps: int, row: int = 1) -> None:
+    """A loop that takes batches and counts, some in a row."""
     stream = profiler.batches(batches())
-    for _ in range(steps):
+    for _ in range(0, steps, row):
         with profiler.step():
-            inputs, _ = next(stream)
-            inputs.sum()
-            progress.global_batches += 1
+            for _ in range(row):
+                inputs, _ = next(stream)
+                inputs.sum()
+                progress.global_batches += 1
 
 
 def test_the_steps_after_the_warm_up_are_recorded(tmp_path: Path) -> None:
@@ -68,10 +70,21 @@ def test_the_steps_after_the_warm_up_are_recorded(tmp_path: Path) -> None:
     drive(profiler, progress, 10)
     page = profiler.report(nn.Linear(5, 3), [2])
     assert page is not None
+    assert page.startswith("# Profile\n\nRuns as: itself.")
     assert "Steps 105 to 107 of the run" in page
     found = break_down(read_trace(tmp_path / "profile/trace.json.gz"))
     assert found.seconds[DATA] > 0
     assert (tmp_path / "profile/summary.md").read_text() == page
+
+
+def test_rows_of_steps_are_recorded_whole(tmp_path: Path) -> None:
+    """Rows of three end at 3, 6 and 9: the first after four warm steps begins with step 7."""
+    progress = Progress()
+    profiler = make(tmp_path / "profile", progress)
+    drive(profiler, progress, 12, row=3)
+    page = profiler.report(nn.Linear(5, 3), [2])
+    assert page is not None
+    assert "Steps 7 to 9 of the run" in page
 
 
 def test_a_run_that_ends_among_its_profiled_steps_reports_those(tmp_path: Path) -> None:
