@@ -25,7 +25,8 @@ from trainer.networks.blocks import check_blocks
 from trainer.networks.models import build_model
 from trainer.objective.check_outputs import check_outputs
 from trainer.objective.selection import Selection, choose_selection
-from trainer.objective.task import Task, build_task
+from trainer.objective.task import Task
+from trainer.objective.tasks import build_task
 from trainer.optim.flat import FlatKernel, FlatParameters
 from trainer.optim.fused import DirectKernel, Kernel
 from trainer.optim.optimizers import build_optimizer, check_gradients

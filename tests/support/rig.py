@@ -27,7 +27,7 @@ from trainer.execution import Subject, decide
 from trainer.networks.mlp import MLP
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
-from trainer.objective.task import classification
+from trainer.objective.tasks import classification
 from trainer.optim.average import EMA
 from trainer.optim.schedule import PureSchedule, Schedule, build_schedule
 from trainer.ranks.precision import build_precision

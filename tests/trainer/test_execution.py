@@ -17,7 +17,7 @@ from tests.support.processes import launch
 from trainer.components import build_plan
 from trainer.execution import MAX_EXECUTED, MAX_RECORDED, Execution, Subject, decide
 from trainer.networks.models import build_model
-from trainer.objective.task import build_task
+from trainer.objective.tasks import build_task
 from trainer.ranks.runtime import Runtime
 
 SHAPES = {"cifar10": (3, 32, 32)}

@@ -149,7 +149,7 @@ def test_options_that_make_no_sense_are_refused(given: dict[str, Any], message: 
 def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
     from data.normalize import Normalize
     from trainer.objective.evaluation import evaluate
-    from trainer.objective.task import classification
+    from trainer.objective.tasks import classification
 
     arguments = [f"--seed={seed}", f"--optimizer.lr={learning_rate}", "--train.epochs=1"]
     found = assemble(load_config(arguments, prog="", description=""), ONE_RANK)

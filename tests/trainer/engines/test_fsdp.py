@@ -22,7 +22,7 @@ from data.samples import Batch
 from tests.support.networks import Deep
 from trainer.backward.autograd import LossModule
 from trainer.engines.fsdp import ShardedEngine, check_sharding
-from trainer.objective.task import classification
+from trainer.objective.tasks import classification
 from trainer.ranks.precision import build_precision
 from trainer.ranks.runtime import Runtime
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from trainer.objective.check_outputs import check_outputs
-from trainer.objective.task import Task, classification, multilabel, regression
+from trainer.objective.task import Task
+from trainer.objective.tasks import classification, multilabel, regression
 
 INPUTS = torch.ones(1, 4)
 

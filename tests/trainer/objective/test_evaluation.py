@@ -18,7 +18,7 @@ from data.loading.resident_loader import ResidentLoader
 from data.normalize import Normalize
 from trainer.networks.mlp import MLP
 from trainer.objective.evaluation import Evaluation, evaluate
-from trainer.objective.task import classification
+from trainer.objective.tasks import classification
 from trainer.ranks.precision import build_precision
 from trainer.ranks.runtime import Runtime
 

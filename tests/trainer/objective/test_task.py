@@ -13,7 +13,7 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.schema_training import TaskConfig
 from trainer.objective.selection import Selection, choose_selection
-from trainer.objective.task import TASKS, build_task
+from trainer.objective.tasks import TASKS, build_task
 
 
 def samples(name: str, count: int) -> tuple[Tensor, Tensor]:

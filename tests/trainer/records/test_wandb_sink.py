@@ -22,6 +22,8 @@ from tests.support.sample_records import CONFIG, evaluation, facts, training
 from trainer.records.sinks import Record
 from trainer.records.wandb_sink import WandbSink
 
+pytestmark = pytest.mark.process  # W&B's own, which every run of it starts
+
 
 @pytest.fixture(autouse=True)
 def wandb_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -1,0 +1,146 @@
+"""The tasks that a config can name, and how a config becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs.errors import InputError
+from configs.imports import call_with, import_object
+from configs.registry import resolve
+from configs.schema_training import TaskConfig
+from trainer.objective.losses import LOSS_PROTOCOL, summed
+from trainer.objective.metrics import (
+    Accuracy,
+    Errors,
+    ExactMatch,
+    Explained,
+    LabelAccuracy,
+    Metric,
+    hits,
+)
+from trainer.objective.task import Task
+
+
+def classification(*, label_smoothing: float = 0.0) -> Task:
+    """One class of several: logits `(B, classes)`, targets `(B,)` integers."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=label_smoothing)
+
+    return Task(
+        name="classification",
+        loss=loss,
+        measured_loss=lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="sum"),
+        score=hits,
+        score_name="accuracy",
+        metrics=(Accuracy(),),
+        best="accuracy",
+        accepts=lambda target: target.dim() == 0 and not target.is_floating_point(),
+        expects="a whole number, the class of the sample",
+        outputs="logits (B, number of classes)",
+        label_smoothing=label_smoothing,
+    )
+
+
+def multilabel() -> Task:
+    """Labels that are each there or not: logits and targets `(B, labels)`, targets 0 or 1.
+
+    Binary cross-entropy, averaged over the labels of a sample.
+    """
+    loss = summed(F.binary_cross_entropy_with_logits)
+    return Task(
+        name="multilabel",
+        loss=loss,
+        measured_loss=loss,
+        score=lambda outputs, targets: ((outputs > 0) == (targets > 0.5)).double().mean(1).sum(),
+        score_name="label_accuracy",
+        metrics=(LabelAccuracy(), ExactMatch()),
+        best="f1",
+        accepts=lambda target: target.dim() == 1,
+        expects="a vector with 0 or 1 for every label",
+        outputs="logits of the shape of the targets",
+    )
+
+
+def regression() -> Task:
+    """Numbers: outputs and float targets `(B, ...)`; outputs `(B, 1)` suit targets `(B,)`.
+
+    Squared error, averaged over the outputs of a sample.
+    """
+    loss = summed(F.mse_loss)
+    return Task(
+        name="regression",
+        loss=loss,
+        measured_loss=loss,
+        score=lambda outputs, targets: (
+            (outputs - targets).double().abs().reshape(len(outputs), -1).mean(1).sum()
+        ),
+        score_name="mae",
+        metrics=(Errors(), Explained()),
+        best="loss",
+        accepts=lambda target: target.is_floating_point(),
+        expects="one or several floating-point numbers",
+        outputs="as many numbers as the targets have",
+        align=lambda outputs, targets: outputs.reshape(targets.shape),
+    )
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "classification": classification,
+    "multilabel": multilabel,
+    "regression": regression,
+}
+
+METRIC_PROTOCOL = (
+    "a class or an object with `width`, `higher_is_better`, `sums(outputs, targets)` -> `(width,)` "
+    "and `compute(sums, count)` -> a dict of values by name (see trainer/objective/metrics.py)"
+)
+
+
+def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
+    """Build the task of a run, with the user's loss and metrics if the config names some.
+
+    Args:
+        config: The name of the task, its arguments, and import paths of a loss and of metrics.
+        label_smoothing: train.label_smoothing, for a classification.
+
+    Raises:
+        InputError: If a name leads nowhere, or to something that does not keep its protocol.
+    """
+    factory = resolve("task.name", config.name, TASKS)
+    if label_smoothing and config.name != "classification":
+        raise InputError(
+            "train.label_smoothing",
+            given=label_smoothing,
+            expected="0 unless task.name=classification",
+        )
+    offered = {"label_smoothing": label_smoothing}
+    task = call_with("task.kwargs", factory, dict(config.kwargs), offered)
+    if not isinstance(task, Task):
+        raise InputError(
+            "task.name",
+            given=config.name,
+            expected="a callable that returns a Task (trainer/objective/task.py)",
+        )
+    if config.loss is not None:
+        loss = import_object("task.loss", config.loss)
+        if isinstance(loss, type):  # a module such as torch.nn:SmoothL1Loss
+            loss = call_with("task.loss", loss, {}, {"reduction": "none"})
+        if not callable(loss):
+            raise InputError("task.loss", given=config.loss, expected=LOSS_PROTOCOL)
+        task = replace(task, loss=summed(loss), measured_loss=summed(loss), label_smoothing=None)
+    return replace(task, metrics=(*task.metrics, *map(_metric, config.metrics)))
+
+
+def _metric(path: str) -> Metric:
+    """The metric at an import path, made first if it is a class."""
+    found = import_object("task.metrics", path)
+    if isinstance(found, type):
+        found = call_with("task.metrics", found, {}, {})
+    if not isinstance(found, Metric):
+        raise InputError("task.metrics", given=path, expected=METRIC_PROTOCOL)
+    return found
