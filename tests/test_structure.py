@@ -45,11 +45,6 @@ ROOMS = (
 the run, import them all; so does cuda_graphs, which records one of those files: the step."""
 
 
-def unfinished(reason: str) -> pytest.MarkDecorator:
-    """A law that does not hold yet: the test fails as soon as it does, and loses this mark."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def offenders(packages: Iterable[str], forbidden: Callable[[Path, Import], bool]) -> list[str]:
     """Each import that a law forbids, as `file: module`."""
     return [
@@ -104,22 +99,7 @@ def test_every_room_of_the_trainer_has_its_place_in_the_order() -> None:
     assert folders == {*ROOMS, "cuda_graphs"}
 
 
-UNFINISHED_ROOMS = {
-    "networks": "networks/models.py imports objective.task for check_outputs, which belongs there",
-    "optim": "optim/flat.py imports backward.explicit.side_streams, which belongs to neither",
-    "cuda_graphs": "cuda_graphs/recorded_steps.py imports trainer.stretches, not only the step",
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=unfinished(UNFINISHED_ROOMS[name]))
-        if name in UNFINISHED_ROOMS
-        else name
-        for name in (*ROOMS, "cuda_graphs")
-    ],
-)
+@pytest.mark.parametrize("name", [*ROOMS, "cuda_graphs"])
 def test_a_room_of_the_trainer_imports_only_rooms_before_it(name: str) -> None:
     """Law: there are no circles between rooms, and none but cuda_graphs knows of the run."""
     files = {module_name(path): path for path in sources("trainer")}
@@ -164,9 +144,9 @@ def test_test_modules_import_none_of_their_kind() -> None:
     [
         "configs",
         "data",
-        pytest.param("trainer", marks=unfinished("trainer.build.build has 70 lines")),
+        "trainer",
         "launch",
-        pytest.param("benchmarks", marks=unfinished("benchmarks.run.parse has 61 lines")),
+        "benchmarks",
     ],
 )
 def test_every_function_is_short_enough_to_be_read(package: str) -> None:

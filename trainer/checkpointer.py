@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from configs.schema_records import CheckpointConfig
-from data.loading.epoch_schedule import EpochSchedule
 from trainer.checkpoints.checkpoint import Position
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import RunState, capture
+from trainer.components import Components
 from trainer.due import Boundary, End, steps_until
 from trainer.log import RunLog
-from trainer.objective.selection import Selection
 from trainer.ranks.runtime import Runtime
 
 
@@ -19,21 +17,19 @@ class Checkpointer:
 
     def __init__(
         self,
-        config: CheckpointConfig,
+        components: Components,
         *,
         runtime: Runtime,
         state: RunState,
-        epoch_schedule: EpochSchedule,
-        selection: Selection,
         log: RunLog,
         directory: RunDirectory,
         end: End,
     ) -> None:
-        self.config = config
+        self.config = config = components.config.checkpoint
         self.runtime = runtime
         self.state = state
-        self.epoch_schedule = epoch_schedule
-        self.selection = selection
+        self.epoch_schedule = components.plan.epoch_schedule
+        self.selection = components.selection
         self.log = log
         self.directory = directory
         self.end = end

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.schema import RunConfig
@@ -76,35 +76,11 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
     if config.parallel.engine != "native":
         check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
-    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
-    if runtime.device.type == "mps" and config.task.name != "classification":
-        raise InputError(
-            "task.name",
-            given=config.task.name,
-            expected="classification on mps",
-            remedy="Scores of other tasks are added in float64, which Apple's GPUs lack: use "
-            "--parallel.device cpu.",
-        )
-    inputs, target = (torch.as_tensor(part) for part in data.train[0])
-    task.check_target(target)
-    plan = build_plan(config, runtime, len(data.train))
-    model = _build_model(config, runtime, data, plan)
+    inputs, target = (torch.as_tensor(part)[None] for part in data.train[0])
+    subject = _subject(config, runtime, data, target[0])
+    model, plan, task = subject.model, subject.plan, subject.task
     normalize = Normalize(data, runtime.device)
-    check_outputs(model, normalize(inputs[None].to(runtime.device)), target[None], task)
-    classes = data.num_classes if task.name == "classification" else None
-    augment = build_augment(config.data.augment, data.input_shape, classes)
-    if config.data.augment.mixup or config.data.augment.cutmix:
-        task = replace(task, label_smoothing=None)  # passes written out know whole classes only
-    subject = Subject(
-        model=model,
-        task=task,
-        augment=augment,
-        plan=plan,
-        input_shape=data.input_shape,
-        device=runtime.device,
-        world_size=runtime.world_size,
-        resident=placement(config.data, data.train, data.test, _free_bytes(runtime.device)),
-    )
+    check_outputs(model, normalize(inputs.to(runtime.device)), target, task)
     execution = decide(config, subject)
     flat, optimizer, kernel = build_optimizer_and_kernel(
         config, runtime, model, precision, execution
@@ -117,7 +93,7 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
         plan=plan,
         task=task,
         selection=selection,
-        example=(inputs[None], target[None]),
+        example=(inputs, target),
         loader=build_loader(
             config.data,
             data.train,
@@ -133,7 +109,7 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
         optimizer=optimizer,
         kernel=kernel,
         normalize=normalize,
-        augment=augment,
+        augment=subject.augment,
         precision=precision,
         schedule=build_schedule(
             config.schedule,
@@ -145,6 +121,36 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
             evaluate_every=config.evaluate.every_epochs,
         ),
         total_global_batches=total_global_batches,
+    )
+
+
+def _subject(config: RunConfig, runtime: Runtime, data: Datasets, target: Tensor) -> Subject:
+    """What is trained, on which samples, and where; `target` is that of the first sample."""
+    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+    if runtime.device.type == "mps" and config.task.name != "classification":
+        raise InputError(
+            "task.name",
+            given=config.task.name,
+            expected="classification on mps",
+            remedy="Scores of other tasks are added in float64, which Apple's GPUs lack: use "
+            "--parallel.device cpu.",
+        )
+    task.check_target(target)
+    plan = build_plan(config, runtime, len(data.train))
+    model = _build_model(config, runtime, data, plan)
+    classes = data.num_classes if task.name == "classification" else None
+    augment = build_augment(config.data.augment, data.input_shape, classes)
+    if config.data.augment.mixup or config.data.augment.cutmix:
+        task = replace(task, label_smoothing=None)  # passes written out know whole classes only
+    return Subject(
+        model=model,
+        task=task,
+        augment=augment,
+        plan=plan,
+        input_shape=data.input_shape,
+        device=runtime.device,
+        world_size=runtime.world_size,
+        resident=placement(config.data, data.train, data.test, _free_bytes(runtime.device)),
     )
 
 

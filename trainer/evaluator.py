@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from configs.schema import RunConfig
-from data.loading.loader import Loader
-from data.loading.order import Plan
-from data.normalize import Normalize
 from trainer.checkpoints.state import RunState
+from trainer.components import Components
 from trainer.due import Boundary, End, is_due
 from trainer.log import RunLog
 from trainer.objective.evaluation import evaluate
-from trainer.objective.selection import Selection
-from trainer.objective.task import Task
 from trainer.ranks.collectives import broadcast_
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopPoll, StopRequest
@@ -23,30 +18,19 @@ class Evaluator:
 
     def __init__(
         self,
+        components: Components,
         *,
-        config: RunConfig,
         runtime: Runtime,
         state: RunState,
-        plan: Plan,
-        loader: Loader,
-        num_samples: int,
-        normalize: Normalize,
-        task: Task,
-        selection: Selection,
         log: RunLog,
         watch: Stopwatch,
         stop: StopRequest,
         end: End,
     ) -> None:
-        self.config = config
+        self.components = components
+        self.config = components.config
         self.runtime = runtime
         self.state = state
-        self.plan = plan
-        self.loader = loader
-        self.num_samples = num_samples
-        self.normalize = normalize
-        self.task = task
-        self.selection = selection
         self.log = log
         self.watch = watch
         self.stop = stop
@@ -62,16 +46,17 @@ class Evaluator:
         self.log.check_finite()
         self.watch.stop(0)  # the device has finished the last steps by now
         config, state, progress = self.config, self.state, self.state.progress
+        parts = self.components
         progress.evaluation_due = True
         module = state.average.module if state.average else state.engine.module
         broadcast_(self.runtime, list(module.buffers()))  # as DDP does before each forward pass
         result = evaluate(
             module,
-            self.loader,
-            num_samples=self.num_samples,
+            parts.loader,
+            num_samples=len(parts.data.test),
             batch_size=config.evaluate.batch_size,
-            normalize=self.normalize,
-            task=self.task,
+            normalize=parts.normalize,
+            task=parts.task,
             precision=state.precision,
             runtime=self.runtime,
             interrupted=StopPoll(self.stop, self.runtime),
@@ -80,10 +65,10 @@ class Evaluator:
         self.watch.start()  # evaluation does not count as training time
         if result is None:
             return False
-        ended = self.plan.epoch_schedule.epochs_ended(progress.global_batches)
+        ended = parts.plan.epoch_schedule.epochs_ended(progress.global_batches)
         progress.evaluated(
             result.values,
-            self.selection,
+            parts.selection,
             min_gain=config.train.min_gain,
             regular=is_due(ended, config.evaluate.every_epochs),
         )

@@ -52,7 +52,7 @@ def open_outputs(
     for note in [*directory.open(config, resume), *notes]:
         logger.info(note)
     logger.info(components.execution.line())
-    environment = describe_environment(runtime) | {"execution": components.execution.to_json()}
+    environment = describe_environment(runtime, components.execution.to_json())
     directory.write_environment(environment)
     directory.write_model(components.data.facts())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]

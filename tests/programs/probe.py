@@ -31,7 +31,7 @@ def reference_gradient(run: Run, global_batch_index: int) -> torch.Tensor:
     ]
     inputs, targets = run.loader.train.gather(indices)  # type: ignore[attr-defined]
     module = run.state.engine.module
-    loss = F.cross_entropy(module(run.evaluator.normalize(inputs)), targets)
+    loss = F.cross_entropy(module(run.evaluator.components.normalize(inputs)), targets)
     gradients = torch.autograd.grad(loss, list(module.parameters()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -77,10 +77,10 @@ def main(argv: Sequence[str]) -> int:
         counts = evaluate(
             run.state.engine.module,
             run.loader,
-            num_samples=run.evaluator.num_samples,
+            num_samples=len(run.evaluator.components.data.test),
             batch_size=config.evaluate.batch_size,
-            normalize=run.evaluator.normalize,
-            task=run.evaluator.task,
+            normalize=run.evaluator.components.normalize,
+            task=run.evaluator.components.task,
             precision=run.state.precision,
             runtime=runtime,
             interrupted=lambda: False,

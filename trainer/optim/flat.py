@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.backward.explicit.side_streams import HERE
 from trainer.optim.fused import Kernel, padded, pieces, run_kernel, state_names
+
+NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:
@@ -24,7 +25,7 @@ def untracked(device: torch.device) -> torch.inference_mode | torch.no_grad:
 
 def entered(own: torch.inference_mode | torch.no_grad) -> AbstractContextManager[Any]:
     """`own`, or nothing within inference mode, which costs as much as an operator to enter."""
-    return HERE if torch.is_inference_mode_enabled() else own
+    return NOTHING if torch.is_inference_mode_enabled() else own
 
 
 class FlatParameters:
