@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.processes import launch
 
 KEYS = ["count", "no.attribute", "first.weight", "first.bias", "last.weight", "last.bias"]
 
 
+@pytest.mark.process
 def test_the_state_of_two_ranks_is_that_of_one_and_can_be_loaded_again() -> None:
     """Law: rank 0 gathers the bits of an unsharded run under its keys; asking changes nothing.
 

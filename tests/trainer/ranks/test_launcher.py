@@ -119,6 +119,7 @@ def test_whoever_reports_an_error_gets_an_answer_all_the_same(
     assert found.rank == (int(rank) if rank.isdecimal() else 0)
 
 
+@pytest.mark.process
 def test_a_command_knows_its_rank_before_torch_is_loaded() -> None:
     """Law: a wrong key is refused, and said by one rank, within the time Python takes to start."""
     script = "import sys, launch.entry as e; print(e.rank(), e.num_ranks(), 'torch' in sys.modules)"
