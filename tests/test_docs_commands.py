@@ -157,6 +157,7 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         {"sbatch": check_sbatch, "make": check_make, "pip": check_pip}[program](words)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 @pytest.mark.usefixtures("imports")
 def test_every_command_is_taken_by_its_program(
@@ -195,6 +196,7 @@ python = "not a command"
     assert len(COMMANDS) > 100
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "line",
     [

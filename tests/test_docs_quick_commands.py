@@ -100,6 +100,7 @@ def arguments_of(command: Command, files: Path, folder: Path) -> tuple[str, list
     return script[1], words
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", RUN, ids=str)
 @pytest.mark.usefixtures("imports")
 def test_commands_that_run_in_seconds_are_run(
@@ -116,6 +117,7 @@ def test_commands_that_run_in_seconds_are_run(
     here(words, script)
 
 
+@pytest.mark.process
 def test_the_sharded_command_runs_on_its_two_ranks(files: Path, tmp_path: Path) -> None:
     """Law: the first command of docs/parallel.md works as written, on small data."""
     (command,) = (c for c in COMMANDS if "fsdp" in c.words and c.program == "torchrun")
@@ -126,6 +128,7 @@ def test_the_sharded_command_runs_on_its_two_ranks(files: Path, tmp_path: Path) 
     assert json.loads(saved.read_text())["world_size"] == 2
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("imports")
 def test_the_twenty_lines_of_the_readme_learn(tmp_path: Path) -> None:
     """Law: they are the file in examples/, and the network tells the spirals apart."""

@@ -1,59 +1,28 @@
-"""What a run directory is continued from, who may write to it, and what lies in it."""
+"""What a run directory is continued from."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch._dynamo  # the first optimizer imports it, and it sets an environment variable
 
-import trainer.checkpoints.run_directory
 from configs.errors import InputError
-from configs.identity import digest, flatten, identity
-from configs.load import load_config
 from configs.schema import DataConfig, RunConfig
 from configs.schema_execution import CompileConfig
-from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
-from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
-from tests.support.processes import ROOT, environment, wait
-from trainer.build import build
-from trainer.checkpoints.checkpoint import Position, step_of
-from trainer.checkpoints.checkpoint_folder import list_checkpoints, save_checkpoint
+from configs.schema_records import EvaluateConfig, LoggingConfig
+from configs.schema_training import OptimizerConfig, TrainConfig
+from tests.support.checkpoints import contents
+from tests.support.run_directories import earlier_run
+from trainer.checkpoints.checkpoint import step_of
+from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import Resume, RunDirectory
-from trainer.loop import Run
 from trainer.ranks.runtime import Runtime
-from trainer.ranks.stop_signals import StopRequest
 
 ALONE = Runtime(launcher="python")
-
-
-@pytest.fixture
-def opened() -> Iterator[list[RunDirectory]]:
-    """Run directories whose locks are given back after the test."""
-    directories: list[RunDirectory] = []
-    yield directories
-    for directory in directories:
-        release(directory)
-
-
-def release(directory: RunDirectory) -> None:
-    """What the end of the process does."""
-    if directory.lock is not None:
-        directory.lock.close()
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    return RunConfig(output_dir=str(tmp_path), name="run", optimizer=OptimizerConfig(lr=0.1))
 
 
 def changed(config: RunConfig, *, resume: str | Path = "auto", **groups: Any) -> RunConfig:
@@ -64,44 +33,8 @@ def changed(config: RunConfig, *, resume: str | Path = "auto", **groups: Any) ->
 OTHER_LR = {"optimizer": OptimizerConfig(lr=0.25)}
 
 
-def save(config: RunConfig, step: int) -> Path:
-    return save_checkpoint(
-        RunDirectory(config).checkpoints,
-        {"weight": torch.full((2,), float(step))},
-        {"progress": {"step": step}},
-        Position(
-            step=step,
-            epoch=0,
-            position=step,
-            world_size=1,
-            config_digest=digest(config),
-            identity=identity(config),
-        ),
-        keep=9,
-        is_best=False,
-    )
-
-
-def earlier_run(config: RunConfig, status: str, *, steps: tuple[int, ...] = (10, 20)) -> list[Path]:
-    """A run directory as an earlier process left it."""
-    directory = RunDirectory(config)
-    directory.open(config, Resume(None, 0, []))
-    paths = [save(config, step) for step in steps]
-    directory.write_summary({"status": status})
-    release(directory)
-    return paths
-
-
 def damage(path: Path) -> None:
     (path / "model.safetensors").write_bytes(b"garbage")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def test_an_empty_directory_is_a_fresh_start(config: RunConfig) -> None:
@@ -158,17 +91,17 @@ def test_a_finished_run_with_another_config_makes_room(
     config: RunConfig, tmp_path: Path, opened: list[RunDirectory]
 ) -> None:
     earlier_run(config, "completed")
-    old = tree(tmp_path / "run")
+    old = contents(tmp_path / "run")
     other = changed(config, **OTHER_LR)
     directory = RunDirectory(other)
     opened.append(directory)
     resume = directory.decide_resume(other)
     assert (resume.checkpoint, resume.step) == (None, 0)
     assert "optimizer.lr 0.1, now 0.25" in resume.notes[0]
-    assert tree(tmp_path / "run") == old  # deciding changes nothing
+    assert contents(tmp_path / "run") == old  # deciding changes nothing
     notes = directory.open(other, resume)
     assert str(tmp_path / "run.1") in notes[-1]
-    assert tree(tmp_path / "run.1") == old
+    assert contents(tmp_path / "run.1") == old
     assert list_checkpoints(directory.checkpoints) == []
     assert directory.status() is None
 
@@ -187,14 +120,14 @@ def test_never_starts_afresh_and_keeps_the_old_run(
     config: RunConfig, tmp_path: Path, opened: list[RunDirectory], status: str
 ) -> None:
     earlier_run(config, status)
-    old = tree(tmp_path / "run")
+    old = contents(tmp_path / "run")
     fresh = changed(config, resume="never")
     directory = RunDirectory(fresh)
     opened.append(directory)
     resume = directory.decide_resume(fresh)
     assert resume == Resume(None, 0, [])
     directory.open(fresh, resume)
-    assert tree(tmp_path / "run.1") == old
+    assert contents(tmp_path / "run.1") == old
 
 
 def test_a_broken_newest_checkpoint_is_passed_over_and_set_aside(
@@ -276,12 +209,12 @@ def test_continuing_another_run_leaves_that_run_alone(
     config: RunConfig, tmp_path: Path, opened: list[RunDirectory]
 ) -> None:
     paths = earlier_run(config, "running")
-    old = tree(tmp_path / "run")
+    old = contents(tmp_path / "run")
     given = changed(dataclasses.replace(config, name="branch"), resume=paths[0])
     directory = RunDirectory(given)
     opened.append(directory)
     directory.open(given, directory.decide_resume(given))
-    assert tree(tmp_path / "run") == old
+    assert contents(tmp_path / "run") == old
     assert list_checkpoints(directory.checkpoints) == []
 
 
@@ -351,164 +284,3 @@ def test_a_file_in_the_place_of_the_run_is_an_error_of_the_input(
     with pytest.raises(InputError, match="cannot write"):
         directory.open(config, Resume(None, 0, []))
     assert (tmp_path / "run").read_text() == "a file"
-
-
-def test_a_second_writer_is_refused_and_may_come_back_later(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, opened: list[RunDirectory]
-) -> None:
-    monkeypatch.setattr(trainer.checkpoints.run_directory, "LOCK_SECONDS", 0.1)
-    first, second, elsewhere = (
-        RunDirectory(config),
-        RunDirectory(config),
-        RunDirectory(dataclasses.replace(config, name="other")),
-    )
-    opened += [first, second, elsewhere]
-    first.open(config, Resume(None, 0, []))
-    before = tree(first.path)
-    with pytest.raises(InputError, match="another process is training"):
-        second.open(config, Resume(None, 0, []))
-    assert tree(first.path) == before
-    elsewhere.open(config, Resume(None, 0, []))  # another run of the same folder is free
-    release(first)
-    second.open(config, Resume(None, 0, []))
-
-
-@pytest.mark.process
-def test_a_killed_process_does_not_keep_its_directory(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, opened: list[RunDirectory]
-) -> None:
-    script = f"""
-        import sys, time
-        from configs.schema import RunConfig
-        from trainer.checkpoints.run_directory import Resume, RunDirectory
-        config = RunConfig(output_dir={config.output_dir!r}, name={config.name!r})
-        directory = RunDirectory(config)
-        directory.open(config, Resume(None, 0, []))
-        print("mine", flush=True)
-        time.sleep(60)
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "mine\n"
-        monkeypatch.setattr(trainer.checkpoints.run_directory, "LOCK_SECONDS", 0.1)
-        directory = RunDirectory(config)
-        opened.append(directory)
-        with pytest.raises(InputError, match="another process"):
-            directory.open(config, Resume(None, 0, []))
-    finally:
-        process.kill()
-        wait(process)
-    directory = RunDirectory(config)
-    opened.append(directory)
-    directory.open(config, Resume(None, 0, []))
-
-
-def test_the_config_that_lies_in_the_directory_is_the_config_of_the_run(
-    tmp_path: Path, opened: list[RunDirectory]
-) -> None:
-    config = RunConfig(
-        output_dir=str(tmp_path),
-        seed=2**62,
-        model=ModelConfig(kwargs={"hidden": [24, 16], "dropout": 0.2}),
-        optimizer=OptimizerConfig(lr=3e-4, betas=(0.8, 0.99), eps=1e-12),
-        train=TrainConfig(clip_norm=None, ema_decay=0.999),
-        checkpoint=CheckpointConfig(every_epochs=None),
-    )
-    directory = RunDirectory(config)
-    opened.append(directory)
-    directory.open(config, Resume(None, 0, []))
-    path = directory.path / "config.yaml"
-    found = load_config([f"--config={path}"], prog="test", description="")
-    assert flatten(found) == flatten(config)
-
-
-def test_the_summary_is_replaced_as_a_whole(
-    config: RunConfig, opened: list[RunDirectory], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = RunDirectory(config)
-    opened.append(directory)
-    directory.open(config, Resume(None, 0, []))
-    assert directory.status() is None
-    directory.write_summary({"status": "running", "step": 3})
-    assert directory.status() == "running"
-
-    def fails(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fails)
-        with pytest.raises(OSError, match="No space"):
-            directory.write_summary({"status": "completed", "step": 4})
-    assert directory.status() == "running"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '"completed"'])
-def test_an_unreadable_summary_says_nothing(config: RunConfig, text: str) -> None:
-    earlier_run(config, "completed")
-    (RunDirectory(config).path / "summary.json").write_text(text)
-    assert RunDirectory(config).status() is None
-
-
-@pytest.fixture
-def parts(
-    tmp_path: Path, idx_folder: Path, opened: list[RunDirectory]
-) -> Iterator[Callable[[], Run]]:
-    """Assembles a small run as the train command does."""
-    precision, state = torch.get_float32_matmul_precision(), torch.get_rng_state()
-    built: list[Run] = []
-
-    def make() -> Run:
-        config = RunConfig(
-            name="small",
-            output_dir=str(tmp_path),
-            data=DataConfig(dataset="idx", root=str(idx_folder)),
-            logging=LoggingConfig(progress="off"),
-        )
-        built.append(build(config, ALONE, StopRequest()))
-        opened.append(built[-1].directory)
-        return built[-1]
-
-    yield make
-    for part in built:
-        part.sinks.finish("completed")
-        part.checkpointer.close()
-    torch.set_rng_state(state)
-    torch.set_float32_matmul_precision(precision)
-
-
-def test_a_run_that_is_assembled_has_described_itself(
-    parts: Callable[[], Run], tmp_path: Path
-) -> None:
-    made = parts()
-    made.log.summary("running")
-    folder = tmp_path / "small"
-    assert {path.name for path in folder.iterdir()} == {
-        "config.yaml",
-        "environment.json",
-        "model.json",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-    }
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary | {"elapsed_seconds": 0} == {
-        "status": "running",
-        "name": "small",
-        "step": 0,
-        "epoch": 0.0,
-        "eval/accuracy": None,
-        "eval/loss": None,
-        "best/accuracy": None,
-        "best/loss": None,
-        "best/step": None,
-        "skipped_steps": 0,
-        "elapsed_seconds": 0,
-    }
