@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.diagnosis.findings import Check, Finding
-from launch.diagnosis.trial import Subject, flatten, predict
+from launch.diagnosis.subject import Subject, flatten, predict
 
 SAMPLES = 64
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.diagnosis.findings import Check, Finding
-from launch.diagnosis.trial import Subject, Trial, flatten, run_trial
+from launch.diagnosis.subject import Subject, flatten
+from launch.diagnosis.trial import Trial, run_trial
 
 STUCK = 0.05
 """Part of the initial loss that counts as no progress."""

@@ -8,7 +8,8 @@ import statistics
 from data.datasets import ArrayDataset
 from launch.diagnosis.check_machine import available_cores
 from launch.diagnosis.findings import Check, Finding
-from launch.diagnosis.trial import Subject, Trial
+from launch.diagnosis.subject import Subject
+from launch.diagnosis.trial import Trial
 
 WAITING = 0.5
 

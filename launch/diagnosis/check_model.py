@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from launch.diagnosis.activity import ActivityWatch
 from launch.diagnosis.check_eval_mode import check_eval_mode
 from launch.diagnosis.findings import Check, Finding, name_some
-from launch.diagnosis.trial import Subject, flatten, mean_loss, predict
+from launch.diagnosis.subject import Subject, flatten, mean_loss, predict
 from trainer.networks.models import build_model
 from trainer.ranks.drift import weight_digest
 

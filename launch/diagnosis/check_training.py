@@ -8,7 +8,8 @@ from typing import Any
 
 from launch.diagnosis.check_learning import check_learning_rate, check_overfit
 from launch.diagnosis.findings import Check, Finding, Level, name_some
-from launch.diagnosis.trial import Subject, Trial, run_trial
+from launch.diagnosis.subject import Subject
+from launch.diagnosis.trial import Trial, run_trial
 
 VANISHING = 1e-3, 1e-4
 """Gradient of a layer over the largest of all layers: warning, problem."""

@@ -19,7 +19,8 @@ from launch.diagnosis.check_model import check_model
 from launch.diagnosis.check_training import check_training
 from launch.diagnosis.data_sample import read_sample
 from launch.diagnosis.findings import Finding
-from launch.diagnosis.trial import Subject, Trial, collect, plan_alone, predict, run_trial
+from launch.diagnosis.subject import Subject, collect, plan_alone, predict
+from launch.diagnosis.trial import Trial, run_trial
 from launch.using.trained import require_classes
 from trainer.components import check_batch_norm
 from trainer.networks.models import build_model
