@@ -25,13 +25,13 @@ from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.compiling import compile_model
 from trainer.engines.accelerate_config import MIXED_PRECISION
 from trainer.engines.ddp import freeze_buckets
-from trainer.engines.engine import Engine, ReplicatedModel
+from trainer.engines.engine import Engine
 from trainer.ranks.launcher import MPI_SIZES, RANK_VARIABLES
 from trainer.ranks.precision import DTYPES
 from trainer.ranks.runtime import Runtime
 
 
-class AccelerateEngine(ReplicatedModel):
+class AccelerateEngine(Engine):
     """Autograd's passes, distributed, synchronised and run backward by an `Accelerator`.
 
     Numbers are cast where the native engine casts them, in LossModule, and the loss is scaled by
@@ -80,9 +80,6 @@ class AccelerateEngine(ReplicatedModel):
             return nullcontext()
         found: AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
         return found
-
-    def reduce(self) -> None:
-        pass  # DDP has done it during the last backward pass
 
 
 def build_sharded(loss: LossModule, **parts: Any) -> Engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,94 +14,32 @@ from data.samples import Batch
 from trainer.backward.autograd import Passes
 
 
-class Engine(Protocol):
-    """What the step and the checkpoints need of whoever runs the model."""
+class Engine:
+    """Runs a model that lies whole on every rank; whoever does otherwise overrides what differs."""
 
     module: nn.Module
     """The raw module: its state dict has the keys the user wrote."""
-    gradient_scale: float
+    passes: Passes
+    gradient_scale = 1.0
     """Factor of the loss that undoes an average over ranks."""
 
     def trained(self) -> list[nn.Parameter]:
         """Whose `.grad` together is the gradient: of this rank, whole or in parts."""
-        ...
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def clear(self) -> None:
         """Forget the gradient of the step before."""
-        ...
-
-    def micro_batch(
-        self, global_batch: GlobalBatch, micro: MicroBatch
-    ) -> AbstractContextManager[Any]:
-        """Around the forward and backward pass of one micro-batch."""
-        ...
+        self.passes.clear()
 
     def without_autograd(self) -> AbstractContextManager[Any]:
         """Around some steps: records nothing for autograd if nobody here asks for it."""
-        ...
+        return nullcontext()
 
     def stage(self, block: Batch, global_batches: Sequence[GlobalBatch]) -> Iterator[Batch]:
         """This rank's micro-batches of some global batches of one size, which lie in one block.
 
         Made ready together where that is quicker; the steps that follow take all of them.
         """
-        ...
-
-    def differentiate(
-        self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor, Tensor]:
-        """Add the gradient of `loss_weight` times the summed loss; see `autograd.Passes`."""
-        ...
-
-    def reduce(self) -> None:
-        """After the last micro-batch: `.grad` holds the gradient of the whole global batch."""
-        ...
-
-    def weights(self) -> dict[str, Tensor]:
-        """The whole state dict of the raw module; every rank calls it, rank 0 needs the answer."""
-        ...
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take over a whole state dict, which every rank has."""
-        ...
-
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The whole state dict of the optimizer, parameters numbered as by torch.optim."""
-        ...
-
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Take over what `optimizer_state` gave, on whatever engine and number of ranks."""
-        ...
-
-    def reduction_state(self) -> dict[str, Any]:
-        """What this rank's reduction remembers from step to step, if anything."""
-        ...
-
-    def load_reduction_state(self, state: dict[str, Any]) -> None:
-        """Take over what the same rank of as many ranks gave."""
-        ...
-
-    def run_along(self, module: nn.Module) -> None:
-        """Take part in other ranks' forward pass of `module`, if it needs all ranks."""
-        ...
-
-
-class ReplicatedModel:
-    """Every rank holds all weights and all of the optimizer's state, and has passes of its own."""
-
-    module: nn.Module
-    passes: Passes
-
-    def trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-
-    def clear(self) -> None:
-        self.passes.clear()
-
-    def without_autograd(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def stage(self, block: Batch, global_batches: Sequence[GlobalBatch]) -> Iterator[Batch]:
         start = 0
         for global_batch in global_batches:
             for micro in global_batch.micro_batches:
@@ -109,28 +47,43 @@ class ReplicatedModel:
                 yield block[0][start:stop], block[1][start:stop]
                 start = stop
 
+    def micro_batch(
+        self, global_batch: GlobalBatch, micro: MicroBatch
+    ) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch."""
+        return nullcontext()
+
     def differentiate(
         self, inputs: Tensor, targets: Tensor, loss_weight: float
     ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of `loss_weight` times the summed loss; see `autograd.Passes`."""
         return self.passes(inputs, targets, loss_weight)
 
+    def reduce(self) -> None:
+        """After the last micro-batch: `.grad` holds the gradient of the whole global batch."""
+
     def weights(self) -> dict[str, Tensor]:
+        """The whole state dict of the raw module; every rank calls it, rank 0 needs the answer."""
         return dict(self.module.state_dict())
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take over a whole state dict, which every rank has."""
         self.module.load_state_dict(weights)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The whole state dict of the optimizer, parameters numbered as by torch.optim."""
         return optimizer.state_dict()
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Take over what `optimizer_state` gave, on whatever engine and number of ranks."""
         optimizer.load_state_dict(state)
 
     def reduction_state(self) -> dict[str, Any]:
+        """What this rank's reduction remembers from step to step, if anything."""
         return {}
 
     def load_reduction_state(self, state: dict[str, Any]) -> None:
-        pass
+        """Take over what the same rank of as many ranks gave."""
 
     def run_along(self, module: nn.Module) -> None:
-        pass
+        """Take part in other ranks' forward pass of `module`, if it needs all ranks."""

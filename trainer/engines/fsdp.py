@@ -33,7 +33,7 @@ from trainer.engines.dtensor import (
     load_full_optimizer_state,
     load_full_state,
 )
-from trainer.engines.engine import ReplicatedModel
+from trainer.engines.engine import Engine
 from trainer.networks.blocks import blocks
 from trainer.optim.muon import MuonWithAdamW
 from trainer.ranks.runtime import Runtime
@@ -52,7 +52,7 @@ NEED_FULL_WEIGHTS = (
 """Optimizers that look at a weight as a whole, or whose operations do not take sharded tensors."""
 
 
-class ShardedEngine(ReplicatedModel):
+class ShardedEngine(Engine):
     """Autograd over blocks of weights that are gathered before and freed after they are used.
 
     Weights, gradients and optimizer state are float32 and cut along their first dimension. With a
@@ -60,8 +60,6 @@ class ShardedEngine(ReplicatedModel):
     operation, as it does without sharding; normalisation layers keep float32 weights. Gradients are
     summed in float32, or in bfloat16 under `parallel.compression: bf16`.
     """
-
-    gradient_scale = 1.0
 
     def __init__(
         self,
@@ -118,9 +116,6 @@ class ShardedEngine(ReplicatedModel):
             assert isinstance(self.module, FSDPModule)
             self.module.set_requires_gradient_sync(self.reduces)
         return nullcontext()
-
-    def reduce(self) -> None:
-        pass  # every block was reduced during the last backward pass
 
     def run_along(self, module: nn.Module) -> None:
         """Others gather their weights for a forward pass: one over a sample, for nothing."""

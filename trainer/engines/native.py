@@ -18,14 +18,14 @@ from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.compression import reduce_with_ddp
 from trainer.engines.ddp import distribute
-from trainer.engines.engine import ReplicatedModel
-from trainer.engines.reduction import FlatAllReduce, PairwiseTree, Reduction, SingleRank
+from trainer.engines.engine import Engine
+from trainer.engines.reduction import FlatAllReduce, PairwiseTree, Reduction
 from trainer.optim.flat import FlatParameters, untracked
 from trainer.ranks.precision import DTYPES
 from trainer.ranks.runtime import Runtime
 
 
-class NativeEngine(ReplicatedModel):
+class NativeEngine(Engine):
     """A whole copy of the model on every rank, and one gradient of all of them."""
 
     def __init__(
@@ -58,7 +58,7 @@ class NativeEngine(ReplicatedModel):
         self.flat = flat
         self.stages = stages
         exact, several = parallel.reduction == "exact", runtime.world_size > 1
-        reduction: Reduction = SingleRank()
+        reduction = Reduction()
         if flat is not None:
             self.passes = explicit_passes(loss, flat)
             if several:

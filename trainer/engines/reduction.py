@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,54 +17,30 @@ from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
 
-class Reduction(Protocol):
-    gradient_scale: float
+class Reduction:
+    """How the gradients of all ranks become one; with one rank there is nothing to do."""
+
+    gradient_scale = 1.0
     """Factor of the loss that undoes an average over ranks."""
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
     ) -> AbstractContextManager[Any]:
         """Around the forward and backward pass of one micro-batch."""
-        ...
-
-    def finish(self) -> None:
-        """After the last micro-batch: every rank's `.grad` holds the sum over all ranks."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What this rank remembers from step to step."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take it over; an empty one is that of a new run."""
-        ...
-
-
-class Memoryless:
-    """One step knows nothing of the step before."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        pass
-
-
-class SingleRank(Memoryless):
-    """Nobody to talk to: autograd accumulates in place."""
-
-    gradient_scale = 1.0
-
-    def micro_batch(
-        self, global_batch: GlobalBatch, micro: MicroBatch
-    ) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def finish(self) -> None:
-        pass
+        """After the last micro-batch: every rank's `.grad` holds the sum over all ranks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank remembers from step to step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take it over; an empty one is that of a new run."""
 
 
-class AllReduce(Memoryless):
+class AllReduce(Reduction):
     """DDP overlaps the all-reduce with the last backward pass; the earlier ones stay local."""
 
     def __init__(self, ddp: DistributedDataParallel, world_size: int) -> None:
@@ -76,17 +52,12 @@ class AllReduce(Memoryless):
     ) -> AbstractContextManager[Any]:
         return nullcontext() if micro.ends_global_batch else self.ddp.no_sync()
 
-    def finish(self) -> None:
-        pass
 
-
-class FlatAllReduce(Memoryless):
+class FlatAllReduce(Reduction):
     """One all-reduce of all gradients, which lie in one buffer.
 
     The largest gradient, that of the first layer, is ready last, so that little could overlap.
     """
-
-    gradient_scale = 1.0
 
     def __init__(self, gradients: Tensor, dtype: torch.dtype | None = None) -> None:
         """
@@ -97,11 +68,6 @@ class FlatAllReduce(Memoryless):
         self.gradients = gradients
         self.dtype = dtype
 
-    def micro_batch(
-        self, global_batch: GlobalBatch, micro: MicroBatch
-    ) -> AbstractContextManager[Any]:
-        return nullcontext()
-
     def finish(self) -> None:
         if self.dtype is None:
             dist.all_reduce(self.gradients)
@@ -111,7 +77,7 @@ class FlatAllReduce(Memoryless):
         self.gradients.copy_(cast)
 
 
-class PairwiseTree(Memoryless):
+class PairwiseTree(Reduction):
     """Shard gradients summed along one fixed binary tree, whoever computes them.
 
     Every shard draws its random numbers from a stream of its own, f(seed, global batch, shard). A
@@ -121,8 +87,6 @@ class PairwiseTree(Memoryless):
     statistics) start each shard from the same value and become the mean over shards; integer ones
     (their counters) count one micro-batch per global batch.
     """
-
-    gradient_scale = 1.0
 
     def __init__(
         self, module: nn.Module, passes: Passes, runtime: Runtime, *, shards: int, seed: int

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data.loading.order import Plan
 from trainer.backward.autograd import AutogradPasses
-from trainer.engines.reduction import PairwiseTree, SingleRank
+from trainer.engines.reduction import PairwiseTree, Reduction
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
@@ -241,7 +241,7 @@ def test_a_frozen_parameter_has_no_gradient() -> None:
 
 
 def test_a_single_rank_without_shards_changes_nothing() -> None:
-    reduction, plan = SingleRank(), Plan(num_samples=8, global_batch_size=8)
+    reduction, plan = Reduction(), Plan(num_samples=8, global_batch_size=8)
     global_batch = plan.global_batch(0)
     assert reduction.gradient_scale == 1.0
     assert isinstance(
