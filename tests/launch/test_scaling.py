@@ -25,6 +25,7 @@ def parse(*argv: str) -> argparse.Namespace:
     return parser.parse_args(["--project-scaling", *argv])
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_two_ranks_and_one_become_a_prediction(
     small: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
