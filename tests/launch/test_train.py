@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ import yaml
 from data.catalogue.catalog import MNIST
 from data.formats.idx import read_idx, write_idx
 from tests.support.data_sets import make_idx
-from tests.support.processes import ROOT, environment, launch, start, train, wait
+from tests.support.processes import ROOT, launch, start, train, wait
 from tests.support.runs import latest_weights, records, series
 
 pytestmark = pytest.mark.process
@@ -333,35 +331,3 @@ def test_the_main_job_reaches_its_accuracy(tmp_path: Path, ranks: int) -> None:
     """97.8 % on the MNIST test set after 10 epochs."""
     train(f"--output_dir={tmp_path}", ranks=ranks)
     assert json.loads((tmp_path / "mnist/summary.json").read_text())["eval/accuracy"] >= 0.978
-
-
-def readme_commands() -> list[str]:
-    """Lines of the shell blocks of the README that start a program."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if re.match(r"(python|torchrun)\b", line)]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(command, marks=pytest.mark.slow) if "--kills" in command else command
-        for command in sorted(set(readme_commands()))
-    ],
-)
-def test_readme_commands_work_as_written(command: str, tmp_path: Path) -> None:
-    """Every one of them, cut short after 3 steps; names of folders stand for the user's own."""
-    files = make_idx(tmp_path / "idx")
-    command = command.replace("FOLDER", str(files))
-    if "train.py" in command or "launch.train" in command:
-        command += f" --train.max_steps 3 --output_dir {tmp_path}"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    finished = subprocess.run(
-        command,
-        shell=True,
-        cwd=ROOT,
-        env=environment({"PATH": path}),
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -53,7 +53,7 @@ def train(argv: Sequence[str], runtime: Runtime, stop: StopRequest) -> list[str]
     found = compare_with_checkpoint(parts)
     status = fit(parts)
     parts.sinks.finish(status)
-    parts.saver.close()
+    parts.checkpointer.close()
     return found
 
 
