@@ -29,7 +29,7 @@ class Unwritten:
     """A record whose numbers are on their way from the device."""
 
     record: Record
-    cut: UnreadMetrics
+    metrics: UnreadMetrics
     norm: HostCopies
     scale: HostCopies | None
 
@@ -106,7 +106,7 @@ class RunLog:
             record["train/skipped_steps"] = self.state.progress.skipped_steps
             scale = HostCopies([loss_scale(scaler)])
         norm = HostCopies([self.step.gradient_norm()])
-        self.unwritten = Unwritten(record, self.state.meter.cut(), norm, scale)
+        self.unwritten = Unwritten(record, self.state.meter.unread(), norm, scale)
         if self.runtime.device.type == "cpu":
             self.flush()
 
@@ -119,8 +119,8 @@ class RunLog:
         if self.unwritten is None:
             return
         pending, self.unwritten = self.unwritten, None
-        self._refuse(pending.cut.first_bad_global_batch(self.runtime))
-        totals = pending.cut.totals(self.runtime)
+        self._refuse(pending.metrics.first_bad_global_batch(self.runtime))
+        totals = pending.metrics.totals(self.runtime)
         more = {
             "train/loss": totals.loss,
             self.score_name: totals.score,

@@ -111,7 +111,7 @@ def rows(rig: Rig, *, most: int = 8, recorder: Any = None, staged: bool = True) 
 
 
 def drive(rig: Rig, steps: Steps, cuts: list[int]) -> None:
-    """Train, a stretch of at most that many global batches after another."""
+    """Train, a row of at most that many global batches after another."""
     batches: Iterator[Any] = iter(())  # nobody takes from it
     for count in cuts:
         global_batches: list[GlobalBatch] = []
@@ -164,7 +164,8 @@ def test_how_a_run_is_cut_changes_no_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_recorded_steps_have_the_bits_of_executed_ones(name: str) -> None:
-    """Law. Knobs lie on the device then, whose float32 numbers the host's rates are rounded to."""
+    """Law. Hyperparameters lie on the device then, whose float32 numbers the host's rates are
+    rounded to."""
     recorded = trained(name, CUTS[1], how="recorded")
     assert_same_bits(trained(name, CUTS[2], how="recorded"), recorded)
 
@@ -180,7 +181,7 @@ def test_a_stretch_is_what_the_step_does(name: str) -> None:
 
 @pytest.mark.parametrize("how", ["stream", "executed", "recorded"])
 def test_fp16_decides_on_the_device_as_it_does_on_the_host(how: str) -> None:
-    """Skipped steps leave rate, average and step counter to the next one, in mid-stretch too."""
+    """Skipped steps leave rate, average and step counter to the next one, in mid-row too."""
     found = []
     for steps in (False, True):
         rig = make(**{**RUNS["fp16"], "warmup": 6, "growth_interval": 3, "init_scale": 1e7})
@@ -235,7 +236,7 @@ def test_a_size_is_recorded_after_its_warm_up_in_lengths_that_fit(
 
 
 def test_slow_steps_are_not_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request to stop is heard between stretches."""
+    """A request to stop is heard between rows."""
     monkeypatch.setattr(trainer.cuda_graphs.recorded_steps, "MAX_SECONDS", 0.0)
     rig = make(num_samples=16 * 40, **NOISY)
     steps = rows(rig, most=50, recorder=Again(rig))
@@ -280,7 +281,7 @@ def test_nothing_that_is_due_is_passed_over(
     max_steps: int | None,
     skipped: set[int],
 ) -> None:
-    """Law: every step at which something is due ends a stretch, whatever fp16 skips."""
+    """Law: every step at which something is due ends a row, whatever fp16 skips."""
     plan, total = make().plan, 60
     progress = Progress()
     seen: Any = SimpleNamespace(

@@ -116,7 +116,7 @@ class Meter:
         self.known.counts += counts
         self.known.coming.append(HostCopies([losses, scores]))
 
-    def cut(self) -> UnreadMetrics:
+    def unread(self) -> UnreadMetrics:
         """What has come together since the last time; starts anew. Does not wait."""
         self._send()
         found, self.known = self.known, UnreadMetrics()
@@ -124,7 +124,7 @@ class Meter:
 
     def collect(self, runtime: Runtime) -> Totals:
         """Average over micro-batches and ranks, and start anew. Waits for the device."""
-        return self.cut().totals(runtime)
+        return self.unread().totals(runtime)
 
     def first_bad_global_batch(self, runtime: Runtime) -> int | None:
         """See `UnreadMetrics.first_bad_global_batch`; nothing is forgotten."""
@@ -133,13 +133,15 @@ class Meter:
 
     def forget(self, global_batch: int) -> None:
         """Drop a global batch whose optimizer step was skipped. Waits for the device."""
-        cut = self._all()
-        kept = [index for index, number in enumerate(cut.global_batches) if number != global_batch]
+        metrics = self._all()
+        kept = [
+            index for index, number in enumerate(metrics.global_batches) if number != global_batch
+        ]
         self.known = UnreadMetrics(
-            [cut.global_batches[index] for index in kept],
-            [cut.counts[index] for index in kept],
-            [cut.losses[index] for index in kept],
-            [cut.scores[index] for index in kept],
+            [metrics.global_batches[index] for index in kept],
+            [metrics.counts[index] for index in kept],
+            [metrics.losses[index] for index in kept],
+            [metrics.scores[index] for index in kept],
         )
 
     def merge(self, other: Meter) -> None:
@@ -151,17 +153,17 @@ class Meter:
         mine.scores += theirs.scores
 
     def state_dict(self) -> dict[str, Any]:
-        cut = self._all()
+        metrics = self._all()
         return {
-            "windows": list(cut.global_batches),
-            "losses": torch.tensor(cut.losses, dtype=torch.float64),
-            "scores": torch.tensor(cut.scores, dtype=torch.float64),
-            "counts": list(cut.counts),
+            "windows": list(metrics.global_batches),
+            "losses": torch.tensor(metrics.losses, dtype=torch.float64),
+            "scores": torch.tensor(metrics.scores, dtype=torch.float64),
+            "counts": list(metrics.counts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         losses, scores = (state[name].tolist() for name in ("losses", "scores"))
-        self.cut()
+        self.unread()
         self.known = UnreadMetrics(list(state["windows"]), list(state["counts"]), losses, scores)
 
     def _send(self) -> None:

@@ -166,7 +166,7 @@ def build_schedule(
         optimizer: What schedulers of torch's look at: its hyperparameters.
         peak: The learning rate of the config.
         total_steps: Optimizer steps of the run.
-        calendar: Global batches of the epochs.
+        epoch_schedule: Global batches of the epochs.
         selection: The metric that ReduceLROnPlateau watches.
         evaluate_every: Epochs between evaluations, if there are any before the end.
 

@@ -57,7 +57,7 @@ def test_a_forgotten_global_batch_counts_neither_its_loss_nor_its_samples(num_sk
 
 
 def test_a_global_batch_is_forgotten_wherever_it_stands() -> None:
-    """With fp16 a stretch of steps is over before the host hears which one was skipped."""
+    """With fp16 a row of steps is over before the host hears which one was skipped."""
     made = meter((0, 8.0, 2, 4), (1, 4.0, 4, 4), (1, 2.0, 3, 4), (2, 1.0, 1, 4))
     made.forget(1)
     totals = made.collect(ALONE)
@@ -101,21 +101,25 @@ def test_no_value_is_read_before_somebody_asks() -> None:
     nothing = torch.empty((), device="meta")
     made.extend([1, 2], *torch.empty(2, 2, device="meta"), [4, 4])
     made.add(3, nothing, nothing, 4)
-    cut = made.cut()
+    unread = made.unread()
     assert made.collect(ALONE).loss == 0.0
     with pytest.raises(NotImplementedError, match="meta"):
-        cut.totals(ALONE)
+        unread.totals(ALONE)
 
 
-def test_a_cut_holds_what_came_before_it() -> None:
+def test_what_is_unread_holds_what_came_before_it() -> None:
     """Micro-batches one by one or some in a row; what comes later is another's."""
     made = meter((0, 8.0, 2, 4))
     made.extend([1, 1], torch.tensor([1.0, INF]), torch.tensor([1, 0]), [1, 5])
-    cut = made.cut()
+    unread = made.unread()
     made.add(2, torch.tensor(3.0), torch.tensor(1), 2)
-    assert cut.first_bad_global_batch(ALONE) == 1
-    assert (cut.global_batches, cut.counts, cut.losses) == ([0, 1, 1], [4, 1, 5], [8.0, 1.0, INF])
-    assert cut.totals(ALONE).score == 3 / 10
+    assert unread.first_bad_global_batch(ALONE) == 1
+    assert (unread.global_batches, unread.counts, unread.losses) == (
+        [0, 1, 1],
+        [4, 1, 5],
+        [8.0, 1.0, INF],
+    )
+    assert unread.totals(ALONE).score == 3 / 10
     assert made.collect(ALONE).loss == 1.5
 
 

@@ -25,8 +25,8 @@ POINTERS = [
 ]
 
 
-# Batches of a stretch lie one after the other, some at addresses that others are not: compiling
-# anew for those would fail while a graph is recorded.
+# Batches of a row of steps lie one after the other, some at addresses that others are not:
+# compiling anew for those would fail while a graph is recorded.
 @triton.jit(  # type: ignore[untyped-decorator, unused-ignore]
     do_not_specialize=["rows"], do_not_specialize_on_alignment=POINTERS
 )
