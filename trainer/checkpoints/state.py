@@ -97,7 +97,7 @@ class RunState:
 
 
 def capture(
-    run: RunState, *, elapsed_seconds: float = 0.0
+    run: RunState, *, elapsed_seconds: float | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights under their own names, and everything else; copies in host memory.
 
@@ -105,7 +105,8 @@ def capture(
 
     Args:
         run: The objects of the run.
-        elapsed_seconds: Training time of the run over all its restarts.
+        elapsed_seconds: Training time of the run over all its restarts; None: what it was when this
+            try began.
     """
     weights = {name: host_copy(value) for name, value in run.engine.weights().items()}
     mine = {
@@ -113,8 +114,11 @@ def capture(
         "meter": run.meter.state_dict(),
         "reduction": host_copy(run.engine.reduction_state()),
     }
+    progress = run.progress.state_dict()
+    if elapsed_seconds is not None:
+        progress["elapsed_seconds"] = elapsed_seconds
     trainer = {
-        "progress": run.progress.state_dict() | {"elapsed_seconds": elapsed_seconds},
+        "progress": progress,
         "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
         "optimizer_class": type(run.optimizer).__name__,
         "schedule": run.schedule.state_dict(),
