@@ -112,6 +112,7 @@ def sharding(folder: Path) -> tuple[str, ...]:
     return (f"--config_file={config}", *ONE_PORT)
 
 
+@pytest.mark.slow
 def test_fsdp_of_an_accelerate_config_is_that_of_the_native_engine(
     small: Arguments, tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_fp16_skips_alike_on_all_ranks(small: Arguments, tmp_path: Path) -> None
     assert all(torch.isfinite(w).all() for w in latest_weights(tmp_path / "fp16").values())
 
 
+@pytest.mark.slow
 def test_compile_under_ddp_keeps_keys_and_compiles_only_in_the_first_epoch(
     small: Arguments, tmp_path: Path
 ) -> None:
