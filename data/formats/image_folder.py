@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +15,12 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
+from data.formats.picture_tree import class_folders, find_pictures, readable_endings
 from data.options import folder_of, read_options
 from data.samples import Datasets
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+log = logging.getLogger("convoy")
+
 TESTS = ("val", "valid", "validation", "test")
 """Names of the folder to evaluate on, in the order in which they are looked for."""
 
@@ -107,7 +111,7 @@ def _part(root: Path, name: str | None, default: tuple[str, ...] = ()) -> Path:
 
 
 def _classes(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = class_folders(folder)
     if not names:
         raise InputError(str(folder), expected="a folder for each class in it")
     return names
@@ -124,25 +128,30 @@ def _read_tree(
     """Paths and labels in an order that depends on names only."""
     files: list[bytes] = []
     labels: list[int] = []
+    left_out: Counter[str] = Counter()
+    endings = readable_endings()
     for label, name in enumerate(classes):
-        found = _pictures(folder, name)
+        found, others = find_pictures(folder, name, endings)
+        left_out += others
         if not found and not may_lack:
-            raise InputError(str(folder / name), expected=f"pictures ({', '.join(ENDINGS)}) in it")
+            raise _empty(folder / name, endings, others)
         files += found
         labels += [label] * len(found)
     if not files:
-        raise InputError(str(folder), expected=f"pictures ({', '.join(ENDINGS)}) in its folders")
+        raise _empty(folder, endings, left_out)
+    if left_out:
+        log.warning("%s: %d pictures; left out: %s", folder, len(files), _counted(left_out))
     return ImageFolder(folder, np.array(files), np.array(labels, np.int64), reader)
 
 
-def _pictures(folder: Path, name: str) -> list[bytes]:
-    """Paths of a class relative to `folder`, sorted, its subfolders included."""
-    found = []
-    for subfolder, _, names in os.walk(folder / name, followlinks=True):
-        inner = os.path.relpath(subfolder, folder)
-        found += [
-            os.fsencode(os.path.join(inner, file))
-            for file in names
-            if file.lower().endswith(ENDINGS) and not file.startswith(".")
-        ]
-    return sorted(found)
+def _empty(folder: Path, endings: tuple[str, ...], left_out: Counter[str]) -> InputError:
+    return InputError(
+        str(folder),
+        given=_counted(left_out) or "nothing",
+        expected=f"pictures ({', '.join(endings)}) in it",
+    )
+
+
+def _counted(left_out: Counter[str]) -> str:
+    """`.txt 3, hidden 1`, the most frequent first."""
+    return ", ".join(f"{reason} {count}" for reason, count in left_out.most_common(8))

@@ -79,8 +79,12 @@ def opened(source: Path | bytes, name: str) -> Iterator[Any]:
 
 
 def check_picture(image: Any, name: str) -> None:
-    """Refuse what is not one picture of 8 bits per channel."""
-    if getattr(image, "n_frames", 1) > 1:
+    """Refuse what is not one picture of 8 bits per channel.
+
+    Of an MPO, as phones and drones write them with the ending of a JPEG, the first frame is the
+    picture; the others are thumbnails or seen from another eye.
+    """
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise InputError(name, given=f"{image.n_frames} frames", expected="one picture")
     if image.mode not in EIGHT_BIT:
         raise InputError(name, given=f"mode {image.mode}", expected="8 bits per channel")
