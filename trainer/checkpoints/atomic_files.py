@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,18 +40,61 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
 
 
 def replace_directory(temporary: Path, final: Path) -> None:
-    """Rename a directory to `final`; an older directory of that name is deleted afterwards."""
+    """Rename a directory to `final`; an older directory of that name is deleted afterwards.
+
+    Where the file system can exchange two names, `final` is there at every moment. Elsewhere a
+    process that is killed between two renames leaves `.old-NAME` alone, which
+    `recover_directories` renames back.
+    """
     old = final.with_name(f".old-{final.name}")
     shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
+    if not final.exists():
+        temporary.rename(final)
+        return
+    if exchange(temporary, final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
+    final.rename(old)
     try:
         temporary.rename(final)
     except BaseException:
-        if old.exists():
-            old.rename(final)
+        old.rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_directories(folder: Path) -> list[str]:
+    """Finish or undo what a killed process left halfway in a folder; nobody else may write to it.
+
+    Returns:
+        A line for each directory that has its name again.
+    """
+    notes = []
+    for old in sorted(folder.glob(".old-*")):
+        final = old.with_name(old.name.removeprefix(".old-"))
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)
+            notes.append(f"{final} was being replaced when its process was killed: it is back")
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return notes
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two directories in one step; False where that cannot be done.
+
+    Linux only, and not on every file system: https://man7.org/linux/man-pages/man2/rename.2.html
+    """
+    at_working_directory, rename_exchange = -100, 2
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    source, target = (os.fsencode(path.absolute()) for path in (first, second))
+    found: int = rename(at_working_directory, source, at_working_directory, target, rename_exchange)
+    return found == 0
 
 
 def replace_link(link: Path, target: Path) -> None:

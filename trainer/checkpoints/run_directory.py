@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from configs.errors import InputError
 from configs.identity import digest, flatten, identity, nest
 from configs.schema import RunConfig
 from data.facts import InputFacts
-from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.atomic_files import recover_directories, write_atomically
 from trainer.checkpoints.checkpoint import Refused, verify_checkpoint
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
 
+log = logging.getLogger("convoy")
 LOCK_SECONDS = 10.0
 
 
@@ -79,6 +81,8 @@ class RunDirectory:
     def claim(self) -> None:
         """Lock the directory against every other process, for as long as this one lives.
 
+        What a killed process left halfway in it is finished or undone.
+
         Raises:
             InputError: If another process holds the lock, or OUTPUT_DIR cannot be written.
         """
@@ -86,6 +90,8 @@ class RunDirectory:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
+                for note in recover_directories(self.checkpoints):
+                    log.warning(note)
             except OSError as error:
                 raise self.unwritable(error) from None
 

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from tests.support.checkpoints import FILES, contents, position, save, weights
+from trainer.checkpoints import atomic_files
 from trainer.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from trainer.checkpoints.checkpoint_folder import (
     list_checkpoints,
@@ -116,6 +117,9 @@ def test_what_a_killed_save_left_behind_is_in_nobodys_way(tmp_path: Path) -> Non
 
 def fail_on_rename(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Publishing the finished directory fails, however it is renamed."""
+    monkeypatch.setattr(
+        atomic_files, "exchange", lambda *_: False
+    )  # names cannot be exchanged here
     for name in ("rename", "replace"):
         real = getattr(os, name)
 
