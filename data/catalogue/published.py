@@ -52,7 +52,7 @@ def _read_idx(facts: DatasetFacts, paths: dict[str, Path], verify: bool) -> Data
         arrays[role] = _straighten(facts, role, read_idx(path, sha256=digest))
         if verify and digest is None:
             verify_published(path, facts.files[role])
-    data = pair_up(arrays, paths)
+    data = pair_up(arrays, paths, classes_known=True)
     if data.num_classes > len(facts.classes) or data.input_shape != facts.input_shape:
         raise InputError(
             f"the files in {paths['train_images'].parent} are not {facts.name}",

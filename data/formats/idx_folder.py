@@ -15,6 +15,7 @@ from configs.errors import InputError
 from configs.schema import DataConfig
 from data.catalogue.dataset_facts import ROLES
 from data.formats.idx import GZIP_MAGIC, read_idx
+from data.labels import ClassCounter
 from data.options import folder_of, refuse_options
 from data.samples import ArrayDataset, Datasets, moments
 
@@ -53,16 +54,20 @@ def idx_files(root: str | None) -> dict[str, Path]:
     return _assign_roles(folder)
 
 
-def pair_up(arrays: dict[str, NDArray[Any]], paths: dict[str, Path]) -> Datasets:
+def pair_up(
+    arrays: dict[str, NDArray[Any]], paths: dict[str, Path], *, classes_known: bool = False
+) -> Datasets:
     """Check that images and labels belong together, and make tensors of them.
 
     Args:
         arrays: Images and labels of both splits, by role.
         paths: Where they come from, for messages.
+        classes_known: Whether the caller knows the classes: labels need not tell.
 
     Raises:
         InputError: If they do not.
     """
+    counter = ClassCounter()
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         path = paths[f"{split}_labels"]
@@ -78,8 +83,7 @@ def pair_up(arrays: dict[str, NDArray[Any]], paths: dict[str, Path]) -> Datasets
                 given=len(labels),
                 expected=f"one for each of the {len(images)} images, and at least one",
             )
-        if labels.min() < 0:
-            raise InputError(f"{path}: label", given=int(labels.min()), expected="0 or more")
+        counter.add(labels, str(path))
     train, test = (_channels_first(arrays[f"{split}_images"]) for split in ("train", "test"))
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype or 0 in train.shape:
         raise InputError(
@@ -92,7 +96,7 @@ def pair_up(arrays: dict[str, NDArray[Any]], paths: dict[str, Path]) -> Datasets
         train=ArrayDataset(torch.from_numpy(train), torch.from_numpy(targets[0])),
         test=ArrayDataset(torch.from_numpy(test), torch.from_numpy(targets[1])),
         input_shape=tuple(train.shape[1:]),
-        num_classes=int(max(targets[0].max(), targets[1].max())) + 1,
+        num_classes=counter.highest + 1 if classes_known else counter.count(),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from configs.errors import InputError, expect
 from configs.schema import DataConfig
+from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
 from data.samples import Datasets, moments
 
@@ -210,16 +211,12 @@ def _num_classes(options: MappedOptions, train: MappedDataset, test: MappedDatas
     """Classes of whole numbers `(N,)`, else the numbers in a target."""
     if train.targets.ndim > 1 or train.targets.dtype.kind == "f":
         return options.num_classes or int(np.prod(train.targets.shape[1:], dtype=int))
-    highest = -1
+    counter = ClassCounter()
     for dataset in (train, test):
         for start in range(0, len(dataset), CHUNK):
-            part = dataset.targets[start : start + CHUNK]
-            if part.min() < 0:
-                raise InputError(
-                    f"{dataset.paths[1]}: target", given=int(part.min()), expected="0 or more"
-                )
-            highest = max(highest, int(part.max()))
-    number = options.num_classes or len(options.classes) or highest + 1
+            counter.add(dataset.targets[start : start + CHUNK], str(dataset.paths[1]), start)
+    highest = counter.highest
+    number = options.num_classes or len(options.classes) or counter.count(SET_NUM_CLASSES)
     if highest >= number:
         raise InputError(
             "data.kwargs.num_classes",

@@ -23,6 +23,7 @@ from torch import Tensor
 from configs.errors import InputError, expect
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
+from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
 from data.samples import Datasets, dtype_name
 
@@ -112,8 +113,11 @@ def load_shards(config: DataConfig) -> Datasets:
         )
         for found, training in zip(shards, (True, False), strict=True)
     )
-    highest = int(max(train.index[:, 3].max(), test.index[:, 3].max()))
-    number = options.num_classes or len(options.classes) or highest + 1
+    counter = ClassCounter()
+    for part, name in ((train, "training"), (test, "test")):
+        counter.add(part.index[:, 3], f"{name} samples of {root}")
+    highest = counter.highest
+    number = options.num_classes or len(options.classes) or counter.count(SET_NUM_CLASSES)
     if highest >= number:
         expected = f"more than the highest target {highest}"
         raise InputError("data.kwargs.num_classes", given=number, expected=expected)
@@ -189,7 +193,17 @@ def _samples(path: Path, options: ShardOptions) -> list[tuple[str, int, int, int
                 folder, _, file = member.name.rpartition("/")
                 stem, _, ending = file.partition(".")
                 key = f"{folder}/{stem}"
-                if ending.lower() in options.inputs:
+                known = inputs if ending.lower() in options.inputs else targets
+                if key in known and (known is inputs or ending == options.target):
+                    other = inputs[key][0] if known is inputs else f"another {member.name}"
+                    raise InputError(
+                        f"{path}: sample {key.lstrip('/')}",
+                        given=f"{other} and {member.name}",
+                        expected=f"one input and one target ({options.target})",
+                        remedy="A key ends at the first dot of a file's name: give each sample its "
+                        "own, and choose the inputs with data.kwargs.inputs.",
+                    )
+                if known is inputs:
                     inputs[key] = member.name, member.offset_data, member.size
                 elif ending == options.target:
                     content = tar.extractfile(member)

@@ -61,6 +61,13 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
     tested = [names[c] for c in range(data.num_classes) if not counts[0][c] and counts[1][c]]
     untested = [names[c] for c in range(data.num_classes) if counts[0][c] and not counts[1][c]]
     enough = len(test.targets) >= 10 * data.num_classes
+    if data.num_classes < 2:
+        return Check("data", "classes").problem(
+            "every sample is of the same class",
+            "There is nothing to tell apart: any model is right at once.",
+            "look at how the labels were written",
+            table=table,
+        )
     if absent and (train.is_complete or tested):
         return Check("data", "classes").judge(
             "problem" if tested else "warning",

@@ -34,11 +34,14 @@ class _Rates:
     final: dict[float, float] = field(default_factory=dict)
 
     def gain(self, factor: float) -> float:
-        """Part of the initial loss that is gone at this multiple; negative if it grew."""
+        """Part of the initial loss that is gone at this multiple; negative if it grew.
+
+        All of it if there was none, as with a single class.
+        """
         if factor not in self.final:
             lr = self.subject.config.optimizer.lr * factor
             self.final[factor] = run_trial(self.subject, lr=lr, steps=self.steps).final_loss
-        return (self.start - self.final[factor]) / self.start
+        return (self.start - self.final[factor]) / self.start if self.start else 1.0
 
     @property
     def best(self) -> float:

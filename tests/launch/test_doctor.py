@@ -12,6 +12,7 @@ import pytest
 
 from configs.errors import InputError
 from launch.doctor import main
+from tests.support.data_sets import make_idx
 from tests.support.processes import launch
 
 Arguments = Callable[..., list[str]]
@@ -35,6 +36,25 @@ def test_a_healthy_run_passes_and_is_left_alone(small: Arguments, tmp_path: Path
     assert "0 problems" in finished.stdout.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
     assert json.loads(output.read_text())["environment"]["packages"]["torch"]
+
+
+@pytest.mark.process
+def test_data_of_a_single_class_are_a_problem_and_no_traceback(tmp_path: Path) -> None:
+    files, output = make_idx(tmp_path / "idx", num_classes=1), tmp_path / "found.json"
+    finished = launch(
+        "launch/doctor.py",
+        "--config=idx",
+        f"--data.root={files}",
+        f"--output_dir={tmp_path}",
+        "--steps=20",
+        f"--json={output}",
+    )
+    assert finished.status == 1, finished.output
+    assert "Traceback" not in finished.output
+    classes = read(output)["classes"]
+    assert classes["level"] == "problem"
+    assert classes["seen"] == "every sample is of the same class"
+    assert "every sample is of class 0" in finished.stderr
 
 
 @pytest.mark.process

@@ -186,3 +186,28 @@ def test_options_that_do_not_fit_are_refused(
     kwargs: dict[str, Any], key: str, shards: Path
 ) -> None:
     assert key in refusal(lambda: load(shards, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("more", "given"),
+    [
+        ({"0__png": b"", "0__jpg": b""}, "0.png and 0.jpg"),
+        ({"1__a__cls": b"1", "1__cls": b"1"}, "1.cls"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused_with_shard_and_key(
+    tmp_path: Path, more: dict[str, bytes], given: str
+) -> None:
+    """Law: no sample replaces another in silence."""
+    make_shard(tmp_path / "test.tar", {"0.jpg": b"", "0.cls": b"0"})
+    content = {name.replace("__", "."): value for name, value in more.items()}
+    path = tmp_path / "train.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, value in [*content.items(), *([("1.cls", b"0")] if "1.cls" in content else [])]:
+            member = tarfile.TarInfo(name)
+            member.size = len(value)
+            tar.addfile(member, io.BytesIO(value))
+    found = refusal(lambda: load(tmp_path))
+    assert f"{path}: sample" in found
+    assert given in found
+    assert "expected one input and one target (cls)" in found
