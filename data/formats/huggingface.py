@@ -16,6 +16,7 @@ from configs.errors import InputError, expect
 from configs.imports import import_extra
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
+from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
 from data.samples import Datasets, dtype_name
 
@@ -56,6 +57,7 @@ class Table:
         split: Its name.
         options: Names of the columns.
         read: Turns a cell of the input column into a tensor, given its name for messages.
+        classes: Where targets are text: which number each is.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Table:
         split: str,
         options: HuggingFaceOptions,
         read: Callable[[Any, str], Tensor],
+        classes: Mapping[str, int],
     ) -> None:
+        self.classes = classes
         self.rows = rows
         self.split = split
         self.options = options
@@ -76,7 +80,8 @@ class Table:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.rows[index]
         name = f"sample {index} of split {self.split}"
-        target = torch.as_tensor(np.asarray(row[self.options.target]))
+        cell = row[self.options.target]
+        target = torch.as_tensor(np.asarray(self.classes[str(cell)] if self.classes else cell))
         is_integer = not target.is_floating_point()
         return self.read(
             row[self.options.input], name
@@ -105,6 +110,8 @@ def load_huggingface(config: DataConfig) -> Datasets:
             )
     pictures = isinstance(feature, library.Image)
     expect(options, "data.kwargs.augment", pictures or not options.augment, "pictures")
+    rows_of = {name: splits[name] for name in names}
+    texts = _texts(labels, options.target, rows_of)
     tables = []
     columns = [options.input, options.target]
     for split, training in zip(names, (True, False), strict=True):
@@ -114,18 +121,26 @@ def load_huggingface(config: DataConfig) -> Datasets:
             read: Callable[[Any, str], Tensor] = _Cells(PictureReader(options, training=training))
         else:
             rows, read = rows.with_format("numpy"), _as_numbers
-        tables.append(Table(rows, split, options, read))
+        tables.append(Table(rows, split, options, read, texts))
     first, target = tables[0][0]
+    number = len(texts) or _num_classes(options, labels, target, rows_of)
+    if not first.ndim:
+        raise InputError(
+            f"column {options.input!r}",
+            given="single numbers",
+            expected="pictures, or several numbers for each sample",
+            remedy="Name the column of the inputs with data.kwargs.input.",
+        )
     mean, std = options.moments if pictures or options.mean else ((0.0,), (1.0,))
     return Datasets(
         train=tables[0],
         test=tables[1],
         input_shape=tuple(first.shape),
-        num_classes=_num_classes(options, labels, target, train, test),
+        num_classes=number,
         mean=mean,
         std=std,
         scale=255.0 if first.dtype == torch.uint8 else 1.0,
-        classes=tuple(getattr(labels, "names", None) or ()),
+        classes=tuple(texts) or tuple(getattr(labels, "names", None) or ()),
         dtype=dtype_name(first),
     )
 
@@ -212,17 +227,39 @@ def _as_numbers(cell: Any, name: str) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
+def _texts(labels: Any, column: str, splits: Mapping[str, Any]) -> dict[str, int]:
+    """The classes of a column of text, numbered in alphabetical order; none of another column."""
+    if getattr(labels, "dtype", None) not in ("string", "large_string"):
+        return {}
+    found: set[str] = set()
+    for name, rows in splits.items():
+        values = rows.unique(column)
+        if None in values:
+            raise _bad_label(column, name, rows, None, "a text")
+        found.update(values)
+    return {text: number for number, text in enumerate(sorted(found))}
+
+
 def _num_classes(
-    options: HuggingFaceOptions, labels: Any, target: Tensor, train: Any, test: Any
+    options: HuggingFaceOptions, labels: Any, target: Tensor, splits: Mapping[str, Any]
 ) -> int:
+    """Classes of a column of whole numbers, each checked; else the numbers in a target."""
     if target.ndim or target.is_floating_point():
         return options.num_classes or target.numel()
-    known = options.num_classes or getattr(labels, "num_classes", None)
-    if known:
-        return int(known)
-    values = [value for rows in (train, test) for value in rows.unique(options.target)]
-    if None in values or min(values) < 0:
-        raise InputError(
-            f"column {options.target!r}", given=min(values, key=str), expected="0 or more"
-        )
-    return int(max(values)) + 1
+    known = int(options.num_classes or getattr(labels, "num_classes", None) or 0)
+    counter = ClassCounter()
+    for name, rows in splits.items():
+        values = rows.unique(options.target)
+        bad = [v for v in values if v is None or v < 0]
+        if bad:
+            expected = f"0 to {known - 1}" if known else "0 or more"
+            raise _bad_label(options.target, name, rows, bad[0], expected)
+        counter.add(np.array(values), f"column {options.target!r} of split {name}, distinct")
+    return known or counter.count(SET_NUM_CLASSES)
+
+
+def _bad_label(column: str, split: str, rows: Any, value: Any, expected: str) -> InputError:
+    """The first row with that value, by its number."""
+    row = list(rows[column]).index(value)
+    where = f"column {column!r}, row {row} of split {split}"
+    return InputError(where, given="nothing" if value is None else value, expected=expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,3 +138,54 @@ def test_one_split_alone_is_refused(tmp_path: Path) -> None:
 
     datasets.Dataset.from_dict({"x": [1], "y": [0]}).save_to_disk(str(tmp_path / "set"))
     assert "given 'one split'" in refusal(lambda: load(tmp_path / "set"))
+
+
+VECTORS = [[float(index), 1.0] for index in range(8)]
+
+
+def save_splits(folder: Path, train: list[Any], test: list[Any], feature: Any = None) -> Path:
+    import datasets
+
+    made = {}
+    for split, labels in (("train", train), ("test", test)):
+        rows = datasets.Dataset.from_dict({"image": VECTORS, "label": labels})
+        made[split] = rows.cast_column("label", feature) if feature else rows
+    datasets.DatasetDict(**made).save_to_disk(str(folder))
+    return folder
+
+
+def test_labels_of_text_become_classes_in_alphabetical_order(tmp_path: Path) -> None:
+    """Law: the same number in both splits, whichever of them a text occurs in."""
+    data = load(save_splits(tmp_path / "set", ["dog", "ant"] * 4, ["cat", "dog"] * 4))
+    assert data.classes == ("ant", "cat", "dog")
+    assert data.num_classes == 3
+    assert [int(data.train[index][1]) for index in range(3)] == [2, 0, 2]
+    assert [int(data.test[index][1]) for index in range(3)] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "said"),
+    [
+        ([1, None, 1, 1] * 2, [0] * 8, None, r"row 1 of split train: given 'nothing'"),
+        (["a", "b"] * 4, ["a", "b", None, "a"] * 2, None, r"row 2 of split test: given 'nothing'"),
+        ([0, 1] * 4, [0, 1, 1, -1] * 2, 2, r"row 3 of split test: given -1, expected 0 to 1"),
+        ([0, 1] * 4, [0, -1] * 4, None, r"row 1 of split test: given -1, expected 0 or more"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_with_their_row(
+    tmp_path: Path, train: list[Any], test: list[Any], classes: int | None, said: str
+) -> None:
+    import datasets
+
+    feature = datasets.ClassLabel(num_classes=classes) if classes else None
+    folder = save_splits(tmp_path / "set", train, test, feature)
+    assert re.search(said, refusal(lambda: load(folder)))
+
+
+def test_a_column_of_single_numbers_is_no_input(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"image": [1.0, 2.0], "label": [0, 1]})
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "set"))
+    found = refusal(lambda: load(tmp_path / "set"))
+    assert "column 'image': given 'single numbers'" in found
