@@ -62,6 +62,7 @@ def accelerate_launch(
     return wait(start([*command, script, *map(str, arguments)], env=env))
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_bits_of_the_native_engine(small: Arguments, tmp_path: Path) -> None:
     """In fp32, stopped in mid-epoch and continued."""
     train(*small("native", *EXTRA, NATIVE, "--train.max_steps=30"), ranks=2)

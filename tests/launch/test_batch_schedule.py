@@ -56,6 +56,7 @@ def test_a_schedule_continues_bit_for_bit(small: Arguments, tmp_path: Path) -> N
     assert len(set(series(tmp_path / "whole", "train/lr"))) == 4
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_same_weights(small: Arguments, tmp_path: Path) -> None:
     exact = (*SCHEDULE, "--parallel.reduction=exact", "--parallel.shards=8")
     for ranks in (1, 2):

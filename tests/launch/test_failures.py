@@ -223,7 +223,8 @@ def test_wandb_does_not_turn_a_stop_into_noise(small: Arguments, tmp_path: Path)
     assert status_of(tmp_path / "run") == "preempted"
 
 
-@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_an_exact_run_travels_over_4_2_1_and_4_ranks(
     small: Arguments, tmp_path: Path, dtype: str
 ) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.process
 Arguments = Callable[..., list[str]]
 
 
+@pytest.mark.slow
 def test_lbfgs_on_two_ranks_is_lbfgs_on_one(small: Arguments, tmp_path: Path) -> None:
     """Every rank takes the same decisions in its line searches; the last batch is short."""
     extra = [
@@ -39,6 +40,7 @@ def test_lbfgs_on_two_ranks_is_lbfgs_on_one(small: Arguments, tmp_path: Path) ->
         torch.testing.assert_close(theirs[name], weight, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_plateau_is_continued_bit_for_bit(small: Arguments, tmp_path: Path) -> None:
     """Stopped within an epoch; the evaluation at that end does not count."""
     extra = [

@@ -60,6 +60,7 @@ def test_an_unknown_best_metric_is_refused_with_the_known_ones(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_swa_and_mixtures_continue_bit_for_bit(small: Arguments, tmp_path: Path) -> None:
     """Stopped in mid-epoch, after two of four averaged epochs."""
     more = (

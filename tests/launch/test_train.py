@@ -314,8 +314,8 @@ def test_prepare_data_says_where_the_embedded_files_lie() -> None:
 def test_float_images_and_wide_labels_train_too(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for split in ("train", "test"):
-        write_idx(tmp_path / f"{split}-images", random.normal(size=(40, 4, 4)).astype(np.float32))
-        write_idx(tmp_path / f"{split}-labels", random.integers(0, 300, 40).astype(np.int32))
+        write_idx(tmp_path / f"{split}-images", random.normal(size=(200, 4, 4)).astype(np.float32))
+        write_idx(tmp_path / f"{split}-labels", random.integers(0, 300, 200).astype(np.int32))
     options = ("--train.epochs=3", "--logging.every_steps=1", f"--output_dir={tmp_path}")
     train("--config=idx", f"--data.root={tmp_path}", "--name=run", *options)
     classes = 1 + max(int(read_idx(tmp_path / f"{s}-labels").max()) for s in ("train", "test"))

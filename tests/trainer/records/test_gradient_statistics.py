@@ -108,6 +108,7 @@ def test_a_run_records_them_and_is_otherwise_the_same(small: Arguments, tmp_path
         assert all(0 < record[f"gradients/{name}/update_ratio"] < 2 for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_ranks_record_what_one_records(small: Arguments, tmp_path: Path) -> None:
     for ranks in (1, 2):
