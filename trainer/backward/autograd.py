@@ -24,7 +24,7 @@ class Passes(Protocol):
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Add the gradient of `loss_weight` times the summed loss of a micro-batch.
 
         Args:
@@ -34,7 +34,8 @@ class Passes(Protocol):
 
         Returns:
             The summed loss (float32) and the summed score of the task (for a classification the
-            number of correct predictions, int64), both on the device and without a graph.
+            number of correct predictions, int64), both on the device and without a graph; None of
+            a batch whose numbers come with those of a later one.
         """
         ...
 

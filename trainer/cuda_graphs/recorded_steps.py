@@ -14,7 +14,7 @@ from data.loading.order import GlobalBatch
 from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from trainer.cuda_graphs.recorder import Recorder
-from trainer.objective.meter import Meter
+from trainer.objective.meter import Meter, in_a_row
 from trainer.step import TrainStep
 
 LENGTHS = (50, 12, 3, 1)
@@ -110,8 +110,8 @@ class RecordedSteps:
         with step.engine.without_autograd():
             taken = step.take(global_batches, batches, hyperparameters, meter)
             return Outcome(
-                torch.stack(meter.losses),
-                torch.stack(meter.scores),
+                in_a_row(meter.losses),
+                in_a_row(meter.scores),
                 torch.stack(taken) if taken else None,
                 step.gradient_norm(),
                 [parameter.grad for parameter in step.parameters],

@@ -55,7 +55,7 @@ class Engine:
 
     def differentiate(
         self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Add the gradient of `loss_weight` times the summed loss; see `autograd.Passes`."""
         return self.passes(inputs, targets, loss_weight)
 

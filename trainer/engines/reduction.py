@@ -16,6 +16,8 @@ from trainer.backward.autograd import Passes
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
+NOTHING: AbstractContextManager[Any] = nullcontext()
+
 
 class Reduction:
     """How the gradients of all ranks become one; with one rank there is nothing to do."""
@@ -27,7 +29,7 @@ class Reduction:
         self, global_batch: GlobalBatch, micro: MicroBatch
     ) -> AbstractContextManager[Any]:
         """Around the forward and backward pass of one micro-batch."""
-        return nullcontext()
+        return NOTHING
 
     def finish(self) -> None:
         """After the last micro-batch: every rank's `.grad` holds the sum over all ranks."""

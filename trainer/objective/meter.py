@@ -44,6 +44,11 @@ def _pinned(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
+def in_a_row(tensors: Sequence[Tensor]) -> Tensor:
+    """Scalars and vectors as one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
 @dataclass(slots=True)
 class UnreadMetrics:
     """Metrics of some micro-batches."""
@@ -100,12 +105,18 @@ class Meter:
     losses: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
 
-    def add(self, global_batch: int, loss_sum: Tensor, score: Tensor, count: int) -> None:
-        """Remember the summed loss and the summed score of a micro-batch."""
+    def add(
+        self, global_batch: int, loss_sum: Tensor | None, score: Tensor | None, count: int
+    ) -> None:
+        """Remember the summed loss and the summed score of a micro-batch.
+
+        None: they come with those of a later micro-batch, as `(n,)`, in the order of the batches.
+        """
         self.global_batches.append(global_batch)
         self.counts.append(count)
-        self.losses.append(loss_sum)
-        self.scores.append(score)
+        if loss_sum is not None and score is not None:
+            self.losses.append(loss_sum)
+            self.scores.append(score)
 
     def extend(
         self, global_batches: Sequence[int], losses: Tensor, scores: Tensor, counts: Sequence[int]
@@ -171,7 +182,7 @@ class Meter:
         if self.losses:
             self.known.global_batches += self.global_batches
             self.known.counts += self.counts
-            copies = HostCopies([torch.stack(self.losses), torch.stack(self.scores)])
+            copies = HostCopies([in_a_row(self.losses), in_a_row(self.scores)])
             self.known.coming.append(copies)
             self.global_batches, self.counts, self.losses, self.scores = [], [], [], []
 

@@ -126,10 +126,10 @@ class ExplicitPasses:
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """See `Passes`; a batch that has been staged is not looked at again.
 
-        The loss and the hits of staged batches are there when all of them have been used.
+        Losses and hits `(n,)` of n staged batches are returned with the last of them.
         """
         if self.staged is None:
             self.stage(inputs, targets, loss_weight, 1)
@@ -140,11 +140,12 @@ class ExplicitPasses:
             staged.used += 1
             for call in self._calls(staged.work, staged.work.batches[index]):
                 call()
-            if staged.used == staged.work.count:
-                staged.measure(self.label_smoothing)
-                self.staged = None
-        self.fresh = False
-        return staged.loss_of[index], staged.hits_of[index]
+            self.fresh = False
+            if staged.used < staged.work.count:
+                return None, None
+            staged.measure(self.label_smoothing)
+            self.staged = None
+        return (staged.losses, staged.hits) if index else (staged.losses[0], staged.hits[0])
 
     def _calls(self, work: Workspace, batch: Views) -> Iterable[Call]:
         """The operations on a batch, in order. On a CPU they are written down once."""

@@ -133,7 +133,6 @@ class StagedBatches:
         self.losses = work.logits.new_empty(work.count)
         """Summed over each batch; these and the hits are there once all have been used."""
         self.hits = work.logits.new_empty(work.count, dtype=torch.int64)
-        self.loss_of, self.hits_of = self.losses.unbind(), self.hits.unbind()
 
     def measure(self, smoothing: float) -> None:
         """The summed cross-entropy and the correct predictions of every batch."""

@@ -94,7 +94,7 @@ def passes_agree(dtype: Dtype, rtol: float) -> bool:
                     passes.clear()
                 metrics += passes(inputs, targets, 0.25)
                 rows.append(passes.flat.gradients.clone())
-            found.append([*rows, *metrics])
+            found.append([*rows, *metrics[-2:]])
         for mine, theirs in zip(*found, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol / 10)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -52,14 +53,14 @@ def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Te
     targets = torch.randint(0, 10, (128,), generator=generator)
     torch.manual_seed(2)
     rows: list[Tensor] = []
-    metrics: list[Tensor] = []
+    metrics: list[Any] = []
     passes.stage(inputs, targets, 1 / 64, 2)
     for clear in (True, False):
         if clear:
             passes.clear()
         metrics += passes(inputs, targets, 1 / 64)
         rows += [g.clone() for g in flat.views(flat.gradients)]
-    return [*rows, *metrics, *module.state_dict().values()]
+    return [*rows, *metrics[-2:], *module.state_dict().values()]
 
 
 def test_passes_with_it_are_passes_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
