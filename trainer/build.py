@@ -143,7 +143,6 @@ def _assemble_run(
     return Run(
         config=config,
         runtime=runtime,
-        execution=components.execution,
         plan=plan,
         loader=components.loader,
         state=state,

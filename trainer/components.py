@@ -12,7 +12,7 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from data.augment import Augment, build_augment
 from data.datasets import Datasets
-from data.loading.loader import Loader, build_loader, placement
+from data.loading.loader import Loader, build_loader, free_bytes, placement
 from data.loading.order import Plan
 from data.normalize import Normalize
 from data.samples import Batch
@@ -150,7 +150,7 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, target: Tensor
         input_shape=data.input_shape,
         device=runtime.device,
         world_size=runtime.world_size,
-        resident=placement(config.data, data.train, data.test, _free_bytes(runtime.device)),
+        resident=placement(config.data, data.train, data.test, free_bytes(runtime.device)),
     )
 
 
@@ -167,11 +167,6 @@ def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan
     check_batch_norm(model, plan)
     check_blocks(model, config.parallel, runtime.device, runtime.world_size)
     return model
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """Of the device's memory; None on a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def build_optimizer_and_kernel(

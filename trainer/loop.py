@@ -14,7 +14,6 @@ from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.due import Boundary, End, steps_until
 from trainer.evaluator import Evaluator
-from trainer.execution import Execution
 from trainer.log import RunLog
 from trainer.objective.selection import Selection
 from trainer.profiling.profiler import NoProfiler, Profiler
@@ -33,7 +32,6 @@ class Run:
 
     config: RunConfig
     runtime: Runtime
-    execution: Execution
     plan: Plan
     loader: Loader
     state: RunState

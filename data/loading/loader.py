@@ -33,8 +33,13 @@ class Loader(Protocol):
         ...
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a GPU; None on a CPU, where device and host are one."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def placement(
-    config: DataConfig, train: MapDataset, test: MapDataset, free_bytes: int | None
+    config: DataConfig, train: MapDataset, test: MapDataset, free: int | None
 ) -> tuple[bool, str]:
     """Decide whether the data live on the device (`data.placement`).
 
@@ -42,7 +47,7 @@ def placement(
         config: What the user asked for.
         train: Training set.
         test: Test set.
-        free_bytes: Free memory of the device; None on a CPU, where device and host are one.
+        free: Bytes of the device's memory; see `free_bytes`.
 
     Returns:
         Whether the data live on the device, and the reason in a few words.
@@ -64,10 +69,10 @@ def placement(
         return config.placement == "device", f"data.placement is {config.placement}"
     if config.workers:
         return False, f"data.workers is {config.workers}"
-    if free_bytes is None:
+    if free is None:
         return True, "the arrays are in this memory already"
     needed = sum(data.num_bytes for data in arrays)
-    fits = needed <= RESIDENT_FRACTION * free_bytes
+    fits = needed <= RESIDENT_FRACTION * free
     return fits, (
         f"{needed / 1e6:,.0f} MB are {'at most' if fits else 'more than'} "
         f"{RESIDENT_FRACTION:.0%} of the free device memory"
@@ -98,8 +103,7 @@ def build_loader(
             could not answer.
     """
     if on_device is None:
-        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        on_device, _ = placement(config, train, test, free_bytes)
+        on_device, _ = placement(config, train, test, free_bytes(device))
     if on_device:
         assert isinstance(train, ArrayDataset)
         assert isinstance(test, ArrayDataset)
