@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,21 +58,24 @@ def run(
     env["OMP_NUM_THREADS"] = str(threads)
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         started_at = time.time()
-        process = subprocess.Popen(
-            command,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        with _patience(process.pid, timeout_seconds):
+        with _signals_held() as let_go:
+            process = subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
             try:
-                _, status, usage = os.wait4(process.pid, 0)
+                let_go()
+                with _patience(process.pid, timeout_seconds):
+                    _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
             except BaseException:  # Ctrl-C: it is in another session and has not heard of it
                 _signal_group(process.pid, signal.SIGTERM)
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_SECONDS)
                 raise
             finally:
                 _signal_group(process.pid, signal.SIGKILL)  # whatever it left behind
@@ -96,14 +99,39 @@ def _patience(pid: int, seconds: float) -> Iterator[None]:
         threading.Timer(seconds, _signal_group, [pid, signal.SIGTERM]),
         threading.Timer(seconds + GRACE_SECONDS, _signal_group, [pid, signal.SIGKILL]),
     ]
-    for timer in timers:
-        timer.start()
     try:
+        for timer in timers:
+            timer.daemon = True  # interrupted while it starts, it must not keep the program
+            timer.start()
         yield
     finally:
         for timer in timers:
             timer.cancel()
-            timer.join()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[Callable[[], None]]:
+    """Hold back Ctrl-C and SIGTERM until what it yields is called.
+
+    One that arrived between a child's start and the `try` that ends it would orphan the child.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda it, _: arrived.append(it)) for number in numbers]
+
+    def let_go() -> None:
+        while handlers:
+            signal.signal(numbers[len(handlers) - 1], handlers.pop())
+        while arrived:
+            signal.raise_signal(arrived.pop())
+
+    try:
+        yield let_go
+    finally:
+        let_go()
 
 
 def _signal_group(pid: int, number: int) -> None:
