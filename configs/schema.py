@@ -70,12 +70,22 @@ class DataConfig:
     """DataLoader worker processes per rank; in-memory data needs none."""
     prefetch_factor: int = execution(2)
     """Micro-batches each worker prepares ahead."""
+    validation: int | float = 0
+    """Samples, or a fraction of them, held out of the training set for everything that chooses:
+    best, patience, keep_best, plateau."""
+    test: int | float = 0
+    """Samples, or a fraction of them, held out of the training set to test on, for data that bring
+    no test set."""
     drop_last: bool = False
     """Leave out the last, short global batch of an epoch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random geometry of training images and mixtures of them, on the device."""
 
     def __post_init__(self) -> None:
+        for key in ("validation", "test"):
+            amount = getattr(self, key)
+            allowed = 0 <= amount < 1 if isinstance(amount, float) else amount >= 0
+            expect(self, f"data.{key}", allowed, "a whole number, or a fraction below 1")
         expect(self, "data.workers", self.workers >= 0, "0 or more")
         expect(self, "data.prefetch_factor", self.prefetch_factor >= 1, "1 or more")
         expect(

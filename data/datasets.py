@@ -18,6 +18,7 @@ from data.formats.npy import load_mapped
 from data.formats.user import load_user
 from data.formats.webdataset import load_shards
 from data.samples import ArrayDataset, BatchDataset, Datasets, MapDataset
+from data.splits import cut
 
 __all__ = [
     "READERS",
@@ -45,6 +46,11 @@ def load_datasets(config: DataConfig, *, seed: int) -> Datasets:
     Raises:
         InputError: For an unknown name, and for files that are missing, broken or inconsistent.
     """
+    return cut(_read(config, seed), config, seed)
+
+
+def _read(config: DataConfig, seed: int) -> Datasets:
+    """The sets that are there, before any is cut out of another."""
     if is_import_path(config.dataset):
         return load_user(config, seed)
     if config.dataset in READERS:

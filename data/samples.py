@@ -1,9 +1,11 @@
-"""What a data set is: samples by index, alone or a batch at a time; a training and a test set."""
+"""What a data set is: samples by index, alone or a batch at a time; a set to train on, one to test
+on, perhaps one to choose on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -79,12 +81,42 @@ class ArrayDataset:
         return self.inputs.nbytes + self.targets.nbytes
 
 
+NOTHING = ArrayDataset(torch.empty(0), torch.empty(0))
+"""A data set without samples."""
+
+Moments = tuple[tuple[float, ...], tuple[float, ...], float]
+"""Mean, standard deviation and scale, as `InputFacts` has them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datasets(InputFacts):
-    """A training and a test set, and what a model must know of them."""
+    """A training and a test set, perhaps a validation set, and what a model must know of them."""
 
     train: MapDataset
-    test: MapDataset
+    test: MapDataset = NOTHING
+    """Without samples if there is none: `data.test` then cuts one out of the training set."""
+    validation: MapDataset | None = None
+    """What everything that chooses looks at; without one it looks at the test set."""
+    measure: Callable[[Any], Moments] | None = None
+    """Finds mean, std and scale of the training set as it is when all others are cut out of it."""
+
+    @property
+    def chosen_on(self) -> str:
+        """The set that everything looks at which chooses: `validation` or `test`."""
+        return "test" if self.validation is None else "validation"
+
+    @property
+    def held_out(self) -> dict[str, MapDataset]:
+        """The sets that are not trained on, by name; first the one that is chosen on."""
+        test = {"test": self.test}
+        return test if self.validation is None else {"validation": self.validation, **test}
+
+    def measured(self) -> Self:
+        """The same with the moments of its training set."""
+        if self.measure is None:
+            return self
+        mean, std, scale = self.measure(self.train)
+        return replace(self, mean=mean, std=std, scale=scale, measure=None)
 
     def facts(self) -> InputFacts:
         """The facts alone; the type of inputs held in memory is found from them."""
@@ -98,7 +130,11 @@ def dtype_name(inputs: Tensor) -> str:
     return str(inputs.dtype).removeprefix("torch.")
 
 
-def moments(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+def moments_of_array(data: ArrayDataset) -> Moments:
+    return moments(data.inputs)
+
+
+def moments(inputs: Tensor) -> Moments:
     """Mean and standard deviation per channel, in units of inputs / scale; exact for uint8."""
     scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
     means, stds = [], []

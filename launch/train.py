@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -16,6 +17,9 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from launch.entry import EXIT_PREEMPTED, is_main_process, num_ranks, run_command
 from trainer.ranks.stop_signals import StopRequest, stop_on_signals, stop_with_parent
+
+if TYPE_CHECKING:
+    from trainer.loop import Run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +60,6 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     from trainer.build import build
     from trainer.loop import fit
     from trainer.ranks.runtime import choose_device, detect, process_group
-    from trainer.records.console import shown
 
     if config.profile.enabled:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages
@@ -79,22 +82,37 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     if is_main_process():
         if profile is not None:
             print(profile)
-        progress, directory = run.state.progress, run.directory.path
+        progress = run.state.progress
         if status == "preempted":
-            print(f"Stopped on request at step {progress.step}; saved in {directory}.")
+            print(f"Stopped on request at step {progress.step}; saved in {run.directory.path}.")
         else:
             if progress.step == first_step:
                 print(
                     f"This run was already finished at step {progress.step}. Train again with "
                     "--checkpoint.resume never or another --name, or on with more --train.epochs."
                 )
-            name = run.selection.metric
-            print(
-                f"Test {name} {shown(name, progress.metrics[name])} "
-                f"(best {shown(name, progress.best[name])} at step {progress.best_step}), "
-                f"run directory {directory}"
-            )
+            print(outcome(run))
     return EXIT_PREEMPTED if status == "preempted" else 0
+
+
+def outcome(run: Run) -> str:
+    """What a finished run reached, on which samples, and with which weights."""
+    from trainer.records.console import shown
+
+    progress, name, count = run.state.progress, run.selection.metric, len(run.data.test)
+    final = progress.test or progress.metrics
+    line = f"Final test {name} {shown(name, final[name])} on {count:,} samples"
+    best = shown(name, progress.best[name]) if progress.best else "unknown"
+    if not progress.test:
+        line += f" (best {best} at step {progress.best_step}, chosen on these very samples)"
+    elif progress.best_step == progress.step:
+        line += f" (the weights that are best on the validation set: {best})"
+    elif progress.test_best:
+        line += (
+            f"; {shown(name, progress.test_best[name])} with the weights of step "
+            f"{progress.best_step}, the best on the validation set ({best})"
+        )
+    return f"{line}, run directory {run.directory.path}"
 
 
 if __name__ == "__main__":

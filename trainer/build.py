@@ -126,23 +126,14 @@ def _assemble_run(
         runs_as=components.execution.line(),
     )
     step = _build_step(config, runtime, components, state, watched=profiler.batches)
-    log = RunLog(
-        config=config,
-        runtime=runtime,
-        state=state,
-        step=step,
-        epoch_schedule=plan.epoch_schedule,
-        task=components.task,
-        selection=selection,
-        sinks=sinks,
-        directory=directory,
-        gradients=GradientLog(state.engine.module, config.logging.gradients),
-        watch=watch,
-        end=end,
+    log = _build_log(components, runtime, state, step, directory, sinks, watch, end)
+    checkpointer = Checkpointer(
+        components, runtime=runtime, state=state, log=log, directory=directory, end=end
     )
     return Run(
         config=config,
         runtime=runtime,
+        data=components.data,
         plan=plan,
         loader=components.loader,
         state=state,
@@ -150,17 +141,50 @@ def _assemble_run(
         end=end,
         log=log,
         evaluator=Evaluator(
-            components, runtime=runtime, state=state, log=log, watch=watch, stop=stop, end=end
+            components,
+            runtime=runtime,
+            state=state,
+            log=log,
+            watch=watch,
+            stop=stop,
+            end=end,
+            best_weights=checkpointer.best_weights,
         ),
-        checkpointer=Checkpointer(
-            components, runtime=runtime, state=state, log=log, directory=directory, end=end
-        ),
+        checkpointer=checkpointer,
         selection=selection,
         sinks=sinks,
         directory=directory,
         stop=stop,
         profiler=profiler,
         watch=watch,
+    )
+
+
+def _build_log(
+    components: Components,
+    runtime: Runtime,
+    state: RunState,
+    step: TrainStep,
+    directory: RunDirectory,
+    sinks: Sinks,
+    watch: Stopwatch,
+    end: End,
+) -> RunLog:
+    config = components.config
+    return RunLog(
+        config=config,
+        runtime=runtime,
+        state=state,
+        step=step,
+        epoch_schedule=components.plan.epoch_schedule,
+        task=components.task,
+        selection=components.selection,
+        chosen_on=components.data.chosen_on,
+        sinks=sinks,
+        directory=directory,
+        gradients=GradientLog(state.engine.module, config.logging.gradients),
+        watch=watch,
+        end=end,
     )
 
 

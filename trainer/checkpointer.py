@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from trainer.checkpoints.checkpoint import Position
+from torch import Tensor
+
+from trainer.checkpoints.checkpoint import Position, load_checkpoint, step_of
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import RunState, capture
 from trainer.components import Components
 from trainer.due import Boundary, End, steps_until
 from trainer.log import RunLog
+from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
 
 
@@ -71,6 +74,22 @@ class Checkpointer:
         )
         is_best = bool(progress.best) and progress.best_step == progress.step
         self.saver.submit(weights, trainer, position, is_best=is_best)
+
+    def best_weights(self) -> dict[str, Tensor] | None:
+        """What was evaluated at the best step, from its checkpoint; every rank calls it.
+
+        None if that checkpoint is not there any more.
+        """
+        best, path = self.directory.checkpoints / "best", None
+        if self.runtime.is_main:
+            self.saver.finish()
+            if best.exists() and step_of(best.resolve()) == self.state.progress.best_step:
+                path = best.resolve()
+        path = broadcast_object(self.runtime, path)
+        if path is None:
+            return None
+        weights, trainer = raise_on_all_ranks(self.runtime, lambda: load_checkpoint(path))
+        return (trainer["ema"] if self.state.average else None) or weights
 
     def wait(self) -> None:
         """Return when everything is on disk.

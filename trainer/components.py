@@ -97,7 +97,7 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
         loader=build_loader(
             config.data,
             data.train,
-            data.test,
+            data.held_out,
             plan=plan,
             device=runtime.device,
             on_device=execution.resident,
@@ -150,7 +150,9 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, target: Tensor
         input_shape=data.input_shape,
         device=runtime.device,
         world_size=runtime.world_size,
-        resident=placement(config.data, data.train, data.test, free_bytes(runtime.device)),
+        resident=placement(
+            config.data, [data.train, *data.held_out.values()], free_bytes(runtime.device)
+        ),
     )
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
 from trainer.checkpoints.state import RunState
 from trainer.components import Components
 from trainer.due import Boundary, End, is_due
+from trainer.engines.dtensor import load_full_state
 from trainer.log import RunLog
 from trainer.objective.evaluation import evaluate
 from trainer.ranks.collectives import broadcast_
@@ -12,9 +19,16 @@ from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopPoll, StopRequest
 from trainer.records.stopwatch import Stopwatch
 
+logger = logging.getLogger("convoy")
+
 
 class Evaluator:
-    """Evaluates a run on the whole test set, with the averaged weights if there are any."""
+    """Evaluates a run on a whole set that is held out, with the averaged weights if there are any.
+
+    All that chooses looks at the validation set; the test set is then evaluated once, at the end,
+    with the final weights and with the best ones. Without a validation set the choice is made on
+    the test set.
+    """
 
     def __init__(
         self,
@@ -26,6 +40,7 @@ class Evaluator:
         watch: Stopwatch,
         stop: StopRequest,
         end: End,
+        best_weights: Callable[[], dict[str, Tensor] | None],
     ) -> None:
         self.components = components
         self.config = components.config
@@ -35,6 +50,7 @@ class Evaluator:
         self.watch = watch
         self.stop = stop
         self.end = end
+        self.best_weights = best_weights
 
     def evaluate_if_due(self, boundary: Boundary) -> bool:
         """False if an evaluation was due and a stop request came before its end."""
@@ -45,33 +61,87 @@ class Evaluator:
         """Evaluate, record and note what was found; False if a stop request came first."""
         self.log.check_finite()
         self.watch.stop(0)  # the device has finished the last steps by now
-        config, state, progress = self.config, self.state, self.state.progress
-        parts = self.components
-        progress.evaluation_due = True
-        module = state.average.module if state.average else state.engine.module
-        broadcast_(self.runtime, list(module.buffers()))  # as DDP does before each forward pass
-        result = evaluate(
-            module,
-            parts.loader,
-            num_samples=len(parts.data.test),
-            batch_size=config.evaluate.batch_size,
-            normalize=parts.normalize,
-            task=parts.task,
-            precision=state.precision,
-            runtime=self.runtime,
-            interrupted=StopPoll(self.stop, self.runtime),
-            run_along=state.engine.run_along,
-        )
+        chosen = self.state.progress.test_due or self._choose()
+        done = chosen and self._test_if_due()
         self.watch.start()  # evaluation does not count as training time
-        if result is None:
+        return done
+
+    def _choose(self) -> bool:
+        """Evaluate the set that everything looks at which chooses."""
+        state, progress, parts = self.state, self.state.progress, self.components
+        progress.evaluation_due = True
+        values = self._measure(parts.data.chosen_on)
+        if values is None:
             return False
         ended = parts.plan.epoch_schedule.epochs_ended(progress.global_batches)
         progress.evaluated(
-            result.values,
+            values,
             parts.selection,
-            min_gain=config.train.min_gain,
-            regular=is_due(ended, config.evaluate.every_epochs),
+            min_gain=self.config.train.min_gain,
+            regular=is_due(ended, self.config.evaluate.every_epochs),
         )
-        state.schedule.evaluated(result.values, progress.global_batches)
-        self.log.evaluation(result.values)
+        state.schedule.evaluated(values, progress.global_batches)
+        self.log.evaluation(values)
         return True
+
+    def _test_if_due(self) -> bool:
+        """At the end, evaluate the test set unless the choice was made on it."""
+        progress = self.state.progress
+        if self.components.data.chosen_on == "test" or not self.end.reached:
+            return True
+        progress.test_due = True
+        final = self._measure("test")
+        if final is None:
+            return False
+        best = final if progress.best_step == progress.step else self._measure_best()
+        if best is None:
+            return False
+        progress.test_due, progress.test, progress.test_best = False, final, best
+        self.log.test(final, best)
+        return True
+
+    def _measure_best(self) -> dict[str, float] | None:
+        weights = self.best_weights()
+        if weights is None:
+            logger.warning("the best checkpoint is not there to be tested")
+            return {}
+        with holding(self._module, weights):
+            return self._measure("test")
+
+    def _measure(self, name: str) -> dict[str, float] | None:
+        """Metrics over a set that is held out; None if a stop request came first."""
+        parts = self.components
+        broadcast_(self.runtime, list(self._module.buffers()))  # as DDP does before a forward pass
+        result = evaluate(
+            self._module,
+            parts.loader,
+            name,
+            num_samples=len(parts.data.held_out[name]),
+            batch_size=self.config.evaluate.batch_size,
+            normalize=parts.normalize,
+            task=parts.task,
+            precision=self.state.precision,
+            runtime=self.runtime,
+            interrupted=StopPoll(self.stop, self.runtime),
+            run_along=self.state.engine.run_along,
+        )
+        return result.values if result else None
+
+    @property
+    def _module(self) -> nn.Module:
+        average = self.state.average
+        return average.module if average else self.state.engine.module
+
+
+@contextmanager
+def holding(module: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Give a module, sharded or not, other weights, and afterwards its own ones back."""
+    own = {
+        name: value.detach().clone() if isinstance(value, Tensor) else value
+        for name, value in module.state_dict().items()
+    }
+    load_full_state(module, weights)
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)

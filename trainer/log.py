@@ -51,6 +51,7 @@ class RunLog:
         epoch_schedule: EpochSchedule,
         task: Task,
         selection: Selection,
+        chosen_on: str,
         sinks: Sinks,
         directory: RunDirectory,
         gradients: GradientLog,
@@ -64,6 +65,8 @@ class RunLog:
         self.epoch_schedule = epoch_schedule
         self.score_name = f"train/{task.score_name}"
         self.selection = selection
+        self.chosen_on = chosen_on
+        self.group = "val" if chosen_on == "validation" else "eval"
         self.sinks = sinks
         self.directory = directory
         self.gradients = gradients
@@ -136,7 +139,12 @@ class RunLog:
         self.sinks.record(self._start() | self.gradients.measure())
 
     def evaluation(self, values: Mapping[str, float]) -> None:
-        self.sinks.record(self._start() | under("eval", values))
+        self.sinks.record(self._start() | under(self.group, values))
+        self.summary("running")
+
+    def test(self, final: Mapping[str, float], best: Mapping[str, float]) -> None:
+        """Record what the final weights and the chosen ones reach on the test set."""
+        self.sinks.record(self._start() | under("test", final) | under("test_best", best))
         self.summary("running")
 
     def check_finite(self) -> None:
@@ -162,10 +170,13 @@ class RunLog:
                 "epoch": round(self.epoch_schedule.epochs(progress.global_batches), 6),
                 "skipped_steps": progress.skipped_steps,
                 "elapsed_seconds": round(self.elapsed_seconds, 3),
+                "selected_on": self.chosen_on,
                 "best/step": progress.best_step if progress.best else None,
             }
-            | under("eval", progress.metrics or unknown)
+            | under(self.group, progress.metrics or unknown)
             | under("best", progress.best or unknown)
+            | under("test", progress.test)
+            | under("test_best", progress.test_best)
         )
 
     def _start(self) -> Record:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from configs.schema import RunConfig
+from data.datasets import Datasets
 from data.loading.loader import Loader
 from data.loading.order import GlobalBatch, Plan
 from data.samples import Batch
@@ -32,6 +33,7 @@ class Run:
 
     config: RunConfig
     runtime: Runtime
+    data: Datasets
     plan: Plan
     loader: Loader
     state: RunState
@@ -57,7 +59,7 @@ def fit(run: Run) -> str:
     """
     progress, stop_requested = run.state.progress, StopPoll(run.stop, run.runtime)
     stopping = False
-    if progress.evaluation_due:  # a stop request interrupted it
+    if progress.interrupted:  # by a stop request, in an evaluation
         stopping = not run.evaluator.evaluate()
         run.checkpointer.save()
     run.state.engine.module.train()
@@ -75,7 +77,7 @@ def fit(run: Run) -> str:
 
     run.checkpointer.wait()
     barrier(run.runtime)  # a launcher ends the ranks left when one leaves: not before it is saved
-    return "completed" if run.end.reached and not progress.evaluation_due else "preempted"
+    return "completed" if run.end.reached and not progress.interrupted else "preempted"
 
 
 def take_steps(run: Run, batches: Iterator[Batch]) -> Boundary:

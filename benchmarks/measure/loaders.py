@@ -125,7 +125,7 @@ def samples_per_second(case: Case, data: Datasets, amounts: Amounts, device: tor
 
     loader = HostLoader(
         data.train,
-        data.test,
+        data.held_out,
         plan=Plan(
             num_samples=len(data.train), global_batch_size=amounts.batch_size, drop_last=True
         ),

@@ -18,7 +18,7 @@ from data.catalogue.dataset_facts import DatasetFacts
 from data.formats.idx import read_idx
 from data.formats.idx_folder import pair_up
 from data.options import refuse_options
-from data.samples import ArrayDataset, Datasets, moments
+from data.samples import ArrayDataset, Datasets, moments_of_array
 
 
 def load_published(facts: DatasetFacts, config: DataConfig) -> Datasets:
@@ -31,17 +31,9 @@ def load_published(facts: DatasetFacts, config: DataConfig) -> Datasets:
     paths = acquire(facts, config.root, download=config.download)
     read = _read_cifar if facts.cifar_labels else _read_idx
     data = read(facts, paths, config.verify)
-    assert isinstance(data.train, ArrayDataset)
-    mean, std, scale = facts.mean, facts.std, 255.0
-    if not mean:
-        mean, std, scale = moments(data.train.inputs)
+    known = {"mean": facts.mean, "std": facts.std} if facts.mean else {"measure": moments_of_array}
     return replace(
-        data,
-        num_classes=len(facts.classes),
-        mean=mean,
-        std=std,
-        scale=scale,
-        classes=facts.classes,
+        data, num_classes=len(facts.classes), scale=255.0, classes=facts.classes, **known
     )
 
 

@@ -83,10 +83,15 @@ class PictureReader:
     """
 
     def __init__(self, options: PictureOptions, *, training: bool) -> None:
+        self.options = options
         self.size = options.height_width
         self.channels = options.channels
         self.transforms = build_transforms(options.augment) if training else []
         self.crop = 1.0 if self.transforms else options.crop
+
+    def as_for(self, *, training: bool) -> PictureReader:
+        """The same reader for training or for evaluation."""
+        return PictureReader(self.options, training=training)
 
     def __call__(self, source: Path | bytes, name: str) -> Tensor:
         with opened(source, name) as image:

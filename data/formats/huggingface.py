@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from configs.errors import InputError, expect
 from configs.imports import import_extra
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
+from data.formats.parts import REMEDY, VALIDATION_NAMES, PartOptions, choose_parts
 from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
-from data.samples import Datasets, dtype_name
-
-TESTS = ("validation", "valid", "val", "test")
+from data.samples import NOTHING, Datasets, dtype_name
+from data.splits import Indices
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFaceOptions(PictureOptions):
+class HuggingFaceOptions(PartOptions, PictureOptions):
+    """Parts are splits of the data set."""
+
     path: str | None = None
     """Name on the hub, or a local folder that load_dataset reads; default: data.root, as
     save_to_disk wrote it."""
@@ -32,10 +35,6 @@ class HuggingFaceOptions(PictureOptions):
     """Configuration of a data set that has several."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
-    train: str = "train"
-    """Split to train on."""
-    test: str | None = None
-    """Split to evaluate on; default: the first of validation, valid, val, test."""
     input: str = "image"
     """Column of the inputs: pictures or numbers."""
     target: str = "label"
@@ -77,6 +76,18 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def labels(self) -> Sequence[Any]:
+        """The column of the targets, texts as the classes they are."""
+        cells: Sequence[Any] = self.rows.with_format(None)[self.options.target][:]
+        return [self.classes[cell] for cell in cells] if self.classes else cells
+
+    def part(self, indices: Indices, *, training: bool) -> Table:
+        read = self.read
+        if isinstance(read, _Cells):
+            read = _Cells(read.reader.as_for(training=training))
+        return Table(self.rows.select(indices), self.split, self.options, read, self.classes)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.rows[index]
         name = f"sample {index} of split {self.split}"
@@ -89,7 +100,7 @@ class Table:
 
 
 def load_huggingface(config: DataConfig) -> Datasets:
-    """Two splits of a data set of the library.
+    """The splits of a data set of the library.
 
     Raises:
         InputError: If it cannot be loaded, or lacks a split or a column.
@@ -97,32 +108,34 @@ def load_huggingface(config: DataConfig) -> Datasets:
     options = read_options(HuggingFaceOptions, config)
     library = import_extra("datasets", "hf")
     splits = _open(library, config, options)
-    names = _split(splits, options.train), _split(splits, options.test, TESTS)
-    train, test = (splits[name] for name in names)
+    names = _names(splits, options, cut_test=config.test > 0)
+    train = splits[names["train"]]
     feature = train.features[_column(train, options.input)]
     labels = train.features[_column(train, options.target)]
-    for column in (options.input, options.target):
-        if test.features.get(column) != train.features[column]:
+    for name, column in itertools.product(names.values(), (options.input, options.target)):
+        if splits[name].features.get(column) != train.features[column]:
             raise InputError(
-                f"column {column!r} of the test split",
-                given=test.features.get(column, "nothing"),
+                f"column {column!r} of split {name}",
+                given=splits[name].features.get(column, "nothing"),
                 expected=f"{train.features[column]}, as in training",
             )
     pictures = isinstance(feature, library.Image)
     expect(options, "data.kwargs.augment", pictures or not options.augment, "pictures")
-    rows_of = {name: splits[name] for name in names}
+    rows_of = {name: splits[name] for name in names.values()}
     texts = _texts(labels, options.target, rows_of)
-    tables = []
+    tables: dict[str, Table] = {}
     columns = [options.input, options.target]
-    for split, training in zip(names, (True, False), strict=True):
+    for role, split in names.items():
         rows = splits[split].select_columns(columns)
         if pictures:  # decoded here, so that a broken one is named and all are treated alike
             rows = rows.cast_column(options.input, library.Image(decode=False))
-            read: Callable[[Any, str], Tensor] = _Cells(PictureReader(options, training=training))
+            read: Callable[[Any, str], Tensor] = _Cells(
+                PictureReader(options, training=role == "train")
+            )
         else:
             rows, read = rows.with_format("numpy"), _as_numbers
-        tables.append(Table(rows, split, options, read, texts))
-    first, target = tables[0][0]
+        tables[role] = Table(rows, split, options, read, texts)
+    first, target = tables["train"][0]
     number = len(texts) or _num_classes(options, labels, target, rows_of)
     if not first.ndim:
         raise InputError(
@@ -133,8 +146,9 @@ def load_huggingface(config: DataConfig) -> Datasets:
         )
     mean, std = options.moments if pictures or options.mean else ((0.0,), (1.0,))
     return Datasets(
-        train=tables[0],
-        test=tables[1],
+        train=tables["train"],
+        test=tables.get("test", NOTHING),
+        validation=tables.get("validation"),
         input_shape=tuple(first.shape),
         num_classes=number,
         mean=mean,
@@ -170,23 +184,29 @@ def _open(library: Any, config: DataConfig, options: HuggingFaceOptions) -> Any:
             f"data set {str(source)!r} cannot be loaded ({type(error).__name__}: {reason})",
             expected="a folder that save_to_disk wrote, or a name on the hub as data.kwargs.path",
         ) from None
-    if not isinstance(found, Mapping):
-        raise InputError(str(source), given="one split", expected="a training and a test split")
-    return found
+    return found if isinstance(found, Mapping) else {options.train: found}
 
 
-def _split(splits: Mapping[str, Any], name: str | None, default: tuple[str, ...] = ()) -> str:
-    """The name of a split that is there."""
-    wanted = [name] if name is not None else list(default)
-    for candidate in wanted:
-        if candidate in splits and len(splits[candidate]):
-            return candidate
-    raise InputError(
-        "splits of the data set",
-        given=", ".join(splits),
-        expected=f"{' or '.join(wanted)} with one sample or more",
-        remedy="Others are named by data.kwargs.train and data.kwargs.test.",
-    )
+def _names(
+    splits: Mapping[str, Any], options: HuggingFaceOptions, *, cut_test: bool
+) -> dict[str, str]:
+    """The split of each part, by role."""
+
+    def is_there(name: str) -> bool:
+        return name in splits and len(splits[name]) > 0
+
+    parts = choose_parts(options, is_there, cut_test=cut_test)
+    missing = [name for _, name in parts.found if not is_there(name)]
+    if not parts.test and not cut_test:
+        missing.append(" or ".join(("test", *VALIDATION_NAMES)))
+    if missing:
+        raise InputError(
+            "splits of the data set",
+            given=", ".join(splits),
+            expected=f"{' and '.join(missing)} with one sample or more",
+            remedy=REMEDY,
+        )
+    return dict(parts.found)
 
 
 def _column(rows: Any, name: str) -> str:

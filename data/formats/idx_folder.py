@@ -1,9 +1,10 @@
-"""Anybody's four IDX files: which is which, and do they belong together."""
+"""Anybody's IDX files: which is which, and do they belong together."""
 
 from __future__ import annotations
 
 import gzip
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data.catalogue.dataset_facts import ROLES
 from data.formats.idx import GZIP_MAGIC, read_idx
 from data.labels import ClassCounter
 from data.options import folder_of, refuse_options
-from data.samples import ArrayDataset, Datasets, moments
+from data.samples import NOTHING, ArrayDataset, Datasets, moments_of_array
 
 
 def load_idx_folder(config: DataConfig) -> Datasets:
@@ -27,31 +28,12 @@ def load_idx_folder(config: DataConfig) -> Datasets:
         InputError: If they are missing, broken or do not belong together.
     """
     refuse_options(config)
-    paths = idx_files(config.root)
-    data = pair_up({role: read_idx(path) for role, path in paths.items()}, paths)
-    assert isinstance(data.train, ArrayDataset)
-    mean, std, scale = moments(data.train.inputs)
-    return Datasets(
-        train=data.train,
-        test=data.test,
-        input_shape=data.input_shape,
-        num_classes=data.num_classes,
-        mean=mean,
-        std=std,
-        scale=scale,
-    )
-
-
-def idx_files(root: str | None) -> dict[str, Path]:
-    """The four IDX files in a folder, by role.
-
-    Raises:
-        InputError: If there is no such folder, or a role has no file or several.
-    """
-    folder = folder_of(root, "your IDX files with data.dataset=idx")
+    folder = folder_of(config.root, "your IDX files with data.dataset=idx")
     if (folder / "idx").is_dir():
         folder = folder / "idx"
-    return _assign_roles(folder)
+    paths = _assign_roles(folder, cut_test=config.test > 0)
+    data = pair_up({role: read_idx(path) for role, path in paths.items()}, paths)
+    return replace(data, measure=moments_of_array)
 
 
 def pair_up(
@@ -60,7 +42,7 @@ def pair_up(
     """Check that images and labels belong together, and make tensors of them.
 
     Args:
-        arrays: Images and labels of both splits, by role.
+        arrays: Images and labels of each split, by role.
         paths: Where they come from, for messages.
         classes_known: Whether the caller knows the classes: labels need not tell.
 
@@ -68,7 +50,8 @@ def pair_up(
         InputError: If they do not.
     """
     counter = ClassCounter()
-    for split in ("train", "test"):
+    splits = [role.removesuffix("_labels") for role in arrays if role.endswith("_labels")]
+    for split in splits:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         path = paths[f"{split}_labels"]
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or images.ndim < 2:
@@ -84,45 +67,68 @@ def pair_up(
                 expected=f"one for each of the {len(images)} images, and at least one",
             )
         counter.add(labels, str(path))
-    train, test = (_channels_first(arrays[f"{split}_images"]) for split in ("train", "test"))
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype or 0 in train.shape:
-        raise InputError(
-            f"{paths['test_images']}: images",
-            given=f"{test.dtype}{test.shape[1:]}",
-            expected=f"{train.dtype}{train.shape[1:]} without empty dimensions, as in training",
+    inputs = {split: _channels_first(arrays[f"{split}_images"]) for split in splits}
+    train = inputs["train"]
+    for split, other in inputs.items():
+        if train.shape[1:] != other.shape[1:] or train.dtype != other.dtype or 0 in train.shape:
+            raise InputError(
+                f"{paths[f'{split}_images']}: images",
+                given=f"{other.dtype}{other.shape[1:]}",
+                expected=f"{train.dtype}{train.shape[1:]} without empty dimensions, as in training",
+            )
+    sets = {
+        split: ArrayDataset(
+            torch.from_numpy(inputs[split]),
+            torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64)),
         )
-    targets = [arrays[f"{split}_labels"].astype(np.int64) for split in ("train", "test")]
+        for split in splits
+    }
     return Datasets(
-        train=ArrayDataset(torch.from_numpy(train), torch.from_numpy(targets[0])),
-        test=ArrayDataset(torch.from_numpy(test), torch.from_numpy(targets[1])),
+        train=sets["train"],
+        test=sets.get("test", NOTHING),
+        validation=sets.get("validation"),
         input_shape=tuple(train.shape[1:]),
         num_classes=counter.highest + 1 if classes_known else counter.count(),
     )
 
 
-def _assign_roles(folder: Path) -> dict[str, Path]:
-    """Tell four files apart: images have two dimensions or more; test files are named so."""
-    candidates = [path for path in sorted(folder.iterdir()) if _rank_of(path) is not None]
-    roles: dict[str, list[Path]] = {role: [] for role in ROLES}
-    for path in candidates:
-        words = path.name.lower()
-        is_test = any(word in words for word in ("test", "t10k", "val", "eval"))
-        split = "test" if is_test and not words.startswith("train") else "train"
-        roles[f"{split}_{'labels' if _rank_of(path) == 1 else 'images'}"].append(path)
-    # The same file both plain and compressed counts once.
-    unique = {
-        role: {path.name.removesuffix(".gz"): path for path in r} for role, r in roles.items()
-    }
-    if any(len(found) != 1 for found in unique.values()):
+def _assign_roles(folder: Path, *, cut_test: bool) -> dict[str, Path]:
+    """Tell files apart: images have two dimensions or more; others than training's are named so."""
+    roles: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        rank = _rank_of(path)
+        if rank is not None:
+            role = f"{_split_of(path.name.lower())}_{'labels' if rank == 1 else 'images'}"
+            # The same file both plain and compressed counts once.
+            roles.setdefault(role, {})[path.name.removesuffix(".gz")] = path
+    wanted = [*ROLES[:2], *(() if cut_test else ROLES[2:])]
+    validation = [role for role in roles if role.startswith("validation")]
+    if not cut_test and not any(role.startswith("test") for role in roles):
+        for role in validation:  # alone it is what there is to test on
+            roles[role.replace("validation", "test")] = roles.pop(role)
+    elif validation:
+        wanted += ["validation_images", "validation_labels"]
+    if sorted(roles) != sorted(wanted) or any(len(found) != 1 for found in roles.values()):
         raise InputError(
             f"the IDX files in {folder}",
-            given={role: sorted(found) for role, found in unique.items()},
+            given={
+                role: sorted(roles.get(role, ())) for role in {**dict.fromkeys(wanted), **roles}
+            },
             expected="one file for each role, such as train-images-idx3-ubyte, "
             "train-labels-idx1-ubyte, test-images-idx3-ubyte, test-labels-idx1-ubyte (or .gz)",
             remedy="Images have two dimensions or more, labels one; test files have `test` or "
-            "`t10k` in their names.",
+            "`t10k` in their names, those of a validation set `val`. "
+            "--data.test 0.1 cuts a test set out of the training set.",
         )
-    return {role: next(iter(found.values())) for role, found in unique.items()}
+    return {role: next(iter(roles[role].values())) for role in wanted}
+
+
+def _split_of(name: str) -> str:
+    if name.startswith("train"):
+        return "train"
+    if "test" in name or "t10k" in name:
+        return "test"
+    return "validation" if "val" in name else "train"
 
 
 def _rank_of(path: Path) -> int | None:

@@ -15,22 +15,18 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
+from data.formats.parts import REMEDY, VALIDATION_NAMES, PartOptions, Parts, choose_parts
 from data.formats.picture_tree import class_folders, find_pictures, readable_endings
 from data.options import folder_of, read_options
-from data.samples import Datasets
+from data.samples import NOTHING, Datasets
+from data.splits import Indices
 
 log = logging.getLogger("convoy")
 
-TESTS = ("val", "valid", "validation", "test")
-"""Names of the folder to evaluate on, in the order in which they are looked for."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class FolderOptions(PictureOptions):
-    train: str = "train"
-    """Folder of the training pictures in data.root."""
-    test: str | None = None
-    """Folder of the test pictures; default: the first of val, valid, validation, test."""
+class FolderOptions(PartOptions, PictureOptions):
+    """Parts are folders in data.root; without one to train on, that is the one folder of all."""
 
 
 class ImageFolder:
@@ -63,6 +59,10 @@ class ImageFolder:
         path = self.folder / os.fsdecode(bytes(self.files[index]))
         return self.reader(path, str(path)), int(self.labels[index])
 
+    def part(self, indices: Indices, *, training: bool) -> ImageFolder:
+        reader = self.reader.as_for(training=training)
+        return ImageFolder(self.folder, self.files[indices], self.labels[indices], reader)
+
 
 def load_image_folder(config: DataConfig) -> Datasets:
     """The trees under `data.root`; classes are their folders in alphabetical order.
@@ -71,21 +71,20 @@ def load_image_folder(config: DataConfig) -> Datasets:
         InputError: If a folder is missing or empty, or training and test classes differ.
     """
     options = read_options(FolderOptions, config)
-    root = folder_of(config.root, "train/CLASS/*.jpg and val/CLASS/*.jpg")
-    train, test = _part(root, options.train), _part(root, options.test, TESTS)
-    classes, tested = _classes(train), _classes(test)
-    if classes != tested:
-        raise InputError(
-            f"class folders in {test.name} and {train.name} of {root}",
-            given=f"only in {train.name}: {_some(classes, tested)}; "
-            f"only in {test.name}: {_some(tested, classes)}",
-            expected="the same ones in both",
-            remedy=f"Rename them; a class without pictures in {test.name} needs an empty folder.",
-        )
+    root = folder_of(config.root, "train/CLASS/*.jpg and test/CLASS/*.jpg")
+    parts = choose_parts(options, lambda name: _is_tree(root / name), cut_test=config.test > 0)
+    folders = _folders(root, parts, cut_test=config.test > 0)
+    classes = _classes(folders["train"])
+    sets: dict[str, ImageFolder] = {}
+    for role, folder in folders.items():
+        _check_same(classes, folders["train"], folder)
+        reader = PictureReader(options, training=role == "train")
+        sets[role] = _read_tree(folder, classes, reader, may_lack=role != "train")
     mean, std = options.moments
     return Datasets(
-        train=_read_tree(train, classes, PictureReader(options, training=True)),
-        test=_read_tree(test, classes, PictureReader(options, training=False), may_lack=True),
+        train=sets["train"],
+        test=sets.get("test", NOTHING),
+        validation=sets.get("validation"),
         input_shape=options.input_shape,
         num_classes=len(classes),
         mean=mean,
@@ -96,18 +95,39 @@ def load_image_folder(config: DataConfig) -> Datasets:
     )
 
 
-def _part(root: Path, name: str | None, default: tuple[str, ...] = ()) -> Path:
-    candidates = [name] if name is not None else list(default)
-    for candidate in candidates:
-        if (root / candidate).is_dir():
-            return root / candidate
-    found = sorted(path.name for path in root.iterdir() if path.is_dir())[:8]
-    raise InputError(
-        f"folders in {root}",
-        given=", ".join(found) or "none",
-        expected=f"{' or '.join(candidates)} with a folder for each class",
-        remedy="Others are named by data.kwargs.train and data.kwargs.test.",
-    )
+def _folders(root: Path, parts: Parts, *, cut_test: bool) -> dict[str, Path]:
+    """The folder of each part that is there; the root alone if it has no parts but classes."""
+    if cut_test and len(parts.found) == 1 and not (root / parts.train).is_dir():
+        return {"train": root}
+    missing = [name for _, name in parts.found if not (root / name).is_dir()]
+    if not parts.test and not cut_test:
+        missing.append(" or ".join(("test", *VALIDATION_NAMES)))
+    if missing:
+        found = sorted(path.name for path in root.iterdir() if path.is_dir())[:8]
+        raise InputError(
+            f"folders in {root}",
+            given=", ".join(found) or "none",
+            expected=f"{' and '.join(missing)} with a folder for each class",
+            remedy=REMEDY,
+        )
+    return {role: root / name for role, name in parts.found}
+
+
+def _is_tree(folder: Path) -> bool:
+    """Whether it has folders: pictures to test on that lie side by side have no classes."""
+    return folder.is_dir() and bool(class_folders(folder))
+
+
+def _check_same(classes: list[str], train: Path, other: Path) -> None:
+    found = _classes(other)
+    if classes != found:
+        raise InputError(
+            f"class folders in {other.name} and {train.name} of {train.parent}",
+            given=f"only in {train.name}: {_some(classes, found)}; "
+            f"only in {other.name}: {_some(found, classes)}",
+            expected="the same ones in both",
+            remedy=f"Rename them; a class without pictures in {other.name} needs an empty folder.",
+        )
 
 
 def _classes(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from configs.errors import InputError, expect
 from configs.schema import DataConfig
 from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
-from data.samples import Datasets, moments
+from data.samples import NOTHING, BatchDataset, Datasets, Moments, moments
 
+SPLITS = ("train", "test", "validation")
 FILES = ("train_inputs.npy", "train_targets.npy", "test_inputs.npy", "test_targets.npy")
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 MOMENTS_BYTES = 1 << 26
@@ -113,7 +115,8 @@ class MappedDataset:
 
 
 def load_mapped(config: DataConfig) -> Datasets:
-    """The four files in `data.root`.
+    """The files in `data.root`: inputs and targets to train on, to test on, and perhaps two more,
+    `validation_inputs.npy` and `validation_targets.npy`.
 
     Mean and standard deviation, unless given, are those of up to 64 MiB of training inputs spread
     evenly over the file: the same on every rank, and no pass over all of it.
@@ -123,27 +126,9 @@ def load_mapped(config: DataConfig) -> Datasets:
     """
     options = read_options(MappedOptions, config)
     folder = folder_of(config.root, ", ".join(FILES))
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder} lacks {', '.join(missing)}", expected=", ".join(FILES))
-    train, test = (
-        MappedDataset(
-            folder / f"{split}_inputs.npy",
-            folder / f"{split}_targets.npy",
-            channels_last=options.channels_last,
-        )
-        for split in ("train", "test")
-    )
-    for first, second in ((train.inputs, test.inputs), (train.targets, test.targets)):
-        if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
-            raise InputError(
-                f"test files in {folder}",
-                given=f"{second.dtype}{second.shape[1:]}",
-                expected=f"{first.dtype}{first.shape[1:]}, as in training",
-            )
-    sample = _spread(train)
-    mean, std, scale = moments(sample)
-    shape = tuple(sample.shape[1:])
+    sets = _map_sets(folder, options, cut_test=config.test > 0)
+    train = sets["train"]
+    shape = tuple(train[0][0].shape)
     channels = shape[0] if len(shape) == 3 else 1
     expect(
         options,
@@ -151,17 +136,57 @@ def load_mapped(config: DataConfig) -> Datasets:
         len(options.mean) in (0, 1, channels),
         f"one number, or one for each of {channels} channels",
     )
+    known: dict[str, Any] = {"measure": _moments_of_files}
+    if options.mean:
+        scale = 255.0 if train.inputs.dtype == np.uint8 else 1.0
+        known = {"mean": options.mean, "std": options.std, "scale": scale}
     return Datasets(
-        train=train,
-        test=test,
+        train=sets["train"],
+        test=sets.get("test", NOTHING),
+        validation=sets.get("validation"),
+        **known,
         input_shape=shape,
-        num_classes=_num_classes(options, train, test),
-        mean=options.mean or mean,
-        std=options.std or std,
-        scale=scale,
+        num_classes=_num_classes(options, list(sets.values())),
         classes=options.classes,
         dtype=train.inputs.dtype.name,
     )
+
+
+def _map_sets(folder: Path, options: MappedOptions, *, cut_test: bool) -> dict[str, MappedDataset]:
+    """The sets whose files are there, of one shape and type."""
+    splits = [
+        split
+        for split in SPLITS
+        if split == "train"
+        or any(folder.glob(f"{split}_*.npy"))
+        or (split == "test" and not cut_test)
+    ]
+    files = [f"{split}_{kind}.npy" for split in splits for kind in ("inputs", "targets")]
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} lacks {', '.join(missing)}",
+            expected=", ".join(files),
+            remedy="--data.test 0.1 cuts a test set out of the training set.",
+        )
+    sets = {
+        split: MappedDataset(
+            folder / f"{split}_inputs.npy",
+            folder / f"{split}_targets.npy",
+            channels_last=options.channels_last,
+        )
+        for split in splits
+    }
+    train = sets["train"]
+    for split, other in sets.items():
+        for first, second in ((train.inputs, other.inputs), (train.targets, other.targets)):
+            if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
+                raise InputError(
+                    f"{split} files in {folder}",
+                    given=f"{second.dtype}{second.shape[1:]}",
+                    expected=f"{first.dtype}{first.shape[1:]}, as in training",
+                )
+    return sets
 
 
 def map_npy(path: Path) -> NDArray[Any]:
@@ -200,19 +225,19 @@ def _as_targets(targets: Tensor) -> Tensor:
     return targets.long() if targets.ndim == 1 and not targets.is_floating_point() else targets
 
 
-def _spread(train: MappedDataset) -> Tensor:
-    each = max(train.inputs[0].nbytes, 1)
+def _moments_of_files(train: BatchDataset) -> Moments:
+    each = max(train[0][0].nbytes, 1)
     count = min(len(train), max(MOMENTS_BYTES // each, 1))
-    indices = torch.arange(count) * len(train) // count
-    return train.gather(indices)[0]
+    return moments(train.gather(torch.arange(count) * len(train) // count)[0])
 
 
-def _num_classes(options: MappedOptions, train: MappedDataset, test: MappedDataset) -> int:
+def _num_classes(options: MappedOptions, sets: Sequence[MappedDataset]) -> int:
     """Classes of whole numbers `(N,)`, else the numbers in a target."""
+    train = sets[0]
     if train.targets.ndim > 1 or train.targets.dtype.kind == "f":
         return options.num_classes or int(np.prod(train.targets.shape[1:], dtype=int))
     counter = ClassCounter()
-    for dataset in (train, test):
+    for dataset in sets:
         for start in range(0, len(dataset), CHUNK):
             counter.add(dataset.targets[start : start + CHUNK], str(dataset.paths[1]), start)
     highest = counter.highest

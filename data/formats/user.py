@@ -14,9 +14,9 @@ from data.samples import Datasets, dtype_name
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
-    "data.datasets.Datasets, or a pair (train, test) of map-style data sets of (input tensor, "
-    "target); a target is a whole number, the first then with `num_classes` or `classes`, or a "
-    "tensor of numbers"
+    "data.datasets.Datasets, a pair (train, test) or a triple (train, validation, test) of "
+    "map-style data sets of (input tensor, target), or one of them with data.test; a target is a "
+    "whole number, the first then with `num_classes` or `classes`, or a tensor of numbers"
 )
 
 
@@ -31,15 +31,19 @@ def load_user(config: DataConfig, seed: int) -> Datasets:
         raise InputError("data.dataset", given=config.dataset, expected=PROTOCOL)
     offered = {"root": config.root, "seed": seed}
     made = call_with("data.dataset", build, dict(config.kwargs), offered)
-    return made if isinstance(made, Datasets) else _from_pair(config.dataset, made)
+    return made if isinstance(made, Datasets) else _from_sets(config, made)
 
 
-def _from_pair(name: str, made: Any) -> Datasets:
-    """What the pair (train, test) says of itself, or a message that shows the protocol."""
-    refusal = InputError(f"data.dataset {name}", given=type(made).__name__, expected=PROTOCOL)
-    if not (isinstance(made, Sequence) and len(made) == 2):
+def _from_sets(config: DataConfig, made: Any) -> Datasets:
+    """What the data sets say of themselves, or a message that shows the protocol."""
+    refusal = InputError(
+        f"data.dataset {config.dataset}", given=type(made).__name__, expected=PROTOCOL
+    )
+    if config.test and not isinstance(made, tuple | list):
+        made = [made]
+    elif not (isinstance(made, Sequence) and len(made) in (2, 3)):
         raise refusal
-    train, test = made
+    train, *others = made
     classes = getattr(train, "classes", None) or ()
     num_classes = getattr(train, "num_classes", None) or len(classes)
     for part in made:
@@ -58,7 +62,7 @@ def _from_pair(name: str, made: Any) -> Datasets:
         raise refusal
     return Datasets(
         train=train,
-        test=test,
+        **dict(zip(("test", "validation"), reversed(others), strict=False)),
         input_shape=tuple(inputs.shape),
         num_classes=int(num_classes),
         scale=255.0 if inputs.dtype == torch.uint8 else 1.0,

@@ -9,6 +9,7 @@ at the start, and a sample is two reads at known places: the order is that of an
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Sequence
@@ -23,19 +24,21 @@ from torch import Tensor
 from configs.errors import InputError, expect
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
+from data.formats.parts import REMEDY, PartOptions, choose_parts
 from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
-from data.samples import Datasets, dtype_name
+from data.samples import NOTHING, Datasets, dtype_name
+from data.splits import Indices
 
-TESTS = ("val*.tar", "valid*.tar", "test*.tar")
+VALIDATIONS = ("val*.tar", "valid*.tar")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardOptions(PictureOptions):
+class ShardOptions(PartOptions, PictureOptions):
+    """Parts are patterns of shards in data.root: train*.tar, test*.tar, val*.tar or valid*.tar."""
+
     train: str = "train*.tar"
-    """Pattern of the training shards in data.root."""
-    test: str | None = None
-    """Pattern of the test shards; default: the first of val*.tar, valid*.tar, test*.tar found."""
+    """Pattern of the training shards."""
     inputs: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Endings of the inputs: pictures, or npy for arrays."""
     target: str = "cls"
@@ -89,6 +92,14 @@ class ShardDataset:
             content = file.read(size)
         return (self.reader or _read_array)(content, name), target
 
+    @property
+    def labels(self) -> Indices:
+        return self.index[:, 3]
+
+    def part(self, indices: Indices, *, training: bool) -> ShardDataset:
+        reader = self.reader and self.reader.as_for(training=training)
+        return ShardDataset(self.shards, self.index[indices], self.names[indices], reader)
+
 
 def load_shards(config: DataConfig) -> Datasets:
     """The shards in `data.root`, indexed by their headers.
@@ -99,34 +110,26 @@ def load_shards(config: DataConfig) -> Datasets:
     options = read_options(ShardOptions, config)
     _refuse_addresses(config, options)
     root = folder_of(config.root, "train*.tar and val*.tar")
-    shards = [_find(root, options.train), _find(root, options.test, TESTS)]
-    if shared := set(shards[0]) & set(shards[1]):
-        raise InputError(
-            f"shards in {root}", given=min(shared).name, expected="it in training or in test only"
-        )
+    shards = _find(root, options, cut_test=config.test > 0)
     pictures = options.inputs != ("npy",)
-    train, test = (
-        ShardDataset(
-            found,
-            *_index(found, options),
-            PictureReader(options, training=training) if pictures else None,
-        )
-        for found, training in zip(shards, (True, False), strict=True)
-    )
+    sets: dict[str, ShardDataset] = {}
     counter = ClassCounter()
-    for part, name in ((train, "training"), (test, "test")):
-        counter.add(part.index[:, 3], f"{name} samples of {root}")
+    for role, found in shards.items():
+        reader = PictureReader(options, training=role == "train") if pictures else None
+        sets[role] = ShardDataset(found, *_index(found, options), reader)
+        counter.add(sets[role].labels, f"{role} samples of {root}")
     highest = counter.highest
     number = options.num_classes or len(options.classes) or counter.count(SET_NUM_CLASSES)
     if highest >= number:
         expected = f"more than the highest target {highest}"
         raise InputError("data.kwargs.num_classes", given=number, expected=expected)
-    first = train[0][0]
+    first = sets["train"][0][0]
     uint8 = first.dtype == torch.uint8
     mean, std = options.moments if pictures or options.mean else ((0.0,), (1.0,))
     return Datasets(
-        train=train,
-        test=test,
+        train=sets["train"],
+        test=sets.get("test", NOTHING),
+        validation=sets.get("validation"),
         input_shape=tuple(first.shape),
         num_classes=number,
         mean=mean,
@@ -141,6 +144,7 @@ def _refuse_addresses(config: DataConfig, options: ShardOptions) -> None:
     for key, value in (
         ("data.root", config.root),
         ("data.kwargs.train", options.train),
+        ("data.kwargs.validation", options.validation),
         ("data.kwargs.test", options.test),
     ):
         if value is not None and ("://" in value or value.startswith("pipe:")):
@@ -152,18 +156,38 @@ def _refuse_addresses(config: DataConfig, options: ShardOptions) -> None:
             )
 
 
-def _find(root: Path, pattern: str | None, default: tuple[str, ...] = ()) -> list[Path]:
-    patterns = [pattern] if pattern is not None else list(default)
-    for candidate in patterns:
-        found = sorted(path for path in root.glob(candidate) if path.is_file())
-        if found:
-            return found
-    raise InputError(
-        f"shards in {root}",
-        given="none of that name",
-        expected=" or ".join(patterns),
-        remedy="Others are named by data.kwargs.train and data.kwargs.test.",
+def _find(root: Path, options: ShardOptions, *, cut_test: bool) -> dict[str, list[Path]]:
+    """The shards of each part, none of them in two."""
+
+    def matching(pattern: str) -> list[Path]:
+        return sorted(path for path in root.glob(pattern) if path.is_file())
+
+    parts = choose_parts(
+        options,
+        lambda pattern: bool(matching(pattern)),
+        cut_test=cut_test,
+        tests=("test*.tar",),
+        validations=VALIDATIONS,
     )
+    shards = {role: matching(pattern) for role, pattern in parts.found}
+    missing = [pattern for role, pattern in parts.found if not shards[role]]
+    if not parts.test and not cut_test:
+        missing.append(" or ".join(("test*.tar", *VALIDATIONS)))
+    if missing:
+        raise InputError(
+            f"shards in {root}",
+            given="none of that name",
+            expected=" and ".join(missing),
+            remedy=REMEDY,
+        )
+    for one, other in itertools.combinations(shards, 2):
+        if shared := set(shards[one]) & set(shards[other]):
+            raise InputError(
+                f"shards in {root}",
+                given=min(shared).name,
+                expected=f"it in {one} or in {other} only",
+            )
+    return shards
 
 
 def _index(

@@ -1,4 +1,4 @@
-"""The test batches, the same on any number of ranks."""
+"""The batches of an evaluation, the same on any number of ranks."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class HostLoader:
 
     Args:
         train: Training set.
-        test: Test set.
+        held_out: What is evaluated on, by name.
         plan: Which samples this rank trains on, and in which order.
         device: Where batches go.
         workers: Worker processes; with 0 this process reads the data.
@@ -48,7 +48,7 @@ class HostLoader:
     def __init__(
         self,
         train: MapDataset,
-        test: MapDataset,
+        held_out: Mapping[str, MapDataset],
         *,
         plan: Plan,
         device: torch.device,
@@ -57,7 +57,7 @@ class HostLoader:
         pinned: bool = True,
     ) -> None:
         self.train = train
-        self.test = test
+        self.held_out = held_out
         self.plan = plan
         self.device = device
         self.workers = workers
@@ -66,7 +66,9 @@ class HostLoader:
         if workers:
             _check_sockets()
             atexit.register(end_workers)
-        self.evaluators: dict[int, DataLoader[Any]] = {}  # kept, and their workers with them
+        self.evaluators: dict[
+            tuple[str, int], DataLoader[Any]
+        ] = {}  # kept, and their workers with them
 
     def stream(self, global_batch: int) -> Iterator[Batch]:
         """This rank's micro-batches from global batch `global_batch` on, endlessly."""
@@ -74,15 +76,16 @@ class HostLoader:
         return prefetch(delivered(self._loader(self.train, requests)), self.device)
 
     def evaluation(
-        self, batch_size: int, rank: int, world_size: int
+        self, name: str, batch_size: int, rank: int, world_size: int
     ) -> Iterator[tuple[int, Batch]]:
-        """This rank's test batches, each with its index among all of them."""
-        bounds = evaluation_batches(len(self.test), batch_size)
+        """This rank's batches of a set that is held out, each with its index among all of them."""
+        data, key = self.held_out[name], (name, batch_size)
+        bounds = evaluation_batches(len(data), batch_size)
         mine = range(rank, len(bounds), world_size)
-        if batch_size not in self.evaluators:
+        if key not in self.evaluators:
             requests = [Request(torch.arange(*bounds[index]), 0) for index in mine]
-            self.evaluators[batch_size] = self._loader(self.test, requests)
-        batches = delivered(self.evaluators[batch_size])
+            self.evaluators[key] = self._loader(data, requests)
+        batches = delivered(self.evaluators[key])
         return zip(mine, prefetch(batches, self.device), strict=True)
 
     def _loader(self, dataset: MapDataset, requests: Any) -> DataLoader[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +11,7 @@ from configs.errors import InputError
 from configs.schema import DataConfig
 from data.loading.host_loader import HostLoader
 from data.loading.order import Plan
-from data.loading.resident_loader import ResidentLoader
+from data.loading.resident_loader import ResidentLoader, as_array
 from data.samples import ArrayDataset, Batch, MapDataset
 
 RESIDENT_FRACTION = 0.25
@@ -27,9 +27,9 @@ class Loader(Protocol):
         ...
 
     def evaluation(
-        self, batch_size: int, rank: int, world_size: int
+        self, name: str, batch_size: int, rank: int, world_size: int
     ) -> Iterator[tuple[int, Batch]]:
-        """This rank's test batches, each with its index among all of them."""
+        """This rank's batches of a set that is held out, each with its index among all of them."""
         ...
 
 
@@ -38,15 +38,12 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
-def placement(
-    config: DataConfig, train: MapDataset, test: MapDataset, free: int | None
-) -> tuple[bool, str]:
+def placement(config: DataConfig, sets: Sequence[MapDataset], free: int | None) -> tuple[bool, str]:
     """Decide whether the data live on the device (`data.placement`).
 
     Args:
         config: What the user asked for.
-        train: Training set.
-        test: Test set.
+        sets: Training set and sets that are held out.
         free: Bytes of the device's memory; see `free_bytes`.
 
     Returns:
@@ -55,8 +52,8 @@ def placement(
     Raises:
         InputError: If data that are not arrays in memory are to live on the device.
     """
-    arrays = [data for data in (train, test) if isinstance(data, ArrayDataset)]
-    if len(arrays) < 2:
+    arrays = [data for data in sets if isinstance(data, ArrayDataset)]
+    if len(arrays) < len(sets):
         if config.placement == "device":
             raise InputError(
                 "data.placement",
@@ -82,7 +79,7 @@ def placement(
 def build_loader(
     config: DataConfig,
     train: MapDataset,
-    test: MapDataset,
+    held_out: Mapping[str, MapDataset],
     *,
     plan: Plan,
     device: torch.device,
@@ -93,7 +90,7 @@ def build_loader(
     Args:
         config: Workers, how far they read ahead, and the placement.
         train: Training set.
-        test: Test set.
+        held_out: What is evaluated on, by name.
         plan: Which samples this rank trains on, and in which order.
         device: Where batches are needed.
         on_device: Whether the data live there, as `placement` decides; None lets it decide now.
@@ -103,14 +100,12 @@ def build_loader(
             could not answer.
     """
     if on_device is None:
-        on_device, _ = placement(config, train, test, free_bytes(device))
+        on_device, _ = placement(config, [train, *held_out.values()], free_bytes(device))
     if on_device:
-        assert isinstance(train, ArrayDataset)
-        assert isinstance(test, ArrayDataset)
-        return ResidentLoader(train, test, plan=plan, device=device)
+        return ResidentLoader(as_array(train), held_out, plan=plan, device=device)
     return HostLoader(
         train,
-        test,
+        held_out,
         plan=plan,
         device=device,
         workers=config.workers,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import GlobalBatch, Plan
-from data.samples import ArrayDataset, Batch
+from data.samples import ArrayDataset, Batch, MapDataset
 
 
 class ResidentLoader:
@@ -18,16 +18,21 @@ class ResidentLoader:
 
     Args:
         train: Training set, copied to the device.
-        test: Test set, copied to the device.
+        held_out: Arrays that are evaluated on, by name, copied too.
         plan: Which samples this rank trains on, and in which order.
         device: Where the data lives.
     """
 
     def __init__(
-        self, train: ArrayDataset, test: ArrayDataset, *, plan: Plan, device: torch.device
+        self,
+        train: ArrayDataset,
+        held_out: Mapping[str, MapDataset],
+        *,
+        plan: Plan,
+        device: torch.device,
     ) -> None:
         self.train = train.to(device)
-        self.test = test.to(device)
+        self.held_out = {name: as_array(data).to(device) for name, data in held_out.items()}
         self.plan = plan
         self.device = device
         self.epoch, self.order = -1, torch.empty(0)
@@ -74,10 +79,17 @@ class ResidentLoader:
         return self.order
 
     def evaluation(
-        self, batch_size: int, rank: int, world_size: int
+        self, name: str, batch_size: int, rank: int, world_size: int
     ) -> Iterator[tuple[int, Batch]]:
-        """This rank's test batches, each with its index among all of them."""
-        bounds = evaluation_batches(len(self.test), batch_size)
+        """This rank's batches of a set that is held out, each with its index among all of them."""
+        data = self.held_out[name]
+        bounds = evaluation_batches(len(data), batch_size)
         for index in range(rank, len(bounds), world_size):
             span = slice(*bounds[index])
-            yield index, (self.test.inputs[span], self.test.targets[span])
+            yield index, (data.inputs[span], data.targets[span])
+
+
+def as_array(data: MapDataset) -> ArrayDataset:
+    """A data set that `placement` found to be an array."""
+    assert isinstance(data, ArrayDataset)
+    return data

@@ -68,7 +68,7 @@ def collect(
     Fewer than `steps` if they are large or slow in coming.
     """
     plan = plan_alone(config, data)
-    loader = build_loader(config.data, data.train, data.test, plan=plan, device=device)
+    loader = build_loader(config.data, data.train, data.held_out, plan=plan, device=device)
     stream = loader.stream(0)
     batches: list[GlobalBatch] = []
     seconds: list[float] = []

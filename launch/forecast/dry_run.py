@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset, Datasets, load_datasets
 from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import Plan
+from data.splits import cut
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
 from trainer.build import build_state
 from trainer.checkpoints.checkpoint_folder import list_checkpoints
@@ -68,8 +69,8 @@ class Report:
     proved_global_batches: tuple[int, ...]
     """Global batches whose slices were compared rank by rank."""
     learning_rates: dict[str, float]
-    num_test: int
-    evaluation_batches: int
+    held_out: dict[str, int]
+    """Samples of each set that is evaluated on."""
     memory: tuple[Need, ...]
     notes: tuple[str, ...]
 
@@ -95,7 +96,9 @@ def examine(config: RunConfig) -> Report:
     global_batches = _telling_global_batches(components.plan)
     for index in global_batches:
         check_partition(plans, index)
-    check_evaluation(len(data.test), config.evaluate.batch_size, world_size)
+    held_out = {name: len(part) for name, part in data.held_out.items()}
+    for count in held_out.values():
+        check_evaluation(count, config.evaluate.batch_size, world_size)
     splits = _split_batches(plans)
     total_steps = components.schedule.total_steps
     largest = max(plans, key=largest_micro_batch)
@@ -113,10 +116,9 @@ def examine(config: RunConfig) -> Report:
         splits=splits,
         proved_global_batches=tuple(global_batches),
         learning_rates=_learning_rates(components.schedule, config.schedule.warmup_steps),
-        num_test=len(data.test),
-        evaluation_batches=len(evaluation_batches(len(data.test), config.evaluate.batch_size)),
+        held_out=held_out,
         memory=(*memory, *memory_of_rank(config, components, state, largest)),
-        notes=tuple(_notes(config, splits, len(data.test))),
+        notes=tuple(_notes(config, splits, held_out)),
     )
 
 
@@ -145,7 +147,7 @@ def check_partition(plans: Sequence[Plan], index: int) -> None:
 
 
 def check_evaluation(num_samples: int, batch_size: int, world_size: int) -> None:
-    """Every test sample is in exactly one batch of exactly one rank."""
+    """Every sample is in exactly one batch of exactly one rank."""
     bounds = evaluation_batches(num_samples, batch_size)
     mine = [
         bounds[index]
@@ -171,7 +173,8 @@ def _find_data(config: RunConfig) -> tuple[str, Datasets]:
         and (root is None or Path(root).expanduser().is_dir())
     ):
         target = download_folder(facts, root)
-        return f"{facts.name}: not here, would be downloaded to {target}", _stand_in(facts)
+        stand_in = cut(_stand_in(facts), config.data, config.seed)
+        return f"{facts.name}: not here, would be downloaded to {target}", stand_in
     # Nothing to download, or not allowed: as in the real run, this finds them or refuses.
     folder = next(iter(acquire(facts, root, download=False).values())).parent
     return f"{facts.name} in {folder}", load_datasets(config.data, seed=config.seed)
@@ -261,7 +264,9 @@ def _learning_rates(schedule: Schedule, warmup: int) -> dict[str, float]:
     return {f"step {step + 1}": rates[step] for step in chosen}
 
 
-def _notes(config: RunConfig, splits: Sequence[RankSplit], num_test: int) -> list[str]:
+def _notes(
+    config: RunConfig, splits: Sequence[RankSplit], held_out: Mapping[str, int]
+) -> list[str]:
     """What works, but may not be what was meant."""
     world_size = len(splits[0].samples)
     notes = []
@@ -271,12 +276,13 @@ def _notes(config: RunConfig, splits: Sequence[RankSplit], num_test: int) -> lis
             notes.append(f"{counts[0]} of {world_size} ranks have no sample in the {split.name}")
     if len(set(splits[0].samples)) > 1:
         notes.append("ranks have unequal parts of a full batch: the larger ones set the pace")
-    batches = len(evaluation_batches(num_test, config.evaluate.batch_size))
-    if batches < world_size:
-        notes.append(
-            f"{world_size - batches} of {world_size} ranks have nothing to evaluate: a smaller "
-            "evaluate.batch_size would share it out"
-        )
+    for name, count in held_out.items():
+        batches = len(evaluation_batches(count, config.evaluate.batch_size))
+        if batches < world_size:
+            notes.append(
+                f"{world_size - batches} of {world_size} ranks have nothing to evaluate of the "
+                f"{name} set: a smaller evaluate.batch_size would share it out"
+            )
     return notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from data.loading.evaluation_order import evaluation_batches
 from launch.forecast.dry_run import RankSplit, Report
 
 
@@ -52,7 +53,6 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
         f"{steps:,}"
         for steps in sorted({epoch_schedule.steps(e) for e, _ in epoch_schedule.batch_sizes})
     )
-    per_rank = -(-report.evaluation_batches // runtime.world_size)
     proved = ", ".join(str(global_batch + 1) for global_batch in report.proved_global_batches)
     return [
         ("ranks", f"{runtime.world_size:,} ({runtime.backend or 'no process group'})"),
@@ -69,12 +69,15 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
         *((split.name, _split_text(split)) for split in report.splits),
         ("sampler", f"slices of all ranks disjoint and complete in global batches {proved}"),
         ("learning rate", rates),
-        (
-            "evaluation",
-            f"{report.num_test:,} samples in {report.evaluation_batches} batches, at most "
-            f"{per_rank} on a rank",
-        ),
+        *((f"{name} set", _held_out_text(report, name)) for name in report.held_out),
     ]
+
+
+def _held_out_text(report: Report, name: str) -> str:
+    count = report.held_out[name]
+    batches = len(evaluation_batches(count, report.config.evaluate.batch_size))
+    per_rank = -(-batches // report.runtime.world_size)
+    return f"{count:,} samples in {batches} batches, at most {per_rank} on a rank"
 
 
 def totals(report: Report) -> dict[str, int]:

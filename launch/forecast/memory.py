@@ -150,7 +150,7 @@ def _tree_bytes(plan: Plan, module: nn.Module) -> int:
 
 
 def _data_bytes(data: Datasets) -> int | None:
-    parts = (data.train, data.test)
+    parts = (data.train, *data.held_out.values())
     arrays = [part for part in parts if isinstance(part, ArrayDataset)]
     return sum(part.num_bytes for part in arrays) if len(arrays) == len(parts) else None
 

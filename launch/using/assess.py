@@ -134,8 +134,8 @@ def _batches(trained: Trained, data: Datasets) -> Iterator[Batch]:
     config, device = trained.config, trained.runtime.device
     plan = Plan(num_samples=len(data.test), global_batch_size=1, seed=config.seed)
     # Nobody trains here: the test set stands in for the training set, which is not to be moved.
-    loader = build_loader(config.data, data.test, data.test, plan=plan, device=device)
-    for _, (inputs, targets) in loader.evaluation(config.evaluate.batch_size, 0, 1):
+    loader = build_loader(config.data, data.test, {"test": data.test}, plan=plan, device=device)
+    for _, (inputs, targets) in loader.evaluation("test", config.evaluate.batch_size, 0, 1):
         yield inputs.to(device), targets.to(device)
 
 

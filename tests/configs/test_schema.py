@@ -316,6 +316,8 @@ MATHS: dict[str, Any] = {
     "seed": 1,
     "data.dataset": "idx",
     "data.kwargs": {"size": 32},
+    "data.validation": 0.1,
+    "data.test": 100,
     "data.drop_last": True,
     "data.augment.shift": 2.0,
     "data.augment.rotate": 10.0,

@@ -145,7 +145,7 @@ def test_data_that_is_not_here_is_not_fetched(tmp_path: Path) -> None:
     arguments = [f"--data.root={tmp_path}", f"--output_dir={tmp_path}", "--dry_run.world_size=4"]
     report = dry("--config=fashion_mnist", *arguments)
     assert "would be downloaded" in report.data
-    assert report.num_test == 10_000
+    assert report.held_out == {"test": 10_000}
     data = next(need for need in report.memory if need.purpose == "data set")
     assert data.num_bytes == 70_000 * (28 * 28 + 8)
     assert "data.download is false" in refused(

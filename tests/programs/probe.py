@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         counts = evaluate(
             run.state.engine.module,
             run.loader,
+            "test",
             num_samples=len(run.evaluator.components.data.test),
             batch_size=config.evaluate.batch_size,
             normalize=run.evaluator.components.normalize,

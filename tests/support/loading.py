@@ -88,7 +88,7 @@ def host(
 ) -> HostLoader:
     return HostLoader(
         make_arrays(NUM_TRAIN) if train is None else train,
-        make_arrays(NUM_TEST) if test is None else test,
+        {"test": make_arrays(NUM_TEST) if test is None else test},
         plan=plan,
         device=CPU,
         workers=workers,

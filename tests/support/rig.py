@@ -202,7 +202,7 @@ def make(
         clip_norm=clip,
         runtime=runtime,
     )
-    loader = ResidentLoader(data, data, plan=plan, device=device)
+    loader = ResidentLoader(data, {"test": data}, plan=plan, device=device)
     return Rig(
         data,
         plan,

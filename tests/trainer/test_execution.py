@@ -45,7 +45,7 @@ def decided(
             input_shape=shape,
             device=runtime.device,
             world_size=ranks,
-            resident=placement(config.data, data, data, GPU_BYTES if device == "cuda" else None),
+            resident=placement(config.data, [data, data], GPU_BYTES if device == "cuda" else None),
         ),
     )
 

@@ -194,8 +194,14 @@ class RunDirectory:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Every key whose value changed, as in `optimizer.lr 0.001, now 0.0003; seed 1, now 2`."""
-    normal = json.loads(json.dumps(new, default=str))
+    """Every key whose value changed, as in `optimizer.lr 0.001, now 0.0003; seed 1, now 2`.
+
+    A key that the old run did not know yet had its default there: that is how keys are added.
+    """
+    normal, defaults = (
+        json.loads(json.dumps(x, default=str)) for x in (new, identity(RunConfig()))
+    )
+    old = {key: defaults[key] for key in normal if key in defaults} | old
     return "; ".join(
         f"{key} {old.get(key)!r}, now {normal.get(key)!r}"
         for key in dict.fromkeys([*normal, *old])

@@ -44,10 +44,7 @@ class Saver:
         Waits for the write before this one. If that one failed, the error is logged, and training
         goes on.
         """
-        try:
-            self.wait()
-        except SaveFailed as error:
-            log.error("%s; training goes on", error)
+        self.finish()
         self.step = position.step
         self.pending = self.thread.submit(
             save_checkpoint,
@@ -59,6 +56,13 @@ class Saver:
             keep_best=self.keep_best,
             is_best=is_best,
         )
+
+    def finish(self) -> None:
+        """Wait until nothing is being written; if the last write failed, that is logged."""
+        try:
+            self.wait()
+        except SaveFailed as error:
+            log.error("%s; training goes on", error)
 
     def wait(self) -> None:
         """Wait until nothing is being written.

@@ -36,6 +36,8 @@ class Progress:
     """Wall time of the run over all its restarts."""
     evaluation_due: bool = False
     """An evaluation was interrupted and comes first when the run continues."""
+    test_due: bool = False
+    """The same of the test at the end of a run that chooses on a validation set."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the latest evaluation said, by name; empty before the first."""
     best: dict[str, float] = field(default_factory=dict)
@@ -47,6 +49,10 @@ class Progress:
     """In a row, for early stopping."""
     to_beat: dict[str, float] = field(default_factory=dict)
     """The evaluation that another must beat by `train.min_gain`."""
+    test: dict[str, float] = field(default_factory=dict)
+    """What the final weights reach on the test set, where the choice was not made on it."""
+    test_best: dict[str, float] = field(default_factory=dict)
+    """The same of the weights that were best on the validation set."""
 
     def evaluated(
         self, values: dict[str, float], selection: Selection, *, min_gain: float, regular: bool
@@ -58,6 +64,7 @@ class Progress:
         """
         self.evaluation_due = False
         self.metrics, self.evaluated_step = values, self.step
+        self.test, self.test_best = {}, {}  # they were of the end of a shorter run
         if selection.improves(values, self.best):
             self.best, self.best_step = values, self.step
         if not regular:
@@ -70,6 +77,11 @@ class Progress:
     def just_evaluated(self) -> bool:
         """Whether the latest evaluation was of the weights as they are now."""
         return self.evaluated_step == self.step and not self.evaluation_due
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an evaluation comes first when the run continues."""
+        return self.evaluation_due or self.test_due
 
     def state_dict(self) -> dict[str, Any]:
         """As checkpoints hold it; there `global_batches` is called `window`."""

@@ -1,4 +1,4 @@
-"""Exact evaluation: every test sample once, on any number of ranks."""
+"""Exact evaluation: every sample once, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.ranks.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics over a test set, each from one sum over all of its samples."""
+    """Metrics over a set that is held out, each from one sum over all of its samples."""
 
     values: dict[str, float]
     """Mean loss, metrics of the task and count of samples, by name."""
@@ -45,6 +45,7 @@ class Evaluation:
 def evaluate(
     module: nn.Module,
     loader: Loader,
+    name: str,
     *,
     num_samples: int,
     batch_size: int,
@@ -62,8 +63,9 @@ def evaluate(
 
     Args:
         module: The raw module, on the device of `runtime`.
-        loader: Gives this rank's batches of the test set.
-        num_samples: Samples in the test set.
+        loader: Gives this rank's batches.
+        name: Which of the loader's sets: validation or test.
+        num_samples: Samples in it.
         batch_size: Samples in a batch; the last one may be shorter.
         normalize: Turns inputs as the data set gives them into what the module takes.
         task: Measures the outputs.
@@ -78,7 +80,7 @@ def evaluate(
     num_batches = len(evaluation_batches(num_samples, batch_size))
     where = counting_device(runtime.device)
     sums = torch.zeros(num_batches, task.width, dtype=torch.float64, device=where)
-    batches = loader.evaluation(batch_size, runtime.rank, runtime.world_size)
+    batches = loader.evaluation(name, batch_size, runtime.rank, runtime.world_size)
     with evaluating(module), contiguous(module):
         for _ in range(-(-num_batches // runtime.world_size)):
             if interrupted():

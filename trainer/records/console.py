@@ -16,6 +16,14 @@ PLAIN_SECONDS = 2.0
 PERCENTAGES = ("accuracy", "label_accuracy", "f1", "precision", "recall", "exact_match")
 """Metrics that are printed as percentages."""
 
+EVALUATIONS = {
+    "eval": ("test", ""),
+    "val": ("validation", ""),
+    "test": ("test", "  final weights"),
+    "test_best": ("test", "  best weights on validation"),
+}
+"""Of each group of metrics: what they were measured on, and what else to say of them."""
+
 
 def build_console(progress: Literal["auto", "rich", "plain", "off"]) -> list[Sink]:
     """The display that `logging.progress` asks for; auto: live on a terminal, else plain lines."""
@@ -59,8 +67,7 @@ class RichSink:
         assert self.progress is not None
         assert self.task is not None
         assert self.facts is not None
-        if "eval/loss" in record:
-            line = _evaluation_line(record, self.facts)
+        for line in evaluation_lines(record, self.facts):
             self.progress.console.print(line, highlight=False)
         if "train/loss" in record:
             metrics = (
@@ -101,8 +108,8 @@ class PlainSink:
                 f"ETA {int(left) // 60}:{int(left) % 60:02d}",
                 flush=True,
             )
-        if "eval/loss" in record:
-            print(_evaluation_line(record, self.facts), flush=True)
+        for line in evaluation_lines(record, self.facts):
+            print(line, flush=True)
 
     def finish(self, status: str) -> None:
         pass
@@ -114,11 +121,20 @@ def _score(record: Record, facts: RunFacts) -> str:
     return f"{'acc' if name == 'accuracy' else name} {shown(name, record[f'train/{name}'])}"
 
 
-def _evaluation_line(record: Record, facts: RunFacts) -> str:
-    """The line of an evaluation, with the metric that selects the best one and the loss."""
+def evaluation_lines(record: Record, facts: RunFacts) -> list[str]:
+    """A line for each evaluation in a record, with the metric that selects the best and the loss.
+
+    Nothing is said twice: the best weights that are the final ones have no line of their own.
+    """
     names = dict.fromkeys((facts.selection.metric, "loss"))
-    values = "  ".join(f"test {name} {shown(name, record[f'eval/{name}'])}" for name in names)
-    return f"epoch {record['epoch']:g}  step {record['step']}  {values}"
+    where = f"epoch {record['epoch']:g}  step {record['step']}"
+    lines: dict[str, str] = {}
+    for group, (on, whose) in EVALUATIONS.items():
+        if f"{group}/loss" in record:
+            values = {name: shown(name, record[f"{group}/{name}"]) for name in names}
+            text = "  ".join(f"{on} {name} {value}" for name, value in values.items())
+            lines.setdefault(text, f"{where}  {text}{whose}")
+    return list(lines.values())
 
 
 def shown(name: str, value: float) -> str:

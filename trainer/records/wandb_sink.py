@@ -102,7 +102,7 @@ class WandbSink:
             return
         try:
             self.run.log({key: v for key, v in record.items() if "/" not in key or key in new})
-            values = {key[5:]: value for key, value in record.items() if key.startswith("eval/")}
+            values = _chosen_by(record)
             known = {key[5:]: value for key, value in self.best.items()}
             if values and self.selection is not None and self.selection.improves(values, known):
                 self.best = {f"best/{name}": value for name, value in values.items()}
@@ -186,6 +186,12 @@ def _save_sent(directory: Path, sent: dict[str, float]) -> None:
     The file is not flushed to disk, which would cost milliseconds for every record.
     """
     write_atomically(directory / SENT_FILE, json.dumps(sent) + "\n", durable=False)
+
+
+def _chosen_by(record: Record) -> dict[str, float]:
+    """The metrics of an evaluation that the best one is chosen by; empty for another record."""
+    evaluated = (key.partition("/") for key in record)
+    return {name: record[f"{g}/{name}"] for g, _, name in evaluated if g in ("eval", "val")}
 
 
 def _read_best(directory: Path) -> dict[str, float]:

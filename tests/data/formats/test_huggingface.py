@@ -133,11 +133,11 @@ def test_text_and_negative_classes_are_refused(tmp_path: Path) -> None:
     assert "given -1" in refusal(lambda: load(folder, input="y", target="z"))
 
 
-def test_one_split_alone_is_refused(tmp_path: Path) -> None:
+def test_one_split_alone_is_refused_unless_it_is_to_be_cut(tmp_path: Path) -> None:
     import datasets
 
     datasets.Dataset.from_dict({"x": [1], "y": [0]}).save_to_disk(str(tmp_path / "set"))
-    assert "given 'one split'" in refusal(lambda: load(tmp_path / "set"))
+    assert "--data.test 0.1" in refusal(lambda: load(tmp_path / "set"))
 
 
 VECTORS = [[float(index), 1.0] for index in range(8)]

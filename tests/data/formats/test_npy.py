@@ -113,7 +113,7 @@ def test_it_cannot_be_asked_to_live_on_the_device(folder: Path) -> None:
     data, plan = load(folder), Plan(num_samples=53, global_batch_size=8)
     config = DataConfig(dataset="npy", placement="device")
     with pytest.raises(InputError, match=r"data\.placement"):
-        build_loader(config, data.train, data.test, plan=plan, device=torch.device("cpu"))
+        build_loader(config, data.train, data.held_out, plan=plan, device=torch.device("cpu"))
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -56,7 +56,7 @@ def host(data: Datasets, workers: int, **plan: Any) -> HostLoader:
     defaults = {"num_samples": len(data.train), "global_batch_size": 12, "seed": 3}
     return HostLoader(
         data.train,
-        data.test,
+        data.held_out,
         plan=Plan(**(defaults | plan)),
         device=CPU,
         workers=workers,
@@ -107,7 +107,7 @@ def test_ranks_together_see_the_batches_of_one(data: Datasets) -> None:
 def test_evaluation_reads_every_test_sample_once_in_order(data: Datasets, workers: int) -> None:
     loader = host(data, workers)
     for _ in range(2):
-        batches = [batch for _, batch in loader.evaluation(5, 0, 1)]
+        batches = [batch for _, batch in loader.evaluation("test", 5, 0, 1)]
         inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
         assert len(inputs) == len(data.test)
         for index in (0, len(data.test) - 1):

@@ -164,7 +164,7 @@ def test_streams_missing_shards_and_shards_in_both_parts_are_refused(shards: Pat
     assert "data.kwargs.train" in refusal(lambda: load(shards, train="pipe:cat x.tar"))
     assert "expected no*.tar" in refusal(lambda: load(shards, train="no*.tar"))
     message = refusal(lambda: load(shards, test="train-1.tar"))
-    assert "given 'train-1.tar', expected it in training or in test only" in message
+    assert "given 'train-1.tar', expected it in train or in test only" in message
     assert "data.root: expected" in refusal(
         lambda: load_datasets(DataConfig(dataset="webdataset"), seed=0)
     )

@@ -37,8 +37,8 @@ from tests.support.loading import (
 
 def make_loader(kind: str, plan: Plan) -> Loader:
     if kind == "resident":
-        arrays = make_arrays(NUM_TRAIN), make_arrays(NUM_TEST)
-        return ResidentLoader(*arrays, plan=plan, device=CPU)
+        held_out = {"test": make_arrays(NUM_TEST)}
+        return ResidentLoader(make_arrays(NUM_TRAIN), held_out, plan=plan, device=CPU)
     source, workers = kind.split("-")
     if source == "arrays":
         return host(plan, int(workers))
@@ -90,7 +90,7 @@ def test_batches_are_gathered_whole() -> None:
     plan = make_plan(micro_batch_size=5)
     sizes = [len(part) for part in expected_batches(plan, 0, 7)]
     for make in (
-        lambda train: ResidentLoader(train, train, plan=plan, device=CPU),
+        lambda train: ResidentLoader(train, {"test": train}, plan=plan, device=CPU),
         lambda train: host(plan, 0, train, train),
     ):
         dataset = Counting(NUM_TRAIN)
@@ -121,7 +121,7 @@ def test_evaluation_covers_each_sample_once_in_the_same_batches_on_any_ranks(
     found: dict[int, Batch] = {}
     for rank in range(world_size):
         plan = make_plan(rank=rank, world_size=world_size)
-        for index, batch in make_loader(kind, plan).evaluation(5, rank, world_size):
+        for index, batch in make_loader(kind, plan).evaluation("test", 5, rank, world_size):
             assert index not in found
             found[index] = batch
     assert sorted(found) == [0, 1, 2, 3, 4]
@@ -132,11 +132,11 @@ def test_evaluation_covers_each_sample_once_in_the_same_batches_on_any_ranks(
 @KINDS
 def test_evaluation_again_gives_the_same_after_an_abandoned_one(kind: str) -> None:
     loader = make_loader(kind, make_plan())
-    abandoned = loader.evaluation(5, 0, 1)
+    abandoned = loader.evaluation("test", 5, 0, 1)
     next(abandoned), next(abandoned)
     del abandoned
     for _ in range(2):
-        batches = list(loader.evaluation(5, 0, 1))
+        batches = list(loader.evaluation("test", 5, 0, 1))
         assert [index for index, _ in batches] == [0, 1, 2, 3, 4]
         for index, batch in batches:
             assert_samples(batch, list(range(5 * index, min(5 * index + 5, NUM_TEST))))
@@ -145,13 +145,15 @@ def test_evaluation_again_gives_the_same_after_an_abandoned_one(kind: str) -> No
 @KINDS
 def test_evaluation_with_another_batch_size_is_another_evaluation(kind: str) -> None:
     loader = make_loader(kind, make_plan())
-    sizes = [[len(batch[1]) for _, batch in loader.evaluation(b, 0, 1)] for b in (5, 10, 23)]
+    sizes = [
+        [len(batch[1]) for _, batch in loader.evaluation("test", b, 0, 1)] for b in (5, 10, 23)
+    ]
     assert sizes == [[5, 5, 5, 5, 3], [10, 10, 3], [23]]
 
 
 @KINDS
 def test_a_rank_beyond_the_last_evaluation_batch_gets_none(kind: str) -> None:
-    assert list(make_loader(kind, make_plan()).evaluation(20, 2, 3)) == []
+    assert list(make_loader(kind, make_plan()).evaluation("test", 20, 2, 3)) == []
 
 
 # -- random numbers ------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def test_iterating_leaves_the_global_generators_untouched(dataset: Any, workers:
     loader = host(make_plan(), workers, dataset(NUM_TRAIN), dataset(NUM_TEST))
     before = rng_states()
     take(loader.stream(0), 7)
-    list(loader.evaluation(5, 0, 1))
+    list(loader.evaluation("test", 5, 0, 1))
     assert rng_states() == before
 
 
@@ -239,7 +241,7 @@ def test_an_evaluation_of_a_random_data_set_repeats_itself() -> None:
     for workers in (0, 2):
         loader = host(make_plan(), workers, Augmented(NUM_TRAIN), Augmented(NUM_TEST))
         for _ in range(2):
-            results.append(torch.cat([b[0] for _, b in loader.evaluation(5, 0, 1)]))
+            results.append(torch.cat([b[0] for _, b in loader.evaluation("test", 5, 0, 1)]))
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -263,7 +265,7 @@ def test_arrays_live_on_the_device_unless_told_otherwise(
     loader = build_loader(
         DataConfig(**options),
         dataset(NUM_TRAIN),
-        dataset(NUM_TEST),
+        {"test": dataset(NUM_TEST)},
         plan=make_plan(),
         device=CPU,
     )

@@ -32,7 +32,7 @@ def test_arrays_live_on_a_device_with_four_times_their_size_free(
     options: dict[str, Any], free_bytes: int | None, on_device: bool, reason: str
 ) -> None:
     found, why = placement(
-        DataConfig(**options), make_arrays(NUM_TRAIN), make_arrays(NUM_TEST), free_bytes
+        DataConfig(**options), [make_arrays(NUM_TRAIN), make_arrays(NUM_TEST)], free_bytes
     )
     assert found == on_device
     assert reason in why
@@ -41,14 +41,14 @@ def test_arrays_live_on_a_device_with_four_times_their_size_free(
 @pytest.mark.parametrize("free_bytes", [None, 1 << 40])
 def test_data_read_sample_by_sample_never_live_on_the_device(free_bytes: int | None) -> None:
     data = PerSample(NUM_TRAIN), PerSample(NUM_TEST)
-    assert placement(DataConfig(), *data, free_bytes)[0] is False
+    assert placement(DataConfig(), data, free_bytes)[0] is False
     with pytest.raises(InputError, match=r"data\.placement: given 'device'"):
-        placement(DataConfig(placement="device"), *data, free_bytes)
+        placement(DataConfig(placement="device"), data, free_bytes)
 
 
 def test_a_placement_that_was_decided_is_not_decided_again() -> None:
     for on_device, kind in ((True, ResidentLoader), (False, HostLoader)):
         config = DataConfig(placement="host" if on_device else "device")
-        data = make_arrays(NUM_TRAIN), make_arrays(NUM_TEST)
+        data = make_arrays(NUM_TRAIN), {"test": make_arrays(NUM_TEST)}
         loader = build_loader(config, *data, plan=make_plan(), device=CPU, on_device=on_device)
         assert isinstance(loader, kind)

@@ -44,7 +44,7 @@ def test_workers_end_with_the_iterator_and_with_the_loader(
     del stream
     gc.collect()
     assert workers() == set()
-    list(loader.evaluation(5, 0, 1))
+    list(loader.evaluation("test", 5, 0, 1))
     assert len(workers()) == 2
     del loader
     gc.collect()
@@ -54,9 +54,9 @@ def test_workers_end_with_the_iterator_and_with_the_loader(
 def test_evaluations_share_their_workers(workers: Callable[[], set[int | None]]) -> None:
     """Law: workers are started once, not once per epoch."""
     loader = host(make_plan(), 2)
-    list(loader.evaluation(5, 0, 1))
+    list(loader.evaluation("test", 5, 0, 1))
     before = workers()
-    list(loader.evaluation(5, 0, 1))
+    list(loader.evaluation("test", 5, 0, 1))
     assert workers() == before
     assert len(before) == 2
 
@@ -85,7 +85,7 @@ from tests.support.loading import NUM_TRAIN, Failing, PerSample, host, make_plan
 how = sys.argv[1]
 train = Failing(NUM_TRAIN) if how == "fails in a worker" else PerSample(NUM_TRAIN)
 loader = host(make_plan(), 2, train)
-list(loader.evaluation(5, 0, 1))
+list(loader.evaluation("test", 5, 0, 1))
 stream = loader.stream(0)
 print("started", flush=True)
 next(stream)

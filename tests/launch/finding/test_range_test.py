@@ -160,6 +160,7 @@ def accuracy_after_one_epoch(seed: int, learning_rate: float) -> float:
     result = evaluate(
         found.state.engine.module,
         found.loader,
+        "test",
         num_samples=len(found.data.test),
         batch_size=1000,
         normalize=Normalize(found.data, ONE_RANK.device),

@@ -189,6 +189,7 @@ def test_a_run_that_is_assembled_has_described_itself(
         "eval/loss": None,
         "best/accuracy": None,
         "best/loss": None,
+        "selected_on": "test",
         "best/step": None,
         "skipped_steps": 0,
         "elapsed_seconds": 0,

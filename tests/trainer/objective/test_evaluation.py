@@ -55,8 +55,8 @@ def network(dropout: float = 0.0) -> nn.Module:
 def make_loader(kind: str = "resident", *, device: torch.device = CPU) -> Loader:
     plan = Plan(num_samples=NUM_SAMPLES, global_batch_size=64)
     if kind == "resident":
-        return ResidentLoader(DATA, DATA, plan=plan, device=device)
-    return HostLoader(DATA, DATA, plan=plan, device=device, workers=0, prefetch_factor=2)
+        return ResidentLoader(DATA, {"test": DATA}, plan=plan, device=device)
+    return HostLoader(DATA, {"test": DATA}, plan=plan, device=device, workers=0, prefetch_factor=2)
 
 
 def run(
@@ -78,6 +78,7 @@ def run(
     result = evaluate(
         module,
         loader,
+        "test",
         num_samples=NUM_SAMPLES,
         batch_size=batch_size,
         normalize=Normalize(FACTS, device),
@@ -118,7 +119,7 @@ def test_the_ranks_of_any_world_share_the_test_set_without_gap_or_overlap(
     """With 12 ranks and 11 batches one rank has nothing to do."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for rank in range(world_size):
-        for index, batch in make_loader(kind).evaluation(BATCH, rank, world_size):
+        for index, batch in make_loader(kind).evaluation("test", BATCH, rank, world_size):
             assert index not in found
             found[index] = batch
     assert sorted(found) == list(range(11))
@@ -135,7 +136,7 @@ def test_the_sums_of_all_ranks_have_the_bits_of_a_single_one(world_size: int) ->
     def total(ranks: int) -> list[float]:
         rows = torch.zeros(11, 3, dtype=torch.float64)
         for rank in range(ranks):
-            for index, (inputs, targets) in make_loader().evaluation(BATCH, rank, ranks):
+            for index, (inputs, targets) in make_loader().evaluation("test", BATCH, rank, ranks):
                 with torch.inference_mode():
                     logits = module(normalize(inputs))
                 loss = F.cross_entropy(logits.double(), targets, reduction="sum")
