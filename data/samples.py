@@ -97,6 +97,8 @@ class Datasets(InputFacts):
     """Without samples if there is none: `data.test` then cuts one out of the training set."""
     validation: MapDataset | None = None
     """What everything that chooses looks at; without one it looks at the test set."""
+    left_out: tuple[str, ...] = ()
+    """What was found and not read, and why."""
     measure: Callable[[Any], Moments] | None = None
     """Finds mean, std and scale of the training set as it is when all others are cut out of it."""
 

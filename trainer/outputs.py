@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs.identity import flatten
 from configs.schema import RunConfig
+from data.found import describe
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.run_directory import Resume, RunDirectory
@@ -51,10 +52,12 @@ def open_outputs(
         return Sinks([])
     for note in [*directory.open(config, resume), *notes]:
         logger.info(note)
+    found = describe(components.data)
+    logger.info(found.line())
     logger.info(components.execution.line())
     environment = describe_environment(runtime, components.execution.to_json())
     directory.write_environment(environment)
-    directory.write_model(components.data.facts())
+    directory.write_model(components.data.facts(), found.to_json())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
     if config.logging.tensorboard:
         wanted.append(TensorBoardSink())

@@ -76,10 +76,15 @@ def load_image_folder(config: DataConfig) -> Datasets:
     folders = _folders(root, parts, cut_test=config.test > 0)
     classes = _classes(folders["train"])
     sets: dict[str, ImageFolder] = {}
+    left_out: list[str] = []
     for role, folder in folders.items():
         _check_same(classes, folders["train"], folder)
         reader = PictureReader(options, training=role == "train")
-        sets[role] = _read_tree(folder, classes, reader, may_lack=role != "train")
+        sets[role], others = _read_tree(folder, classes, reader, may_lack=role != "train")
+        if others:
+            total = len(sets[role]) + others.total()
+            left_out.append(f"{others.total():,} of {total:,} files: {_counted(others)}")
+            log.warning("%s: left out %s", folder, left_out[-1])
     mean, std = options.moments
     return Datasets(
         train=sets["train"],
@@ -92,6 +97,7 @@ def load_image_folder(config: DataConfig) -> Datasets:
         scale=255.0,
         classes=tuple(classes),
         dtype="uint8",
+        left_out=tuple(left_out),
     )
 
 
@@ -144,8 +150,8 @@ def _some(names: list[str], others: list[str]) -> str:
 
 def _read_tree(
     folder: Path, classes: list[str], reader: PictureReader, may_lack: bool = False
-) -> ImageFolder:
-    """Paths and labels in an order that depends on names only."""
+) -> tuple[ImageFolder, Counter[str]]:
+    """Paths and labels in an order that depends on names only; how many files are none, and why."""
     files: list[bytes] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
@@ -159,9 +165,7 @@ def _read_tree(
         labels += [label] * len(found)
     if not files:
         raise _empty(folder, endings, left_out)
-    if left_out:
-        log.warning("%s: %d pictures; left out: %s", folder, len(files), _counted(left_out))
-    return ImageFolder(folder, np.array(files), np.array(labels, np.int64), reader)
+    return ImageFolder(folder, np.array(files), np.array(labels, np.int64), reader), left_out
 
 
 def _empty(folder: Path, endings: tuple[str, ...], left_out: Counter[str]) -> InputError:

@@ -1,6 +1,8 @@
-"""Samples that occur twice, or in the training and the test set."""
+"""Samples that occur twice, or in the training set and in one that is held out."""
 
 from __future__ import annotations
+
+from collections.abc import Container, Mapping
 
 from launch.diagnosis.data_sample import Sample
 from launch.diagnosis.findings import Check, Finding
@@ -9,11 +11,11 @@ SMALL_SAMPLE_BYTES = 16
 """Smaller samples are equal by chance."""
 COPIES_WARNING = 0.002
 COPIES_PROBLEM = 0.02
-"""Part of the test set that is in the training set too."""
+"""Part of a set that is held out that is in the training set too."""
 
 
-def check_copies(train: Sample, test: Sample) -> list[Finding]:
-    """Samples that occur more than once: in both splits, or with different labels."""
+def check_copies(train: Sample, held_out: Mapping[str, Sample]) -> list[Finding]:
+    """Samples that occur more than once: in two sets, or with different labels."""
     if train.inputs[0].nbytes < SMALL_SAMPLE_BYTES:
         seen = "samples are too small to tell copies from chance"
         return [Check("data", "copies").note(seen)]
@@ -22,22 +24,22 @@ def check_copies(train: Sample, test: Sample) -> list[Finding]:
     for key, target in zip(train.digests(), train.targets.tolist(), strict=True):
         repeated += key in labels
         contradicting += labels.setdefault(key, target) != target
-    shared = sum(key in labels for key in test.digests())
     return [
-        _shared_copies(shared, train, test),
+        *(_shared_copies(labels, sample, name) for name, sample in held_out.items()),
         _repeated(repeated, contradicting, train),
     ]
 
 
-def _shared_copies(shared: int, train: Sample, test: Sample) -> Finding:
-    part = shared / len(test.targets)
-    seen = f"{shared} of {test.size} test samples are among the training samples, byte for byte"
+def _shared_copies(train: Container[bytes], sample: Sample, name: str) -> Finding:
+    shared = sum(key in train for key in sample.digests())
+    part = shared / len(sample.targets)
+    seen = f"{shared} of {sample.size} {name} samples are among the training samples, byte for byte"
     if part <= COPIES_WARNING:
-        return Check("data", "train_in_test").judge("note" if shared else "ok", seen)
-    return Check("data", "train_in_test").judge(
+        return Check("data", f"train_in_{name}").judge("note" if shared else "ok", seen)
+    return Check("data", f"train_in_{name}").judge(
         "problem" if part > COPIES_PROBLEM else "warning",
         f"{seen} ({part:.1%})",
-        "Test accuracy then rewards memory and says too little about new samples.",
+        "Accuracy on it then rewards memory and says too little about new samples.",
         "split before augmenting, and by source (person, patient, document) rather than by sample",
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -16,26 +18,32 @@ CONSTANT_FRACTION = 0.9
 MOST_FOR_MOMENTS = 8192
 
 
-def check_data(data: Datasets, train: Sample, test: Sample) -> list[Finding]:
-    """Look at the samples of both splits."""
+Samples = Mapping[str, Sample]
+"""Those of each set, by its name."""
+
+
+def check_data(data: Datasets, train: Sample, held_out: Samples) -> list[Finding]:
+    """Look at the samples of each set."""
+    samples = {"train": train, **held_out}
     return [
-        check_targets(data, train, test),
-        check_classes(data, train, test),
-        check_inputs(data, train, test),
+        check_targets(data, samples),
+        check_classes(data, train, held_out),
+        check_inputs(samples),
         check_normalisation(data, train),
-        *check_copies(train, test),
+        *check_copies(train, held_out),
     ]
 
 
-def check_targets(data: Datasets, train: Sample, test: Sample) -> Finding:
+def check_targets(data: Datasets, samples: Samples) -> Finding:
     """Labels must be 0 ... num_classes - 1."""
     wrong = [
         f"{name} {int(sample.targets.min())} to {int(sample.targets.max())}"
-        for name, sample in (("train", train), ("test", test))
+        for name, sample in samples.items()
         if int(sample.targets.min()) < 0 or int(sample.targets.max()) >= data.num_classes
     ]
     if not wrong:
-        seen = f"all within 0 to {data.num_classes - 1} ({train.size} + {test.size} samples)"
+        sizes = " + ".join(sample.size for sample in samples.values())
+        seen = f"all within 0 to {data.num_classes - 1} ({sizes} samples)"
         return Check("data", "label_range").ok(seen)
     return Check("data", "label_range").problem(
         f"{'; '.join(wrong)}, with {data.num_classes} classes",
@@ -44,12 +52,15 @@ def check_targets(data: Datasets, train: Sample, test: Sample) -> Finding:
     )
 
 
-def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
-    """How often each class occurs; a class that is missing cannot be learned."""
-    counts = [_histogram(sample.targets, data.num_classes) for sample in (train, test)]
+def check_classes(data: Datasets, train: Sample, held_out: Samples) -> Finding:
+    """How often each class occurs; one that is missing cannot be learned, or is not tested."""
+    counts = [
+        _histogram(sample.targets, data.num_classes) for sample in (train, *held_out.values())
+    ]
     names = data.classes or tuple(map(str, range(data.num_classes)))
     table = [
-        {"class": names[c], "train": int(counts[0][c]), "test": int(counts[1][c])}
+        {"class": names[c]}
+        | {name: int(count[c]) for name, count in zip(("train", *held_out), counts, strict=True)}
         for c in range(min(data.num_classes, 20))
     ]
     table = table if len(names) <= 20 else []
@@ -58,9 +69,7 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
     largest_fraction = float(counts[0].max() / counts[0].sum().clamp(min=1))
     seen = f"{data.num_classes} classes, most to least frequent {ratio:.1f} : 1"
     absent = [names[c] for c in range(data.num_classes) if not counts[0][c]]
-    tested = [names[c] for c in range(data.num_classes) if not counts[0][c] and counts[1][c]]
-    untested = [names[c] for c in range(data.num_classes) if counts[0][c] and not counts[1][c]]
-    enough = len(test.targets) >= 10 * data.num_classes
+    tested = [names[c] for c in range(data.num_classes) if not counts[0][c] and counts[-1][c]]
     if data.num_classes < 2:
         return Check("data", "classes").problem(
             "every sample is of the same class",
@@ -77,13 +86,15 @@ def check_classes(data: Datasets, train: Sample, test: Sample) -> Finding:
             "look at how the split was made, or lower `num_classes`",
             table=table,
         )
-    if untested and test.is_complete and enough:
-        return Check("data", "classes").warning(
-            f"no test samples of class {name_some(untested)}",
-            "Test accuracy says nothing about these classes.",
-            "split the data so that every class is in both parts",
-            table=table,
-        )
+    for (name, sample), count in zip(held_out.items(), counts[1:], strict=True):
+        missing = [names[c] for c in range(data.num_classes) if counts[0][c] and not count[c]]
+        if missing and sample.is_complete:
+            return Check("data", "classes").problem(
+                f"no {name} samples of class {name_some(missing)}",
+                f"What is measured on the {name} set says nothing about these classes.",
+                "split the data so that every class is in every part",
+                table=table,
+            )
     if ratio > IMBALANCE:
         return Check("data", "classes").warning(
             f"{seen}; always guessing the largest class is right for {largest_fraction:.1%}",
@@ -99,9 +110,10 @@ def _histogram(targets: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(inside, minlength=num_classes)
 
 
-def check_inputs(data: Datasets, train: Sample, test: Sample) -> Finding:
+def check_inputs(samples: Samples) -> Finding:
     """Numbers that are not finite, samples without content, features that never change."""
-    for name, sample in (("train", train), ("test", test)):
+    train = samples["train"]
+    for name, sample in samples.items():
         if sample.inputs.is_floating_point():
             bad = int((~torch.isfinite(sample.inputs)).flatten(1).any(1).sum())
             if bad:

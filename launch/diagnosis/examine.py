@@ -75,8 +75,10 @@ def _first_facts(config: RunConfig, data: Datasets) -> dict[str, str]:
 
 
 def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int) -> list[Finding]:
-    train, test = read_sample(data.train), read_sample(data.test)
-    findings = check_data(data, train, test)
+    train = read_sample(data.train)
+    held_out = {name: read_sample(part) for name, part in data.held_out.items()}
+    findings = check_data(data, train, held_out)
+    test = held_out["test"]
     if any(f.check in ("label_range", "inputs") and f.level == "problem" for f in findings):
         return findings  # the model cannot be run on these
     model = build_model(

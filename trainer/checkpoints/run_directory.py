@@ -131,9 +131,11 @@ class RunDirectory:
             self.path / "environment.json", json.dumps(environment, indent=2, default=str) + "\n"
         )
 
-    def write_model(self, facts: InputFacts) -> None:
-        """Write model.json: what using the model takes besides the config and the weights."""
-        write_atomically(self.path / "model.json", json.dumps(facts.to_json(), indent=2) + "\n")
+    def write_model(self, facts: InputFacts, found: dict[str, Any]) -> None:
+        """Write model.json: what using the model takes besides the config and the weights, and what
+        was found in the data."""
+        content = json.dumps(facts.to_json() | {"data": found}, indent=2) + "\n"
+        write_atomically(self.path / "model.json", content)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json; while the run goes on without waiting for the disk."""

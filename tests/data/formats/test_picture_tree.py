@@ -88,7 +88,7 @@ def test_what_pillow_opens_is_read_and_the_rest_is_counted_aloud(
     assert len(data.train) == COUNT * len(CLASSES) + len(endings)
     assert all(data.train[index][0].shape == (3, 6, 6) for index in range(len(data.train)))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"{tree / 'train'}: 19 pictures; left out: .txt 2, no ending 1"
+    assert line == f"{tree / 'train'}: left out 3 of 22 files: .txt 2, no ending 1"
 
 
 def test_a_tree_without_anything_else_says_nothing(

@@ -9,7 +9,9 @@ import torch
 
 from configs.schema import DataConfig
 from configs.schema_training import ModelConfig
+from data.samples import ArrayDataset, Datasets
 from launch.diagnosis.check_copies import check_copies
+from launch.diagnosis.check_data import check_classes
 from launch.diagnosis.check_labels import score
 from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, read_sample
 from tests.launch.diagnosis.examining import examine, healthy, levels, planted_config
@@ -87,7 +89,7 @@ def test_copies_are_counted_by_content() -> None:
     rows = torch.arange(64 * 40).reshape(40, 64).float()
     train = Sample(rows, torch.zeros(40).long(), 40)
     test = Sample(torch.cat([rows[:2], rows + 0.5]), torch.zeros(42).long(), 42)
-    shared, repeated = check_copies(train, test)
+    shared, repeated = check_copies(train, {"test": test})
     assert shared.seen.startswith("2 of 42")
     assert repeated.level == "ok"
 
@@ -101,3 +103,24 @@ def test_recall_counts_every_class_the_same() -> None:
     right = score(targets, targets, 2)
     assert right.is_above_chance
     assert right.skill == 1.0
+
+
+def test_a_class_that_a_set_lacks_is_a_problem() -> None:
+    """Law: of the validation set as of the test set, and both have their column in the table."""
+
+    def sample(*counts: int) -> Sample:
+        targets = torch.cat([torch.full((n,), label) for label, n in enumerate(counts)])
+        return Sample(torch.rand(len(targets), 4), targets, len(targets))
+
+    whole = sample(4, 4)
+    data = Datasets(train=arrays(), test=arrays(), input_shape=(4,), num_classes=2)
+    for name in ("validation", "test"):
+        held_out = {"validation": whole, "test": whole} | {name: sample(3)}
+        found = check_classes(data, whole, held_out)
+        assert found.level == "problem"
+        assert found.seen == f"no {name} samples of class 1"
+        assert found.table[1] == {"class": "1", "train": 4, "validation": 4, "test": 4} | {name: 0}
+
+
+def arrays() -> ArrayDataset:
+    return ArrayDataset(torch.rand(8, 4), torch.arange(8) % 2)
