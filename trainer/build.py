@@ -15,6 +15,7 @@ from data.samples import Batch, zeros_of
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.autograd import LossModule
 from trainer.checkpointer import Checkpointer
+from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.checkpoints.state import Progress, RunState
 from trainer.components import Components, build_components
@@ -97,11 +98,12 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
     )
     use_training_timeout(runtime, config.parallel)
     state = build_state(config, runtime, components)
+    finite = FiniteCheck(state)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
     sinks = raise_on_all_ranks(
         runtime, lambda: open_outputs(config, runtime, components, directory, resume, notes)
     )
-    return _assemble_run(config, runtime, components, state, directory, sinks, stop)
+    return _assemble_run(config, runtime, components, state, finite, directory, sinks, stop)
 
 
 def _assemble_run(
@@ -109,6 +111,7 @@ def _assemble_run(
     runtime: Runtime,
     components: Components,
     state: RunState,
+    finite: FiniteCheck,
     directory: RunDirectory,
     sinks: Sinks,
     stop: StopRequest,
@@ -126,7 +129,7 @@ def _assemble_run(
         runs_as=components.execution.line(),
     )
     step = _build_step(config, runtime, components, state, watched=profiler.batches)
-    log = _build_log(components, runtime, state, step, directory, sinks, watch, end)
+    log = _build_log(components, runtime, state, finite, step, directory, sinks, watch, end)
     checkpointer = Checkpointer(
         components, runtime=runtime, state=state, log=log, directory=directory, end=end
     )
@@ -164,6 +167,7 @@ def _build_log(
     components: Components,
     runtime: Runtime,
     state: RunState,
+    finite: FiniteCheck,
     step: TrainStep,
     directory: RunDirectory,
     sinks: Sinks,
@@ -175,6 +179,7 @@ def _build_log(
         config=config,
         runtime=runtime,
         state=state,
+        finite=finite,
         step=step,
         epoch_schedule=components.plan.epoch_schedule,
         task=components.task,

@@ -19,6 +19,7 @@ from data.samples import Batch
 from trainer.backward.compiling import check_compiler
 from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
+from trainer.checkpoints.checkpoint import check_extra_state
 from trainer.engines.accelerate_config import check_accelerate
 from trainer.execution import Execution, Subject, decide
 from trainer.networks.blocks import check_blocks
@@ -167,6 +168,7 @@ def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("model.name", given=config.model.name, expected="trainable parameters")
     check_batch_norm(model, plan)
+    check_extra_state(model)
     check_blocks(model, config.parallel, runtime.device, runtime.world_size)
     return model
 

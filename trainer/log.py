@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.schema import RunConfig
 from data.loading.epoch_schedule import EpochSchedule
+from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.due import Boundary, End, steps_until
@@ -22,6 +23,8 @@ from trainer.records.gradient_statistics import GradientLog
 from trainer.records.sinks import Record, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.step import TrainStep
+
+REMEDY = "Lower optimizer.lr, set train.clip_norm, or look at the data of that step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class RunLog:
         config: RunConfig,
         runtime: Runtime,
         state: RunState,
+        finite: FiniteCheck,
         step: TrainStep,
         epoch_schedule: EpochSchedule,
         task: Task,
@@ -61,6 +65,7 @@ class RunLog:
         self.config = config
         self.runtime = runtime
         self.state = state
+        self.finite = finite
         self.step = step
         self.epoch_schedule = epoch_schedule
         self.score_name = f"train/{task.score_name}"
@@ -124,11 +129,9 @@ class RunLog:
         pending, self.unwritten = self.unwritten, None
         self._refuse(pending.metrics.first_bad_global_batch(self.runtime))
         totals = pending.metrics.totals(self.runtime)
-        more = {
-            "train/loss": totals.loss,
-            self.score_name: totals.score,
-            "train/grad_norm": float(pending.norm.wait()[0]),
-        }
+        more = {"train/grad_norm": float(pending.norm.wait()[0])}
+        if totals.count:  # else fp16 skipped every step since the last record
+            more = {"train/loss": totals.loss, self.score_name: totals.score, **more}
         if pending.scale is not None:
             more["train/loss_scale"] = float(pending.scale.wait()[0])
         self.sinks.record(pending.record | more)
@@ -148,13 +151,19 @@ class RunLog:
         self.summary("running")
 
     def check_finite(self) -> None:
-        """Stop before a loss that is not finite is recorded, or what it did to weights is saved.
+        """Stop before a number that is not finite is recorded, saved or evaluated.
 
         Raises:
-            Diverged: With the step.
+            Diverged: With the step whose loss it is, or the name of what holds it.
         """
         self.flush()
         self._refuse(self.state.meter.first_bad_global_batch(self.runtime))
+        culprit = self.finite.culprit()
+        if culprit is not None:
+            raise Diverged(
+                f"after step {self.state.progress.step} {culprit} is not finite, while all losses "
+                f"were. {self._kept()}. {REMEDY}"
+            )
 
     def summary(self, status: str) -> None:
         """Replace summary.json."""
@@ -191,16 +200,15 @@ class RunLog:
     def _refuse(self, global_batch: int | None) -> None:
         if global_batch is None:
             return
-        folder = self.directory.checkpoints
-        kept = (
-            f"The checkpoints in {folder} are from before it"
-            if any(folder.iterdir())
-            else "No checkpoint had been written yet"
-        )
         raise Diverged(
-            f"the loss of step {global_batch + 1} is not finite. {kept}. Lower optimizer.lr, set "
-            "train.clip_norm, or look at the data of that step"
+            f"the loss of step {global_batch + 1} is not finite. {self._kept()}. {REMEDY}"
         )
+
+    def _kept(self) -> str:
+        folder = self.directory.checkpoints
+        if any(folder.iterdir()):
+            return f"The checkpoints in {folder} are from before it"
+        return "No checkpoint had been written yet"
 
 
 def under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:

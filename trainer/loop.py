@@ -62,7 +62,6 @@ def fit(run: Run) -> str:
     if progress.interrupted:  # by a stop request, in an evaluation
         stopping = not run.evaluator.evaluate()
         run.checkpointer.save()
-    run.state.engine.module.train()
     run.watch.start()
     batches = run.profiler.batches(run.loader.stream(progress.global_batches))
 

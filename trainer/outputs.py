@@ -13,6 +13,7 @@ from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.checkpoints.state import RunState, restore
 from trainer.components import Components
+from trainer.networks.module_state import modes_kept
 from trainer.ranks.runtime import Runtime
 from trainer.records.console import build_console
 from trainer.records.jsonl import JsonlSink
@@ -54,6 +55,8 @@ def open_outputs(
         logger.info(note)
     found = describe(components.data)
     logger.info(found.line())
+    if kept := modes_kept(components.model):
+        logger.info(f"{kept} modules of the model stay in eval mode, as they came")
     logger.info(components.execution.line())
     environment = describe_environment(runtime, components.execution.to_json())
     directory.write_environment(environment)

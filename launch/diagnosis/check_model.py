@@ -51,7 +51,7 @@ def check_model(subject: Subject) -> list[Finding]:
 
 def try_one_step(subject: Subject) -> Finding | None:
     """Forward and backward on the first batch; a problem if the model raises or fits no labels."""
-    model = subject.copy().train()
+    model = subject.copy()
     inputs, targets = next(flatten(subject.batches))
     classes = subject.data.num_classes
     try:

@@ -93,7 +93,7 @@ def collect(
 @torch.no_grad()
 def mean_loss(subject: Subject, most: int = 1024) -> float:
     """Loss of the initial weights in training mode, without label smoothing."""
-    model = subject.copy().train()
+    model = subject.copy()
     total, count = 0.0, 0
     for inputs, targets in flatten(subject.batches):
         with subject.precision().autocast():

@@ -86,7 +86,7 @@ def run_trial(
         fp32: Compute in float32 whatever the config says.
     """
     seed_stream(subject.config.seed, "rank", 0)
-    trial = Trial(subject.copy().train())
+    trial = Trial(subject.copy())
     step = _train_step(subject, trial.model, lr=lr, steps=steps, fp32=fp32)
     trial.missing = {name for name, p in trial.model.named_parameters() if p.requires_grad}
     for number in range(steps):

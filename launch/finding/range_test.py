@@ -61,15 +61,12 @@ def range_test(bench: Workbench, options: FinderOptions) -> LossCurve:
     Weights, optimizer, generators and progress are afterwards what they were before.
     """
     state, step = bench.state, bench.step
-    module = state.engine.module
-    schedule, training = step.schedule, module.training
+    schedule = step.schedule
     saved = broadcast_object(bench.runtime, capture(state))  # rank 0 has the whole weights
     try:
-        module.train()
         return _climb(bench, options)
     finally:
         step.schedule = schedule
-        module.train(training)
         restore(state, *saved, exact=bench.config.parallel.reduction == "exact")
 
 

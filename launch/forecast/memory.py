@@ -99,7 +99,7 @@ def _train_once(components: Components, state: RunState, size: int) -> int:
     Autograd's are counted eagerly (a compiled model keeps less), by storage, so that views count
     once, and weights not at all. Passes that are written out have their own workspace.
     """
-    module = components.model.train()
+    module = components.model
     device = next(module.parameters()).device
     inputs, targets = zeros_of(components.example, size, device)
     engine = state.engine

@@ -20,6 +20,7 @@ from data.facts import InputFacts
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
 from trainer.networks.models import build_model
+from trainer.networks.module_state import load_non_persistent_buffers
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.runtime import Runtime, choose_device, use_device
 
@@ -100,6 +101,7 @@ def load_trained(
     averaged = config.train.ema_decay is not None or config.train.swa_from_epoch is not None
     average = trainer.get("ema") if averaged else None
     _load_weights(module, average or raw, path)
+    load_non_persistent_buffers(module, trainer.get("buffers", {}))
     return Trained(
         directory=directory,
         checkpoint=path,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.errors import InputError
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_directory
@@ -57,9 +59,12 @@ def step_of(path: Path) -> int:
 
 
 def write_checkpoint(
-    path: Path, weights: dict[str, Tensor], trainer: dict[str, Any], position: Position
+    path: Path, weights: dict[str, Any], trainer: dict[str, Any], position: Position
 ) -> None:
     """Write a checkpoint to the directory `path`, in place of an older one of that name.
+
+    What is no tensor in the state dict (a module's `get_extra_state`) lies in trainer.pt. The
+    manifest says that all of it is finite, which the caller has seen to.
 
     The files are written to a temporary directory, flushed to disk and renamed, so a directory
     called step_NNNNNNNN is complete or is not there.
@@ -73,12 +78,15 @@ def write_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-        torch.save(trainer, temporary / TRAINER)
+        tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+        extra = {name: value for name, value in weights.items() if name not in tensors}
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        torch.save(trainer | {"extra_state": extra} if extra else trainer, temporary / TRAINER)
         manifest = {
             "format": FORMAT,
             **asdict(position),
             "files": {name: _facts(temporary / name) for name in (WEIGHTS, TRAINER)},
+            "finite": True,
             "torch": torch.__version__,
             "saved_at": time.time(),
         }
@@ -130,7 +138,54 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def check_extra_state(module: nn.Module) -> None:
+    """Refuse a module whose `get_extra_state` gives what a checkpoint cannot hold.
+
+    Raises:
+        InputError: Before the first step rather than at every save.
+    """
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            continue
+        file = io.BytesIO()
+        try:
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # picklers raise what they like
+            raise InputError(
+                f"{name} of the model",
+                given=f"{type(value).__name__} ({' '.join(str(error).split())[:120]})",
+                expected="what torch.load(weights_only=True) reads: numbers, texts, tensors, and "
+                "lists and mappings of them",
+                remedy="Let get_extra_state return such.",
+            ) from None
+
+
+def verify_numbers(path: Path, manifest: dict[str, Any]) -> None:
+    """Check that a checkpoint that verifies holds no NaN, where its manifest does not say so.
+
+    Raises:
+        Refused: With the name of what does. Earlier versions saved it.
+    """
+    if manifest.get("finite") is True:
+        return
+    weights, trainer = load_checkpoint(path)
+    name = next(_with_nan(weights | trainer), None)
+    if name is not None:
+        raise Refused(f"{name} is not a number")
+
+
+def _with_nan(state: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the tensors in nested mappings that hold NaN."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from _with_nan(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor) and value.isnan().any():
+            yield f"{prefix}{key}"
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load the weights and the trainer state of a checkpoint; never executes code.
 
     Args:
@@ -154,7 +209,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
     if not isinstance(trainer, dict):
         raise InputError(f"checkpoint {path}", given=type(trainer).__name__, expected="a mapping")
-    return weights, trainer
+    return weights | trainer.pop("extra_state", {}), trainer
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from trainer.checkpoints.checkpoint import (
     folder_name,
     step_of,
     verify_checkpoint,
+    verify_numbers,
     write_checkpoint,
 )
 
@@ -69,7 +70,7 @@ def save_checkpoint(
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies.
+    """Find the newest checkpoint that verifies and holds no NaN.
 
     Returns:
         Its directory, None if there is none; and a line for each newer one that was rejected.
@@ -77,7 +78,7 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     rejected = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            verify_checkpoint(path)
+            verify_numbers(path, verify_checkpoint(path))
         except Refused as reason:
             rejected.append(f"checkpoint {path} rejected: {reason}")
             continue

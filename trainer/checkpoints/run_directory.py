@@ -15,7 +15,7 @@ from configs.identity import digest, flatten, identity, nest
 from configs.schema import RunConfig
 from data.facts import InputFacts
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
-from trainer.checkpoints.checkpoint import Refused, verify_checkpoint
+from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
 
 log = logging.getLogger("convoy")
@@ -151,7 +151,9 @@ class RunDirectory:
             newest, rejected = newest_good(path / "checkpoints")
             path = newest or path
         try:
-            return Resume(path, verify_checkpoint(path)["step"], rejected)
+            manifest = verify_checkpoint(path)
+            verify_numbers(path, manifest)
+            return Resume(path, manifest["step"], rejected)
         except Refused as reason:
             raise InputError(
                 "checkpoint.resume",

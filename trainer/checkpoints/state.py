@@ -12,6 +12,7 @@ from torch import Tensor
 from configs.errors import InputError
 from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.engine import Engine
+from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
 from trainer.optim.average import Average
@@ -110,7 +111,7 @@ class RunState:
 
 def capture(
     run: RunState, *, elapsed_seconds: float | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights under their own names, and everything else; copies in host memory.
 
     Every rank must call it: random generators and unlogged metrics are gathered from all.
@@ -120,7 +121,7 @@ def capture(
         elapsed_seconds: Training time of the run over all its restarts; None: what it was when this
             try began.
     """
-    weights = {name: host_copy(value) for name, value in run.engine.weights().items()}
+    weights: dict[str, Any] = host_copy(run.engine.weights())
     mine = {
         "rng": capture_rng(run.runtime.device),
         "meter": run.meter.state_dict(),
@@ -135,6 +136,7 @@ def capture(
         "optimizer_class": type(run.optimizer).__name__,
         "schedule": run.schedule.state_dict(),
         "scaler": run.precision.scaler.state_dict(),
+        "buffers": host_copy(non_persistent_buffers(run.engine.module)),
         "ema": host_copy(full_state(run.average.module)) if run.average else None,
         "device_type": run.runtime.device.type,
         "ranks": gather_objects(run.runtime, mine),
@@ -143,7 +145,7 @@ def capture(
 
 
 def restore(
-    run: RunState, weights: dict[str, Tensor], trainer: dict[str, Any], *, exact: bool
+    run: RunState, weights: dict[str, Any], trainer: dict[str, Any], *, exact: bool
 ) -> list[str]:
     """Put a captured state back, on any number of ranks.
 
@@ -155,6 +157,7 @@ def restore(
     """
     try:
         run.engine.load_weights(weights)
+        load_non_persistent_buffers(run.engine.module, trainer.get("buffers", {}))
         if run.average is not None:  # an average begun later starts from the weights
             load_full_state(run.average.module, trainer["ema"] or weights)
         _restore_optimizer(run.engine, run.optimizer, trainer)

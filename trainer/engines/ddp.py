@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema_execution import ParallelConfig
@@ -57,9 +59,12 @@ def freeze_buckets(
     """
     inputs, targets = zeros_of(example, plan.global_batch(0).micro_batches[0].size, device)
     before = [buffer.clone() for buffer in module.buffers()]
-    ddp.train()  # type: ignore[no-untyped-call]
+    counted = {
+        n: copy.deepcopy(v) for n, v in module.state_dict().items() if not isinstance(v, Tensor)
+    }
     for _ in range(2):
         ddp(inputs, targets)[0].backward()
     module.zero_grad(set_to_none=True)
     for buffer, value in zip(module.buffers(), before, strict=True):
         buffer.copy_(value)
+    module.load_state_dict(counted, strict=False)

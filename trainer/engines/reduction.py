@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.loading.order import GlobalBatch, MicroBatch
 from trainer.backward.autograd import Passes
+from trainer.networks.module_state import Buffers
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
@@ -94,8 +95,8 @@ class PairwiseTree(Reduction):
         self, module: nn.Module, passes: Passes, runtime: Runtime, *, shards: int, seed: int
     ) -> None:
         self.passes = passes
-        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
-        self.counters = [b for b in module.buffers() if not b.is_floating_point()]
+        self.buffers = Buffers(module, floating=True)
+        self.counters = Buffers(module, floating=False)
         self.runtime = runtime
         self.shards = shards
         self.seed = seed

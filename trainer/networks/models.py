@@ -51,7 +51,8 @@ def build_model(
         weights_follow: The caller loads all weights, so timm need not fetch pretrained ones.
 
     Returns:
-        The model on the CPU, in training mode unless a factory of the user's chose otherwise.
+        The model on the CPU, in training mode but for the parts that its author set to eval mode;
+        one that came wholly in eval mode, as pretrained ones do, is wholly in training mode.
 
     Raises:
         InputError: If the factory does not exist, refuses its arguments or makes no module.
@@ -71,7 +72,7 @@ def build_model(
         raise InputError(
             "model.name", given=config.name, expected="a callable that returns a torch.nn.Module"
         )
-    return model
+    return model if model.training else model.train()
 
 
 def _find(name: str) -> Callable[..., nn.Module]:

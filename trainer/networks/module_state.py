@@ -1,11 +1,13 @@
-"""A module in another mode or memory layout for the length of a `with` block."""
+"""What a module is besides its weights: modes, memory layout, buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
+
+from trainer.ranks.failures import RunFailed
 
 
 @contextmanager
@@ -21,6 +23,57 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def modes_kept(module: nn.Module) -> int:
+    """How many parts stay in eval mode while the whole is trained, as its author chose."""
+    return sum(not part.training for part in module.modules())
+
+
+class Buffers:
+    """Some buffers of a module as they are now: a forward pass may put others in their place.
+
+    Args:
+        module: Whose buffers.
+        floating: Those of floating-point numbers, or all others.
+    """
+
+    def __init__(self, module: nn.Module, *, floating: bool) -> None:
+        self.slots = [
+            (part._buffers, key, f"{path}.{key}".lstrip("."), buffer.shape)
+            for path, part in module.named_modules()
+            for key, buffer in part.named_buffers(recurse=False)
+            if buffer.is_floating_point() is floating
+        ]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for place, key, name, shape in self.slots:
+            buffer = place.get(key)
+            if buffer is None or buffer.shape != shape:
+                found = "nothing" if buffer is None else tuple(buffer.shape)
+                raise RunFailed(
+                    f"buffer {name} of shape {tuple(shape)} became {found}: exact reduction "
+                    "follows buffers that keep their shape. Use --parallel.reduction fast"
+                )
+            yield buffer
+
+
+def non_persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that its state dict leaves out, by name; they may be counters all the same."""
+    known = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in known}
+
+
+def load_non_persistent_buffers(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Put back what `non_persistent_buffers` gave; names that the module lacks are left out."""
+    for name, buffer in non_persistent_buffers(module).items():
+        if name not in saved:
+            continue
+        if saved[name].shape == buffer.shape:
+            buffer.copy_(saved[name])
+            continue
+        path, _, key = name.rpartition(".")
+        module.get_submodule(path)._buffers[key] = saved[name].to(buffer.device)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ class Totals:
 
     loss: float
     score: float
+    count: int
 
 
 class HostCopies:
@@ -78,7 +79,7 @@ class UnreadMetrics:
             rows[runtime.rank] = torch.tensor(sums, dtype=torch.float64)
             sums = sum_(runtime, rows).sum(0).tolist()
         loss, score, count = sums
-        return Totals(loss / max(count, 1), score / max(count, 1))
+        return Totals(loss / max(count, 1), score / max(count, 1), int(count))
 
     def first_bad_global_batch(self, runtime: Runtime) -> int | None:
         """First global batch whose loss was not finite on some rank.

@@ -24,17 +24,24 @@ class Selection:
         return value if self.higher else -value
 
     def improves(self, values: dict[str, float], best: dict[str, float], by: float = 0.0) -> bool:
-        """Whether an evaluation beats the best one so far by more than `by`; NaN never does.
+        """Whether an evaluation beats the best one so far by more than `by`.
+
+        One whose loss or metric is not finite never does, and is beaten by every other.
 
         Args:
             values: What the evaluation reported, by name.
             best: The same of the best one so far; without the metric, as before the first one.
             by: What must be gained.
         """
-        score = self.score(values)
-        if math.isnan(score):
+        if not self._counts(values):
             return False
-        return self.metric not in best or score - self.score(best) > by
+        return not self._counts(best) or self.score(values) - self.score(best) > by
+
+    def _counts(self, values: dict[str, float]) -> bool:
+        """Accuracies are finite where the loss is not: the largest of NaNs is the first one."""
+        if self.metric not in values or not math.isfinite(values.get("loss", 0.0)):
+            return False
+        return not math.isnan(values[self.metric])
 
 
 def choose_selection(task: Task, metric: str | None, mode: str) -> Selection:

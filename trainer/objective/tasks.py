@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch.nn.functional as F
@@ -132,8 +132,31 @@ def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
             loss = call_with("task.loss", loss, {}, {"reduction": "none"})
         if not callable(loss):
             raise InputError("task.loss", given=config.loss, expected=LOSS_PROTOCOL)
+        if label_smoothing:
+            raise InputError(
+                "train.label_smoothing",
+                given=label_smoothing,
+                expected="0 with a task.loss of your own",
+                remedy="Smooth the labels in that loss.",
+            )
         task = replace(task, loss=summed(loss), measured_loss=summed(loss), label_smoothing=None)
-    return replace(task, metrics=(*task.metrics, *map(_metric, config.metrics)))
+    own = [(path, _metric(path)) for path in config.metrics]
+    _check_names(task, own)
+    return replace(task, metrics=(*task.metrics, *(metric for _, metric in own)))
+
+
+def _check_names(task: Task, own: Sequence[tuple[str, Metric]]) -> None:
+    """Refuse metrics of a name that is taken: one value would be recorded in place of the other."""
+    taken = {"count", *task.names()}
+    for path, metric in own:
+        names = metric.compute([1.0] * metric.width, 1).keys()
+        if clash := taken & names:
+            raise InputError(
+                f"task.metrics {path}",
+                given=f"a value called {min(clash)}",
+                expected=f"another name than {', '.join(sorted(taken))}",
+            )
+        taken |= names
 
 
 def _metric(path: str) -> Metric:

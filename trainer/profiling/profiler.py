@@ -208,7 +208,7 @@ def count_flops(
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(module.parameters()).device
-    replica = copy.deepcopy(module).train()
+    replica = copy.deepcopy(module)
     total = 0
     for size in set(sizes) - {0}:
         inputs = torch.zeros(size, *input_shape, device=device)

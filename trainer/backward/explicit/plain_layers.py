@@ -39,7 +39,8 @@ def describe(module: nn.Module) -> list[Shape] | None:
     """The layers of a network that can be written out, or None if this one cannot.
 
     That takes float32 linear layers with bias, each but the last followed by ReLU and maybe
-    dropout, nothing frozen, shared or hooked, and no module but torch's own and MLP.
+    dropout, nothing frozen, shared, hooked or patched, no part in eval mode, and no module but
+    torch's own and MLP.
     """
     leaves = _leaves(module)
     if leaves is None or not leaves or type(leaves[0]) not in (nn.Flatten, nn.Linear):
@@ -60,10 +61,14 @@ def describe(module: nn.Module) -> list[Shape] | None:
         else:
             return None
     parameters = [p for shape in shapes for p in shape.linear.parameters()]
-    plain = all(p.requires_grad and p.dtype is float32 for p in parameters)
+    plain = all(p.requires_grad and p.dtype is float32 and not _hooks(p) for p in parameters)
     if not plain or len(set(parameters)) < len(parameters) or shapes[-1].relu:
         return None
     return shapes
+
+
+def _hooks(parameter: nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _leaves(module: nn.Module) -> list[nn.Module] | None:
@@ -74,6 +79,8 @@ def _leaves(module: nn.Module) -> list[nn.Module] | None:
         or module._backward_hooks
         or module._backward_pre_hooks
         or module._parameters.keys() - {"weight", "bias"}
+        or "forward" in vars(module)  # patched on the instance, as LoRA often is
+        or not module.training
     )
     if hooked:
         return None
