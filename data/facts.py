@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from configs.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PictureFit:
+    """How a decoded picture is brought to the size of the inputs.
+
+    It is resized, its aspect kept, until a window of size / crop just fits, and the middle of that
+    is cut out.
+    """
+
+    size: tuple[int, int]
+    """Height and width."""
+    crop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputFacts:
-    """Shape, type and scale of the inputs, and the classes.
+    """Shape, type and scale of the inputs, what was done to pictures, and the classes.
 
     `mean` and `std` have one value per channel, or one for all, in units of the inputs divided by
     `scale` (255 for uint8 images).
@@ -24,6 +37,8 @@ class InputFacts:
     classes: tuple[str, ...] = ()
     dtype: str = ""
     """Type of the inputs as they are stored, such as uint8; empty if it is not known."""
+    fit: PictureFit | None = None
+    """Of pictures of any size; None for inputs that are taken as they are stored."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -41,6 +56,7 @@ class InputFacts:
             "scale": float(self.scale),
             "classes": [str(name) for name in self.classes],
             "dtype": self.dtype,
+            "fit": None if self.fit is None else asdict(self.fit),
         }
 
     @classmethod
@@ -55,7 +71,11 @@ class InputFacts:
             InputError: If it is something else.
         """
         try:
-            known = {item.name: content[item.name] for item in fields(cls)}
+            known = {"fit": None, **content}
+            fit = known["fit"]
+            if fit is not None:
+                height, width = (int(side) for side in fit["size"])
+                fit = PictureFit(size=(height, width), crop=float(fit["crop"]))
             return cls(
                 input_shape=tuple(int(size) for size in known["input_shape"]),
                 num_classes=int(known["num_classes"]),
@@ -64,6 +84,7 @@ class InputFacts:
                 scale=float(known["scale"]),
                 classes=tuple(str(name) for name in known["classes"]),
                 dtype=str(known["dtype"]),
+                fit=fit,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(

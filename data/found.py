@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,6 +81,15 @@ def describe(data: Datasets) -> Found:
         values=(float(low), float(high)) if finite else None,
         left_out=data.left_out,
     )
+
+
+def first_not_finite(data: MapDataset, indices: Iterable[int]) -> int | None:
+    """The first of these samples whose inputs hold NaN or infinity; reads them until then."""
+    for index in indices:
+        inputs = torch.as_tensor(data[int(index)][0])
+        if inputs.is_floating_point() and not inputs.isfinite().all():
+            return int(index)
+    return None
 
 
 def _some_inputs(data: MapDataset) -> Tensor:

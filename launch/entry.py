@@ -57,8 +57,10 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     logging.basicConfig(
         format="%(message)s",
         stream=sys.stderr,
-        level=logging.INFO if is_main_process() else logging.ERROR,
+        level=logging.WARNING if is_main_process() else logging.ERROR,
     )
+    if is_main_process():
+        logging.getLogger("convoy").setLevel(logging.INFO)  # and not what libraries tell
     try:
         status = main(sys.argv[1:])
     except InputError as error:

@@ -130,14 +130,21 @@ def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
 
 def show(curve: LossCurve, suggestion: Suggestion | None, output: Path) -> None:
     """What was found, and the flag to paste."""
-    if curve.learning_rates:
+    if not curve.learning_rates:
+        print(f"No step was taken: {curve.stopped}.")
+    else:
         first, last = curve.learning_rates[0], curve.learning_rates[-1]
         print(f"{len(curve.losses)} steps from {first:.1e} to {last:.1e}: {curve.stopped}.")
     print(f"Curve in {output} and {output.with_suffix('.json')}")
     if suggestion is None:
+        remedy = "Try a larger --lr_finder.max_lr or more --lr_finder.steps"
+        if curve.bad_sample is not None:
+            remedy = "Repair or drop it in the data set"
+        elif curve.broken_off:
+            remedy = "Try a smaller --lr_finder.min_lr or more --lr_finder.steps"
         print(
-            "error: no suggestion, because the loss did not fall. Try a larger --lr_finder.max_lr "
-            "or more --lr_finder.steps, or look at the data and the model.",
+            f"error: no suggestion, because the loss did not fall: {curve.stopped}. {remedy}, or "
+            "look at the data and the model.",
             file=sys.stderr,
         )
         return

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -24,6 +25,9 @@ from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from data.facts import InputFacts
     from data.formats.images import Images
     from launch.using.trained import Trained
 
@@ -31,6 +35,9 @@ GROUPS = ("parallel", "precision")
 INPUT_FORMATS = ("auto", "idx", "npy", "png")
 FORMATS = ("csv", "json", "jsonl")
 STDIN = "-"
+TOP = 3
+"""Classes that a person is shown for an image."""
+log = logging.getLogger("convoy")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +63,10 @@ def main(argv: Sequence[str]) -> int:
                 write_rows(file, rows, kind, trained.facts.class_names)
             return 0
         try:
-            write_rows(sys.stdout, rows, kind, trained.facts.class_names)
+            if arguments.kind is None and sys.stdout.isatty():
+                show_rows(rows, trained.facts.class_names)
+            else:
+                write_rows(sys.stdout, rows, kind, trained.facts.class_names)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,7 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--as",
         dest="kind",
         choices=FORMATS,
-        help="Format of the rows (default: by the ending of --output, else csv).",
+        help="Format of the rows (default: by the ending of --output; else a short table on a "
+        "terminal, and csv in a pipe).",
     )
     parser.add_argument(
         "--batch-size",
@@ -101,8 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="Bring images of another size to the model's (bilinear, aspect ratio not kept); "
-        "without it they are refused.",
+        help="Bring images of another size to the model's (bilinear, aspect ratio not kept), where "
+        "training did nothing of the kind; without it they are refused. Pictures of a run on "
+        "pictures of any size are always treated as they were there.",
     )
     parser.add_argument(
         "--invert",
@@ -156,8 +168,10 @@ def predict(trained: Trained, inputs: list[Images], batch_size: int) -> Iterator
     """
     from data.formats.images import batches
 
-    names = trained.facts.class_names
+    names, doubtful, count = trained.facts.class_names, 0, 0
     for origins, images in batches(inputs, batch_size):
+        doubtful += look_inverted(images, trained.facts)
+        count += len(images)
         logits = trained.logits(images)
         classes = logits.argmax(1).tolist()
         # Float64 so that writing them down loses nothing: softmax of the logits as they are.
@@ -177,6 +191,37 @@ def predict(trained: Trained, inputs: list[Images], batch_size: int) -> Iterator
                 "probability": row[chosen],
                 "probabilities": row,
             }
+    if doubtful:
+        log.warning(
+            f"{doubtful} of {count} images are light where those of training were dark, or the "
+            "other way round: --invert may be what is missing"
+        )
+
+
+def look_inverted(images: Tensor, facts: InputFacts) -> int:
+    """How many grey pictures `(n, 1, H, W)` have the mean of the training data's negatives."""
+    if facts.dtype != "uint8" or facts.input_shape[:1] != (1,) or facts.scale != 255:
+        return 0
+    means = images.flatten(1).double().mean(1) / facts.scale
+    away, inverted = (means - facts.mean[0]).abs(), (1 - means - facts.mean[0]).abs()
+    return int(((away > 0.4) & (inverted < away / 2)).sum())
+
+
+def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
+    """A line for each image, for a person: its class, and the next likely ones."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("input", "class", "probability", "then")
+    for row in rows:
+        probabilities = row["probabilities"]
+        ranked = sorted(range(len(names)), key=lambda label: -probabilities[label])[1:TOP]
+        others = "  ".join(f"{names[label]} {probabilities[label]:.1%}" for label in ranked)
+        where = f"{row['input']} [{row['index']}]" if row["index"] else row["input"]
+        cells = where, row["name"], f"{row['probability']:.1%}", others
+        table.add_row(*map(escape, cells))
+    Console().print(table)
 
 
 def write_rows(

@@ -8,6 +8,7 @@ from functools import partial
 
 from configs.schema import RunConfig
 from data.datasets import Datasets
+from data.found import first_not_finite
 from data.loading.loader import Loader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
@@ -174,19 +175,24 @@ def _build_log(
     watch: Stopwatch,
     end: End,
 ) -> RunLog:
-    config = components.config
+    config, plan, data = components.config, components.plan, components.data
+
+    def bad_sample(global_batch: int) -> int | None:
+        return first_not_finite(data.train, plan.samples(global_batch))
+
     return RunLog(
         config=config,
         runtime=runtime,
         state=state,
         finite=finite,
         step=step,
-        epoch_schedule=components.plan.epoch_schedule,
+        epoch_schedule=plan.epoch_schedule,
         task=components.task,
         selection=components.selection,
-        chosen_on=components.data.chosen_on,
+        chosen_on=data.chosen_on,
         sinks=sinks,
         directory=directory,
+        bad_sample=bad_sample,
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
         end=end,

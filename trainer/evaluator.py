@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from data.found import first_not_finite
 from trainer.checkpoints.state import RunState
 from trainer.components import Components
 from trainer.due import Boundary, End, is_due
@@ -15,6 +17,7 @@ from trainer.engines.dtensor import load_full_state
 from trainer.log import RunLog
 from trainer.objective.evaluation import evaluate
 from trainer.ranks.collectives import broadcast_
+from trainer.ranks.failures import Diverged
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopPoll, StopRequest
 from trainer.records.stopwatch import Stopwatch
@@ -125,7 +128,23 @@ class Evaluator:
             interrupted=StopPoll(self.stop, self.runtime),
             run_along=self.state.engine.run_along,
         )
+        if result and not math.isfinite(result.loss):
+            self._refuse_data(name)
         return result.values if result else None
+
+    def _refuse_data(self, name: str) -> None:
+        """Say which sample makes a loss infinite, if it is one of the data's.
+
+        Raises:
+            Diverged: With the sample.
+        """
+        data = self.components.data.held_out[name]
+        sample = first_not_finite(data, range(len(data)))
+        if sample is not None:
+            raise Diverged(
+                f"{name} sample {sample} holds values that are not finite, so neither is any "
+                "metric. Repair or drop it in the data set"
+            )
 
     @property
     def _module(self) -> nn.Module:

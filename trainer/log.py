@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class RunLog:
         chosen_on: str,
         sinks: Sinks,
         directory: RunDirectory,
+        bad_sample: Callable[[int], int | None],
         gradients: GradientLog,
         watch: Stopwatch,
         end: End,
@@ -74,6 +75,8 @@ class RunLog:
         self.group = "val" if chosen_on == "validation" else "eval"
         self.sinks = sinks
         self.directory = directory
+        self.bad_sample = bad_sample
+        """The first sample of a global batch whose inputs are not finite."""
         self.gradients = gradients
         self.watch = watch
         self.end = end
@@ -200,9 +203,14 @@ class RunLog:
     def _refuse(self, global_batch: int | None) -> None:
         if global_batch is None:
             return
-        raise Diverged(
-            f"the loss of step {global_batch + 1} is not finite. {self._kept()}. {REMEDY}"
-        )
+        where = f"the loss of step {global_batch + 1} is not finite"
+        sample = self.bad_sample(global_batch)
+        if sample is not None:
+            raise Diverged(
+                f"{where}, because training sample {sample} holds values that are not. "
+                f"{self._kept()}. Repair or drop it in the data set"
+            )
+        raise Diverged(f"{where}. {self._kept()}. {REMEDY}")
 
     def _kept(self) -> str:
         folder = self.directory.checkpoints

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import expect
-from data.formats.picture import MODES, check_picture, opened, to_tensor
+from data.facts import PictureFit
+from data.formats.picture import MODES, check_picture, fit, opened, to_tensor
 from data.transforms import apply, build_transforms
 
 IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -60,6 +60,11 @@ class PictureOptions:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     @property
+    def fit(self) -> PictureFit:
+        height, width = self.height_width
+        return PictureFit(size=(height, width), crop=self.crop)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         return (self.channels, *self.height_width)
 
@@ -84,10 +89,8 @@ class PictureReader:
 
     def __init__(self, options: PictureOptions, *, training: bool) -> None:
         self.options = options
-        self.size = options.height_width
-        self.channels = options.channels
         self.transforms = build_transforms(options.augment) if training else []
-        self.crop = 1.0 if self.transforms else options.crop
+        self.how = replace(options.fit, crop=1.0) if self.transforms else options.fit
 
     def as_for(self, *, training: bool) -> PictureReader:
         """The same reader for training or for evaluation."""
@@ -100,20 +103,5 @@ class PictureReader:
     def finish(self, image: Any, name: str) -> Tensor:
         """The same for a picture that is open already."""
         check_picture(image, name)
-        pixels = to_tensor(image, self.channels, name)
-        return self._fit(apply(self.transforms, pixels))
-
-    def _fit(self, pixels: Tensor) -> Tensor:
-        """Resize, aspect kept, until a window of size / crop just fits; cut out its centre."""
-        height, width = self.size
-        scale = max(
-            side / self.crop / now for side, now in zip(self.size, pixels.shape[1:], strict=True)
-        )
-        resized = [
-            max(round(now * scale), side)
-            for side, now in zip(self.size, pixels.shape[1:], strict=True)
-        ]
-        if resized != list(pixels.shape[1:]):
-            pixels = F.interpolate(pixels[None], size=resized, mode="bilinear", antialias=True)[0]
-        top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
-        return pixels[:, top : top + height, left : left + width].contiguous()
+        pixels = to_tensor(image, self.options.channels, name)
+        return fit(apply(self.transforms, pixels), self.how)

@@ -156,6 +156,7 @@ def load_huggingface(config: DataConfig) -> Datasets:
         scale=255.0 if first.dtype == torch.uint8 else 1.0,
         classes=tuple(texts) or tuple(getattr(labels, "names", None) or ()),
         dtype=dtype_name(first),
+        fit=options.fit if pictures else None,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import InputError
+from data.formats.html_page import SNIFFED, refuse_page
 
 DTYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),
@@ -107,6 +108,7 @@ def digest_error(path: Path, found: str, expected: str) -> InputError:
 def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, np.dtype[Any], tuple[int, ...]]:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES:
+        refuse_page(magic + file.read(SNIFFED), str(path))
         raise InputError(
             f"{path} is not an IDX file: its first bytes",
             given=magic.hex(" ") or "nothing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,11 @@ from data.labels import ClassCounter
 from data.options import folder_of, refuse_options
 from data.samples import NOTHING, ArrayDataset, Datasets, moments_of_array
 
+log = logging.getLogger("convoy")
+
+EMNIST_CLASSES = (27, 47, 62)
+"""Labels of letters (from 1), balanced and bymerge, byclass."""
+
 
 def load_idx_folder(config: DataConfig) -> Datasets:
     """The files in `data.root`; shape, classes, mean and standard deviation are found from them.
@@ -33,7 +39,20 @@ def load_idx_folder(config: DataConfig) -> Datasets:
         folder = folder / "idx"
     paths = _assign_roles(folder, cut_test=config.test > 0)
     data = pair_up({role: read_idx(path) for role, path in paths.items()}, paths)
+    _say_emnist(paths["train_images"], data)
     return replace(data, measure=moments_of_array)
+
+
+def _say_emnist(path: Path, data: Datasets) -> None:
+    """EMNIST's images lie on their sides; only a person can tell whether these do."""
+    if data.input_shape == (1, 28, 28) and (
+        "emnist" in str(path).lower() or data.num_classes in EMNIST_CLASSES
+    ):
+        log.warning(
+            "%s: EMNIST's images have rows and columns exchanged, and are read as they are; if "
+            "these are EMNIST, use --data.dataset emnist_balanced or another of its splits",
+            path,
+        )
 
 
 def pair_up(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +99,7 @@ def load_image_folder(config: DataConfig) -> Datasets:
         scale=255.0,
         classes=tuple(classes),
         dtype="uint8",
+        fit=options.fit,
         left_out=tuple(left_out),
     )
 
@@ -124,9 +127,9 @@ def _is_tree(folder: Path) -> bool:
     return folder.is_dir() and bool(class_folders(folder))
 
 
-def _check_same(classes: list[str], train: Path, other: Path) -> None:
+def _check_same(classes: dict[str, str], train: Path, other: Path) -> None:
     found = _classes(other)
-    if classes != found:
+    if classes.keys() != found.keys():
         raise InputError(
             f"class folders in {other.name} and {train.name} of {train.parent}",
             given=f"only in {train.name}: {_some(classes, found)}; "
@@ -136,27 +139,32 @@ def _check_same(classes: list[str], train: Path, other: Path) -> None:
         )
 
 
-def _classes(folder: Path) -> list[str]:
-    names = class_folders(folder)
-    if not names:
+def _classes(folder: Path) -> dict[str, str]:
+    """The folder of each class by its name, composed (NFC): systems spell an umlaut in two ways."""
+    folders = class_folders(folder)
+    if not folders:
         raise InputError(str(folder), expected="a folder for each class in it")
+    names = {unicodedata.normalize("NFC", name): name for name in folders}
+    if len(names) < len(folders):
+        twice = next(name for name in folders if name not in names.values())
+        raise InputError(f"{folder}: class {twice!r}", given="two folders", expected="one")
     return names
 
 
-def _some(names: list[str], others: list[str]) -> str:
-    only = [name for name in names if name not in set(others)]
+def _some(names: Iterable[str], others: Container[str]) -> str:
+    only = [name for name in names if name not in others]
     return ", ".join(only[:5]) + (", ..." if len(only) > 5 else "") if only else "none"
 
 
 def _read_tree(
-    folder: Path, classes: list[str], reader: PictureReader, may_lack: bool = False
+    folder: Path, classes: Iterable[str], reader: PictureReader, may_lack: bool = False
 ) -> tuple[ImageFolder, Counter[str]]:
     """Paths and labels in an order that depends on names only; how many files are none, and why."""
     files: list[bytes] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
-    endings = readable_endings()
-    for label, name in enumerate(classes):
+    endings, folders = readable_endings(), _classes(folder)
+    for label, name in enumerate(folders[name] for name in classes):
         found, others = find_pictures(folder, name, endings)
         left_out += others
         if not found and not may_lack:

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.errors import InputError
-from data.formats.idx import GZIP_MAGIC, read_idx
+from data.formats.html_page import SNIFFED, refuse_page
+from data.formats.idx import DTYPES, GZIP_MAGIC, read_idx
 from data.formats.picture import Picture
 from data.formats.reading import Reading
 
 NPY_MAGIC = b"\x93NUMPY"
+TYPE_CODES = tuple(DTYPES)
 FORMATS = ("auto", "idx", "npy", "png")
 LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NHW", "HW")
 """Orders of the axes of images that are understood, the likelier of two first."""
@@ -56,9 +58,10 @@ def open_images(path: Path, reading: Reading, *, format: str = "auto", name: str
         raise InputError("--invert", expected=f"a model of uint8 images, not {reading.dtype_name}")
     try:
         with path.open("rb") as file:
-            head = file.read(len(NPY_MAGIC))
+            head = file.read(SNIFFED)
     except OSError as error:
         raise InputError(name, given=error.strerror, expected="a file of images") from None
+    refuse_page(head, name)
     kind = _kind(head) if format == "auto" else format
     if kind == "npy":
         return Stack(name, _map_npy(path, name), reading)
@@ -137,6 +140,8 @@ def find_layout(name: str, shape: tuple[int, ...], reading: Reading) -> str:
             for layout in LAYOUTS
             if len(layout) == len(shape)
             and (axes := dict(zip(layout, shape, strict=True))).get("C", 1) == channels
+            # A picture in colours is likelier than three or four grey ones.
+            and not (layout == "NHW" and axes["N"] in (3, 4))
         ]
         for layout, axes in fitting:
             if [axes["H"], axes["W"]] == size:
@@ -159,9 +164,11 @@ CHANNELS_LAST = "; the channels may also come last, and a single channel may be 
 
 
 def _kind(head: bytes) -> str:
-    if head == NPY_MAGIC:
+    """Two zeros begin .ico, .tga and .avif files too: IDX has a type and a rank after them."""
+    if head.startswith(NPY_MAGIC):
         return "npy"
-    return "idx" if head[:2] in (b"\0\0", GZIP_MAGIC) else "png"
+    is_idx = head[:2] == b"\0\0" and len(head) >= 4 and head[2] in TYPE_CODES and head[3] > 0
+    return "idx" if is_idx or head[:2] == GZIP_MAGIC else "png"
 
 
 def _map_npy(path: Path, name: str) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from configs.errors import InputError, expect
 from configs.schema import DataConfig
+from data.formats.html_page import SNIFFED, refuse_page
 from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
 from data.samples import NOTHING, BatchDataset, Datasets, Moments, moments
@@ -28,8 +29,9 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class MappedOptions:
-    channels_last: bool = False
-    """Inputs are `(N, H, W, C)` in the file; the model gets `(N, C, H, W)`."""
+    channels_last: bool | None = None
+    """Inputs are `(N, H, W, C)` in the file; the model gets `(N, C, H, W)`. Must be said where the
+    shape looks like it."""
     num_classes: int | None = None
     """Number of classes; default: the highest target plus one."""
     classes: tuple[str, ...] = ()
@@ -173,11 +175,13 @@ def _map_sets(folder: Path, options: MappedOptions, *, cut_test: bool) -> dict[s
         split: MappedDataset(
             folder / f"{split}_inputs.npy",
             folder / f"{split}_targets.npy",
-            channels_last=options.channels_last,
+            channels_last=bool(options.channels_last),
         )
         for split in splits
     }
     train = sets["train"]
+    if options.channels_last is None:
+        _refuse_guessing(train)
     for split, other in sets.items():
         for first, second in ((train.inputs, other.inputs), (train.targets, other.targets)):
             if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
@@ -189,6 +193,19 @@ def _map_sets(folder: Path, options: MappedOptions, *, cut_test: bool) -> dict[s
     return sets
 
 
+def _refuse_guessing(train: MappedDataset) -> None:
+    """Refuse inputs that look like `(N, H, W, C)`: as `(N, C, H, W)` they are nonsense that
+    trains."""
+    shape = train.inputs.shape
+    if len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] > 4:
+        raise InputError(
+            f"{train.paths[0]}: shape",
+            given=shape,
+            expected="(N, C, H, W), or to be told that the channels come last",
+            remedy="Use --data.kwargs.channels_last true; or false, if this is no mistake.",
+        )
+
+
 def map_npy(path: Path) -> NDArray[Any]:
     """Map an .npy file into memory, read-only.
 
@@ -198,6 +215,9 @@ def map_npy(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        if path.is_file():
+            with path.open("rb") as file:
+                refuse_page(file.read(SNIFFED), str(path))
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path} cannot be mapped into memory ({reason})",

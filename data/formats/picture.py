@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import InputError
 from configs.imports import import_extra
+from data.facts import PictureFit
+from data.formats.html_page import SNIFFED, refuse_page
 from data.formats.reading import Reading
 
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
@@ -46,7 +49,7 @@ class Picture:
             rotated = image.getexif().get(0x0112) in ROTATED
             size = image.size if rotated else image.size[::-1]
             check_picture(image, name)
-        if size != facts.input_shape[1:] and not reading.resize:
+        if size != facts.input_shape[1:] and not (reading.resize or facts.fit):
             raise reading.wrong_size(name, size)
 
     def __len__(self) -> int:
@@ -55,6 +58,8 @@ class Picture:
     def read(self, start: int, stop: int) -> Tensor:
         with opened(self.path, self.name) as image:
             pixels = to_tensor(image, self.channels, self.name)
+        if self.reading.facts.fit is not None:
+            pixels = fit(pixels, self.reading.facts.fit)
         return self.reading.finish(pixels[None])
 
 
@@ -68,6 +73,7 @@ def opened(source: Path | bytes, name: str) -> Iterator[Any]:
     except InputError:
         raise
     except pillow.UnidentifiedImageError:
+        refuse_page(source[:SNIFFED] if isinstance(source, bytes) else _head(source), name)
         raise InputError(
             f"{name} is not an image",
             expected="an IDX, NPY or PNG file, or another one that Pillow can read",
@@ -76,6 +82,11 @@ def opened(source: Path | bytes, name: str) -> Iterator[Any]:
         raise InputError(
             f"{name} cannot be read as a picture ({' '.join(str(error).split())[:200]})"
         ) from None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(SNIFFED)
 
 
 def check_picture(image: Any, name: str) -> None:
@@ -96,6 +107,17 @@ def to_tensor(image: Any, channels: int, name: str) -> Tensor:
     values = np.array(_convert(ops.exif_transpose(image), channels, name), dtype=np.uint8)
     channels_last = values[..., None] if values.ndim == 2 else values
     return torch.from_numpy(np.ascontiguousarray(channels_last.transpose(2, 0, 1)))
+
+
+def fit(pixels: Tensor, how: PictureFit) -> Tensor:
+    """A decoded picture `(C, h, w)` -> `(C, *how.size)`, bilinear with antialiasing."""
+    now, (height, width) = pixels.shape[1:], how.size
+    scale = max(side / how.crop / own for side, own in zip(how.size, now, strict=True))
+    resized = [max(round(own * scale), side) for side, own in zip(how.size, now, strict=True)]
+    if resized != list(now):
+        pixels = F.interpolate(pixels[None], size=resized, mode="bilinear", antialias=True)[0]
+    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+    return pixels[:, top : top + height, left : left + width].contiguous()
 
 
 def _convert(image: Any, channels: int, name: str) -> Any:

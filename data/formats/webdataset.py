@@ -137,6 +137,7 @@ def load_shards(config: DataConfig) -> Datasets:
         scale=255.0 if uint8 else 1.0,
         classes=options.classes,
         dtype=dtype_name(first),
+        fit=options.fit if pictures else None,
     )
 
 

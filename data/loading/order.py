@@ -187,6 +187,11 @@ class Plan:
         """Permutation of all samples in `epoch`, int64 `(num_samples,)`."""
         return _order(self.seed, epoch, self.num_samples)
 
+    def samples(self, number: int) -> list[int]:
+        """Indices of all samples of a global batch, whoever computes them."""
+        found = self.global_batch(number)
+        return self.order(found.epoch)[found.start : found.start + found.size].tolist()
+
     def indices(self, global_batch: GlobalBatch) -> Iterator[Tensor]:
         """Sample indices of each of this rank's micro-batches, int64."""
         order = self.order(global_batch.epoch)

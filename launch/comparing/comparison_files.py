@@ -24,6 +24,7 @@ from launch.comparing.history import AXES
 from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
 from launch.comparing.tables import speed, value_text
+from launch.figure_files import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,9 +104,7 @@ def write_png(comparison: Comparison, path: Path) -> None:
             axis.set_yscale("log")
     names = [_plain(name) for name in handles]
     figure.legend(handles.values(), names, loc="outside lower center", ncols=3, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    replace(path, buffer.getvalue())
+    replace(path, png(figure, dpi=DOTS_PER_INCH))
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -13,6 +13,8 @@ from trainer.records.sinks import Record
 
 AXES = ("step", "epoch", "time", "elapsed_seconds")
 """Keys of a record that say where it stands; all others are metrics."""
+MOST = 2.0**1023
+"""Whole numbers have no end in JSON; what is larger becomes infinite."""
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """How W&B writes numbers that JSON has no word for."""
 
@@ -33,7 +35,8 @@ def numbers(row: dict[str, Any]) -> Record:
         if isinstance(value, str):
             value = _WORDS.get(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            found[key] = value
+            too_large = isinstance(value, int) and abs(value) >= MOST
+            found[key] = (math.inf if value > 0 else -math.inf) if too_large else value
     return found
 
 

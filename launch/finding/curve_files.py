@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from configs.imports import import_extra
+from launch.figure_files import png
 from launch.finding.loss_curve import LossCurve, Suggestion
 from trainer.checkpoints.atomic_files import replacing, write_atomically
 
@@ -52,4 +53,4 @@ def draw_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> N
         axes.set_ylim(max(low - 0.2 * high, 0), 1.5 * high)  # the explosion at the end is not news
         axes.legend()
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        file.write(png(figure, dpi=150))

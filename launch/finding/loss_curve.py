@@ -22,6 +22,10 @@ class LossCurve:
     smoothed: list[float] = field(default_factory=list)
     """Exponential moving average of the losses, its bias towards 0 corrected."""
     stopped: str = "the whole range was tried"
+    broken_off: bool = False
+    """Whether it ended before the whole range was tried."""
+    bad_sample: int | None = None
+    """The training sample whose values are not finite, if that was the reason."""
 
     _average: float = 0.0
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from configs.errors import expect
 from configs.schema_training import ScheduleConfig
+from data.found import first_not_finite
 from data.loading.epoch_schedule import EpochSchedule
 from launch.finding.loss_curve import LossCurve
 from trainer.build import Workbench
@@ -90,12 +91,19 @@ def _climb(bench: Workbench, options: FinderOptions) -> LossCurve:
             continue
         rate = rates(before)
         if not math.isfinite(loss):
+            number = progress.global_batches - 1
+            curve.bad_sample = first_not_finite(bench.data.train, plan.samples(number))
             curve.stopped = f"the loss was not finite at {rate:.1e}"
+            if curve.bad_sample is not None:
+                curve.stopped += (
+                    f", as training sample {curve.bad_sample} holds values that are not"
+                )
             break
         smoothed = curve.add(rate, loss)
         if smoothed > options.diverged * min(curve.smoothed):
             curve.stopped = f"the loss was {options.diverged:g} times its best at {rate:.1e}"
             break
+    curve.broken_off = len(curve.losses) < total
     return curve
 
 

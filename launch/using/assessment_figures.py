@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from configs.errors import InputError
 from configs.imports import import_extra
+from launch.figure_files import png
 from launch.using.assess import Mistake
 
 if TYPE_CHECKING:
@@ -116,6 +116,4 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
-    return buffer.getvalue()
+    return png(figure, dpi=150, bbox_inches="tight")

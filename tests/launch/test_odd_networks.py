@@ -86,6 +86,33 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_evaluated(
     assert losses == [loss for loss in losses if loss == loss]
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("{train: 77}", r"loss of step \d is not finite, because training sample 77 holds"),
+        ("{test: 5}", "test sample 5 holds values that are not finite, so neither is any metric"),
+    ],
+)
+def test_a_sample_that_is_not_finite_is_named(bad: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=words):
+        run(tmp_path, "Base", f"--data.kwargs={{bad: {bad}}}")
+    assert status(tmp_path) == "failed"
+    assert not series(tmp_path / "run", "eval/loss")
+
+
+def test_the_range_test_names_the_sample_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launch.find_lr import main as find_lr
+
+    bad = "--data.kwargs={num_train: 640, bad: {train: 77}}"
+    more = ("--lr_finder.steps=30", f"--output={tmp_path / 'curve.png'}", bad)
+    assert find_lr([*arguments(tmp_path, "Base"), *more]) == 1
+    said = capsys.readouterr()
+    assert "training sample 77 holds values that are not" in said.out
+    assert "Repair or drop it in the data set" in said.err
+
+
 def test_fp16_skips_such_a_step_and_records_nothing_for_it(tmp_path: Path) -> None:
     """Law: a record without a step that was taken has no loss, rather than 0."""
     folder = run(tmp_path, "BadGradient", "--model.kwargs={at: 9}", "--precision.dtype=fp16")

@@ -80,7 +80,7 @@ def test_predictions_have_the_bits_of_the_model_in_training(
 def test_a_row_says_which_image_which_class_and_how_surely(
     trained_run: Path, tmp_path: Path, images: np.ndarray[Any, Any]
 ) -> None:
-    np.save(tmp_path / "some.npy", images[:3])
+    np.save(tmp_path / "some.npy", images[:5])
     rows = predict(trained_run, tmp_path, tmp_path / "some.npy")
     for index, row in enumerate(rows):
         assert (row["input"], row["index"]) == (str(tmp_path / "some.npy"), index)
@@ -197,7 +197,7 @@ def test_csv_json_and_json_lines_say_the_same(
     images: np.ndarray[Any, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    np.save(tmp_path / "some.npy", images[:4])
+    np.save(tmp_path / "some.npy", images[:5])
     rows = predict(trained_run, tmp_path, tmp_path / "some.npy")
     command = [str(trained_run), str(tmp_path / "some.npy")]
     assert main([*command, "--as=jsonl"]) == 0

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from data.datasets import ArrayDataset, Datasets
 
 
-def toy(num_train: int = 130, num_test: int = 40) -> Datasets:
-    """Samples `(6,)` of four classes that a linear map tells apart; a run of 64, 64 and 2."""
+def toy(num_train: int = 130, num_test: int = 40, bad: dict[str, int] | None = None) -> Datasets:
+    """Samples `(6,)` of four classes that a linear map tells apart; a run of 64, 64 and 2.
+
+    `bad` plants a NaN in one sample of a set, by the set's name.
+    """
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(6, 4, generator=generator)
 
@@ -20,7 +23,10 @@ def toy(num_train: int = 130, num_test: int = 40) -> Datasets:
         inputs = torch.randn(count, 6, generator=generator)
         return ArrayDataset(inputs, (inputs @ truth).argmax(1))
 
-    return Datasets(train=draw(num_train), test=draw(num_test), input_shape=(6,), num_classes=4)
+    sets = {"train": draw(num_train), "test": draw(num_test)}
+    for name, index in (bad or {}).items():
+        sets[name].inputs[index, 2] = torch.nan
+    return Datasets(train=sets["train"], test=sets["test"], input_shape=(6,), num_classes=4)
 
 
 class Base(nn.Module):

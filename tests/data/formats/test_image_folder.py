@@ -301,7 +301,7 @@ def transparent() -> bytes:
         (encoded(picture(0, 0, 99, 99), "jpg")[:-300], "cannot be read as a picture"),
         (encoded(picture(0, 0, 99, 99))[:-300], "cannot be read as a picture"),
         (b"", "is not an image"),
-        (b"<html>", "is not an image"),
+        (b"<html>", "a web page (HTML)"),
         (transparent(), "transparent pixels"),
         (GIF, "2 frames"),
     ],

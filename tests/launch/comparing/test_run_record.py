@@ -65,6 +65,12 @@ def test_only_numbers_are_kept_and_words_for_numbers_are_numbers() -> None:
     assert row.keys() == {"a", "e"}
     assert math.isnan(row["e"])
     assert numbers({"a": "-Infinity"}) == {"a": -math.inf}
+    large = {"a": 10**400, "b": -(10**400), "c": 7}
+    assert numbers(large) == {"a": math.inf, "b": -math.inf, "c": 7}
+        "a": math.inf,
+        "b": -math.inf,
+        "c": 7,
+    }
 
 
 def test_rows_of_other_programs_are_counted_by_wandb() -> None:
