@@ -57,9 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="a run directory, a pattern in quotes, an offline W&B directory, or a W&B path "
         "(entity/project/run_id or entity/project)",
     )
-    parser.add_argument("--metric", help="ranks the runs (default: eval/accuracy or the like)")
     parser.add_argument(
-        "--by", choices=("best", "final"), default="best", help="value of the metric that counts"
+        "--metric", help="ranks the runs (default: val/accuracy, eval/accuracy or the like)"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("best", "final"),
+        help="value of the metric that counts (default: the best on validation samples, else the "
+        "final one)",
     )
     parser.add_argument(
         "--group",

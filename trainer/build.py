@@ -8,7 +8,6 @@ from functools import partial
 
 from configs.schema import RunConfig
 from data.datasets import Datasets
-from data.found import first_not_finite
 from data.loading.loader import Loader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
@@ -27,19 +26,17 @@ from trainer.engines.accelerate import AccelerateEngine, build_sharded
 from trainer.engines.engine import Engine
 from trainer.engines.native import NativeEngine
 from trainer.evaluator import Evaluator
-from trainer.log import RunLog
 from trainer.loop import Run
 from trainer.networks.blocks import prepare_blocks
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
-from trainer.outputs import continue_from, decide_resume, open_outputs
+from trainer.outputs import build_log, continue_from, decide_resume, open_outputs
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.load_data import load_data
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime, use_training_timeout
 from trainer.ranks.stop_signals import StopRequest
-from trainer.records.gradient_statistics import GradientLog
 from trainer.records.sinks import Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.step import Steps, TrainStep
@@ -130,7 +127,7 @@ def _assemble_run(
         runs_as=components.execution.line(),
     )
     step = _build_step(config, runtime, components, state, watched=profiler.batches)
-    log = _build_log(components, runtime, state, finite, step, directory, sinks, watch, end)
+    log = build_log(components, runtime, state, finite, step, directory, sinks, watch, end)
     checkpointer = Checkpointer(
         components, runtime=runtime, state=state, log=log, directory=directory, end=end
     )
@@ -161,41 +158,6 @@ def _assemble_run(
         stop=stop,
         profiler=profiler,
         watch=watch,
-    )
-
-
-def _build_log(
-    components: Components,
-    runtime: Runtime,
-    state: RunState,
-    finite: FiniteCheck,
-    step: TrainStep,
-    directory: RunDirectory,
-    sinks: Sinks,
-    watch: Stopwatch,
-    end: End,
-) -> RunLog:
-    config, plan, data = components.config, components.plan, components.data
-
-    def bad_sample(global_batch: int) -> int | None:
-        return first_not_finite(data.train, plan.samples(global_batch))
-
-    return RunLog(
-        config=config,
-        runtime=runtime,
-        state=state,
-        finite=finite,
-        step=step,
-        epoch_schedule=plan.epoch_schedule,
-        task=components.task,
-        selection=components.selection,
-        chosen_on=data.chosen_on,
-        sinks=sinks,
-        directory=directory,
-        bad_sample=bad_sample,
-        gradients=GradientLog(state.engine.module, config.logging.gradients),
-        watch=watch,
-        end=end,
     )
 
 

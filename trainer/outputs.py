@@ -7,19 +7,25 @@ from pathlib import Path
 
 from configs.identity import flatten
 from configs.schema import RunConfig
-from data.found import describe
+from data.found import describe, first_not_finite
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.checkpoints.environment import describe_environment
+from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.checkpoints.state import RunState, restore
 from trainer.components import Components
+from trainer.due import End
+from trainer.log import RunLog
 from trainer.networks.module_state import modes_kept
 from trainer.ranks.runtime import Runtime
 from trainer.records.console import build_console
+from trainer.records.gradient_statistics import GradientLog
 from trainer.records.jsonl import JsonlSink
 from trainer.records.sinks import RunFacts, Sink, Sinks
+from trainer.records.stopwatch import Stopwatch
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
 from trainer.records.wandb_sink import WandbSink
+from trainer.step import TrainStep
 
 logger = logging.getLogger("convoy")
 
@@ -81,3 +87,39 @@ def open_outputs(
         )
     )
     return sinks
+
+
+def build_log(
+    components: Components,
+    runtime: Runtime,
+    state: RunState,
+    finite: FiniteCheck,
+    step: TrainStep,
+    directory: RunDirectory,
+    sinks: Sinks,
+    watch: Stopwatch,
+    end: End,
+) -> RunLog:
+    """The records of a run, on every rank."""
+    config, plan, data = components.config, components.plan, components.data
+
+    def bad_sample(global_batch: int) -> int | None:
+        return first_not_finite(data.train, plan.samples(global_batch))
+
+    return RunLog(
+        config=config,
+        runtime=runtime,
+        state=state,
+        finite=finite,
+        step=step,
+        epoch_schedule=plan.epoch_schedule,
+        task=components.task,
+        selection=components.selection,
+        chosen_on=data.chosen_on,
+        sinks=sinks,
+        directory=directory,
+        bad_sample=bad_sample,
+        gradients=GradientLog(state.engine.module, config.logging.gradients),
+        watch=watch,
+        end=end,
+    )

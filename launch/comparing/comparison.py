@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from configs.errors import InputError
+from launch.comparing.metric_names import all_metrics, default_metric, lower_is_better
+from launch.comparing.ranking import By, Group, default_by, rank, reservations, scores
 from launch.comparing.run_record import RunRecord
-from launch.comparing.significance import Welch, spread, welch
+from launch.comparing.significance import Welch, welch
 
-By = Literal["best", "final"]
-LOWER = re.compile(
-    r"loss|error|err|perplexity|ppl|nll|mae|mse|rmse|ece|brier|fid|wer|cer|bpb|bpc|regret|seconds"
-)
-"""Words in the name of a metric of which less is better."""
 SEEDS = {"seed", "random_seed", "manual_seed"}
 """Last parts of the keys that hold a seed."""
-QUALITY = {"accuracy": 3, "acc": 3, "f1": 2, "loss": 1}
-LAYERS = "gradients/"
-"""Prefix of the metrics of one parameter: its NAME/norm and NAME/update_ratio."""
-HELD_OUT = {"eval", "test", "val", "valid", "validation", "dev"}
 NOT_THE_CONFIG = ("name", "output_dir", "data.root", "data.download", "checkpoint", "logging")
 """Keys, or groups of keys, that may differ between two seeds of one config."""
 NAMES = ("name", "output_dir")
 """Keys that differ between any two runs and say nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Runs that differ in nothing but their seed; usually one."""
-
-    name: str
-    runs: tuple[RunRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +64,19 @@ ABSENT = Absent()
 
 
 def compare(
-    runs: Sequence[RunRecord], *, metric: str | None = None, by: By = "best", by_seed: bool = True
+    runs: Sequence[RunRecord],
+    *,
+    metric: str | None = None,
+    by: By | None = None,
+    by_seed: bool = True,
 ) -> Comparison:
     """Group, rank and test runs.
 
     Args:
         runs: One or more.
-        metric: The metric that ranks; None: the test accuracy or the closest thing to it.
-        by: Rank by the best or by the final value.
+        metric: The metric that ranks; None: the accuracy on held-out samples or the closest thing.
+        by: Rank by the best or by the final value; None: by the best one of a metric on validation
+            samples, else by the final one.
         by_seed: Take runs together that differ only in their seed.
 
     Raises:
@@ -97,8 +86,9 @@ def compare(
     if not any(metric in run.metrics for run in runs):
         known = all_metrics(runs)
         raise InputError("--metric", given=metric, expected=f"one of {', '.join(known)}")
+    by = by or default_by(metric)
     groups, notes = group_runs(runs, by_seed=by_seed)
-    groups = _rank(groups, metric, by)
+    groups = rank(groups, metric, by)
     return Comparison(
         metric=metric,
         by=by,
@@ -106,50 +96,12 @@ def compare(
         groups=groups,
         tests=[_test(groups[0], group, metric, by) for group in groups[1:]],
         differences=find_differences(groups),
-        notes=[*notes, *(f"{run.name}: {note}" for run in runs for note in run.notes)],
+        notes=[
+            *reservations(groups, metric, by),
+            *notes,
+            *(f"{run.name}: {note}" for run in runs for note in run.notes),
+        ],
     )
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether less is better: of `eval/loss`, `val_loss` and `error_rate`, but not of `accuracy`.
-
-    The words of the name tell.
-    """
-    return any(LOWER.fullmatch(word) for word in words_of(metric))
-
-
-def all_metrics(runs: Sequence[RunRecord]) -> list[str]:
-    """Every metric of any run, but for those of single layers."""
-    names = dict.fromkeys(name for run in runs for name in run.metrics)
-    return [name for name in names if not name.startswith(LAYERS)]
-
-
-def is_fraction(metric: str) -> bool:
-    """Whether it is best read as a percentage."""
-    return bool({"accuracy", "acc", "f1"} & set(words_of(metric)))
-
-
-def is_held_out(metric: str) -> bool:
-    return bool(HELD_OUT & set(words_of(metric)))
-
-
-def words_of(metric: str) -> list[str]:
-    return re.split(r"[^a-z0-9]+", metric.lower())
-
-
-def default_metric(runs: Sequence[RunRecord]) -> str:
-    """`eval/accuracy`, else the metric that looks most like it and that most runs have."""
-    names = all_metrics(runs)
-    if not names:
-        raise InputError("these runs have recorded no metric", expected="at least one number")
-
-    def preference(name: str) -> tuple[bool, bool, int, int, int]:
-        kind = max(QUALITY.get(word, 0) for word in words_of(name))
-        split = 2 if is_held_out(name) else 0 if "train" in words_of(name) else 1
-        shared = sum(name in run.metrics for run in runs)
-        return name == "eval/accuracy", kind > 0, split, kind, shared
-
-    return max(names, key=preference)
 
 
 def group_runs(runs: Sequence[RunRecord], *, by_seed: bool) -> tuple[list[Group], list[str]]:
@@ -193,30 +145,6 @@ def find_differences(groups: Sequence[Group]) -> dict[str, list[list[Any]]]:
 
 def _setting(run: RunRecord, key: str) -> Any:
     return run.config.get(key, run.execution.get(key, ABSENT))
-
-
-def score(run: RunRecord, metric: str, by: By) -> float | None:
-    """Best or final value of a run; None without one."""
-    if by == "final":
-        return run.final(metric)
-    best = run.best(metric, lower=lower_is_better(metric))
-    return best[0] if best else None
-
-
-def scores(group: Group, metric: str, by: By) -> list[float]:
-    """The scores of the runs that have the metric."""
-    return [value for run in group.runs if (value := score(run, metric, by)) is not None]
-
-
-def _rank(groups: Sequence[Group], metric: str, by: By) -> list[Group]:
-    """Best first; those without a number last."""
-
-    def key(group: Group) -> tuple[bool, float]:
-        found = scores(group, metric, by)
-        mean = spread(found).mean if found else math.nan
-        return math.isnan(mean), mean if lower_is_better(metric) else -mean
-
-    return sorted(groups, key=key)
 
 
 def _test(best: Group, group: Group, metric: str, by: By) -> Test:

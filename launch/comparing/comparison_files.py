@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.imports import import_extra
-from launch.comparing.comparison import (
-    ABSENT,
-    Comparison,
-    Group,
-    all_metrics,
-    lower_is_better,
-    scores,
-)
+from launch.comparing.comparison import ABSENT, Comparison
 from launch.comparing.history import AXES
+from launch.comparing.metric_names import all_metrics, lower_is_better
+from launch.comparing.ranking import Group, scores
 from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
 from launch.comparing.tables import speed, value_text

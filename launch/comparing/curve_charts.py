@@ -9,7 +9,8 @@ from html import escape
 from typing import Any
 
 from configs.imports import import_extra
-from launch.comparing.comparison import Comparison, is_fraction, is_held_out
+from launch.comparing.comparison import Comparison
+from launch.comparing.metric_names import is_fraction, is_held_out
 from launch.comparing.panels import COLOURS, GRID, ON_ANY_PAGE, Panel
 from launch.comparing.run_record import RunRecord
 from trainer.records.sinks import Record

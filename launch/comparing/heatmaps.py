@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from configs.imports import import_extra
-from launch.comparing.comparison import LAYERS
+from launch.comparing.metric_names import LAYERS
 from launch.comparing.panels import ON_ANY_PAGE
 from launch.comparing.run_record import RunRecord
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from configs.imports import import_extra
-from launch.comparing.comparison import Comparison, Group
+from launch.comparing.comparison import Comparison
 from launch.comparing.comparison_files import replace
 from launch.comparing.curve_charts import curves_figure
 from launch.comparing.heatmaps import confusion_figure, layers_figure, most_confused
 from launch.comparing.panels import panels
+from launch.comparing.ranking import Group
 from launch.comparing.tables import (
     Cell,
     Table,

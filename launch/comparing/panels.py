@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launch.comparing.comparison import all_metrics, is_held_out, words_of
+from launch.comparing.metric_names import all_metrics, is_held_out, words_of
 from launch.comparing.run_record import RunRecord
 from launch.comparing.tables import SPEED
 

@@ -9,19 +9,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launch.comparing.comparison import (
-    ABSENT,
-    By,
-    Comparison,
-    Group,
-    Test,
+from launch.comparing.comparison import ABSENT, Comparison, Test
+from launch.comparing.metric_names import (
     all_metrics,
     is_fraction,
     is_held_out,
     lower_is_better,
-    scores,
     words_of,
 )
+from launch.comparing.ranking import By, Group, scores
 from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import SIGNIFICANT, spread
 
@@ -69,7 +65,7 @@ def results_table(comparison: Comparison, now: float | None = None) -> Table:
     groups = comparison.groups
     columns: list[tuple[str, list[Cell]]] = [("run", [Cell(group.name) for group in groups])]
     if any(len(group.runs) > 1 for group in groups):
-        columns.append(("seeds", [Cell(str(len(group.runs))) for group in groups]))
+        columns.append(("seeds", [Cell(_seeds_text(group)) for group in groups]))
     columns.append(("status", _texts(groups, lambda run: status_text(run, now))))
     for metric in shown_metrics(comparison):
         for kind in _kinds(comparison, metric):
@@ -136,7 +132,8 @@ def metric_cells(metric: str, values: list[list[float]]) -> list[Cell]:
     known = [mean for mean in means if math.isfinite(mean)]
     best = (min if lower_is_better(metric) else max)(known, default=math.nan)
     marked = len(known) > 1 and len(set(known)) > 1
-    percent = is_fraction(metric) and all(0 <= value <= 1 for found in values for value in found)
+    finite = [value for found in values for value in found if math.isfinite(value)]
+    percent = is_fraction(metric) and all(0 <= value <= 1 for value in finite)
     return [
         Cell(_spread_text(found, percent), best=marked and mean == best)
         for found, mean in zip(values, means, strict=True)
@@ -206,10 +203,18 @@ def _spread_text(values: list[float], percent: bool) -> str:
     if not values:
         return MISSING
     found, scale = spread(values), 100.0 if percent else 1.0
+    if not math.isfinite(found.mean):
+        return str(found.mean)
     mean = f"{found.mean * scale:.2f}" if percent else _number(found.mean)
     if found.std is not None:
         mean += f" ± {found.std * scale:.2f}" if percent else f" ± {_number(found.std, 2)}"
     return f"{mean} %" if percent else mean
+
+
+def _seeds_text(group: Group) -> str:
+    """How many seeds its numbers are of, and of how many."""
+    counted, total = len(group.counted), len(group.runs)
+    return str(total) if counted == total else f"{counted} of {total}"
 
 
 def _number(value: float, digits: int = 4) -> str:

@@ -104,7 +104,7 @@ def test_a_real_run_is_compared_with_its_wandb_files_while_it_goes_on(
     finally:
         going.send_signal(signal.SIGTERM)
         going.communicate(timeout=60)
-    assert out.count("running") == 2
+    assert out.count("running") == 4, "in the table, and in a note for each"
     assert "a seed occurs twice" in out, "both are one experiment"
     ours, theirs = json.loads((tmp_path / "a.json").read_text())["runs"]
     assert ours["config"] == theirs["config"]

@@ -67,10 +67,6 @@ def test_only_numbers_are_kept_and_words_for_numbers_are_numbers() -> None:
     assert numbers({"a": "-Infinity"}) == {"a": -math.inf}
     large = {"a": 10**400, "b": -(10**400), "c": 7}
     assert numbers(large) == {"a": math.inf, "b": -math.inf, "c": 7}
-        "a": math.inf,
-        "b": -math.inf,
-        "c": 7,
-    }
 
 
 def test_rows_of_other_programs_are_counted_by_wandb() -> None:
