@@ -81,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
         picture.save(folder / file)
     picture.resize((50, 40)).save(folder / "photo.jpg")
     (folder / "results").mkdir()
-    np.save(folder / "images.npy", np.zeros((3, 28, 28), dtype=np.uint8))
+    np.save(folder / "images.npy", np.zeros((5, 28, 28), dtype=np.uint8))
     return folder
 
 

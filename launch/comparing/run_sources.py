@@ -14,8 +14,8 @@ from launch.comparing.wandb_offline import find_wandb_files, read_offline
 
 WANDB_PATH = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 KINDS = (
-    "a run directory, a pattern in quotes, an offline W&B directory, or a W&B path "
-    "(entity/project/run_id or entity/project)"
+    "a run directory, the folder of a sweep, a pattern in quotes, an offline W&B directory, or a "
+    "W&B path (entity/project/run_id or entity/project)"
 )
 
 
@@ -71,12 +71,22 @@ def _read_path(path: Path, runs: list[RunRecord]) -> list[Path]:
         return []
     if files := find_wandb_files(path):
         return files
+    if (path / "trials.json").is_file():  # a sweep
+        return _read_trials(path, runs)
     inside = path.is_dir() and any(is_run_directory(folder) for folder in path.iterdir())
     raise InputError(
         f"{path} is not a run",
         expected=KINDS,
         remedy=f"For the runs in it, give '{path}/*' in quotes." if inside else "",
     )
+
+
+def _read_trials(folder: Path, runs: list[RunRecord]) -> list[Path]:
+    """Every trial of a sweep that has recorded something, in the order of their numbers."""
+    trials = [path for path in folder.glob("trial_*") if (path / "metrics.jsonl").is_file()]
+    trials.sort(key=lambda path: (len(path.name), path.name))
+    runs += [read_run_directory(path) for path in trials if (path / "metrics.jsonl").stat().st_size]
+    return []
 
 
 def _read_pattern(pattern: str, runs: list[RunRecord], notes: list[str]) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launch.comparing.comparison import ABSENT, Comparison, Test
 from launch.comparing.metric_names import (
     all_metrics,
+    is_chosen_on,
     is_fraction,
     is_held_out,
     lower_is_better,
@@ -223,10 +224,10 @@ def _number(value: float, digits: int = 4) -> str:
 
 
 def _kinds(comparison: Comparison, metric: str) -> tuple[By, ...]:
-    """Training metrics jump from record to record: their best value means nothing."""
+    """Training metrics jump from record to record; what is best on a test set was chosen on it."""
     if metric == comparison.metric:
         return ("best", "final")
-    return (comparison.by if is_held_out(metric) else "final",)
+    return (comparison.by if is_chosen_on(metric) else "final",)
 
 
 def _speeds(group: Group) -> list[float]:

@@ -50,7 +50,7 @@ def test_there_is_a_search_and_a_grid_and_both_start_runs_alike() -> None:
 def test_a_sweep_has_the_form_that_wandb_accepts(path: Path) -> None:
     sweep = load(path)
     assert sweep.keys() <= TOP_LEVEL
-    assert sweep["metric"] == {"name": "eval/accuracy", "goal": "maximize"}
+    assert sweep["metric"] == {"name": "val/accuracy", "goal": "maximize"}
     assert set(sweep["parameters"]) <= {*known_keys(), "model.kwargs.dropout"}
     for parameter in sweep["parameters"].values():
         assert set(parameter) in ({"value"}, {"values"}, {"distribution", "min", "max"})

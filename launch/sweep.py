@@ -1,0 +1,229 @@
+"""Several runs of one config: `python launch/sweep.py --seeds 0..4 --config mnist_fast`, or
+`python launch/sweep.py configs/sweeps/random.yaml --trials 12`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.errors import InputError
+from configs.load import load_config
+from launch.entry import EXIT_FAILED, EXIT_PREEMPTED, run_command
+from launch.run_arguments import positive
+from launch.sweeping.trials import Sweep, of_seeds, read_sweep
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+
+TRIALS, RESULT = "trials.json", "sweep.json"
+ARRAY = Path(__file__).resolve().parents[1] / "slurm" / "array.sbatch"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan, write the plan down, train what is left of it, and say which trial is best."""
+    # Not a positional of argparse, which would take the value of an option that it does not know.
+    named = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    arguments, overrides = build_parser().parse_known_args(argv[1:] if named else argv)
+    arguments.sweep = named
+    sweep = plan(arguments)
+    if sweep.config and not any(o.startswith("--config") for o in overrides):
+        overrides = [f"--config={sweep.config}", *overrides]
+    base = check(sweep, overrides)
+    folder = Path(base.output_dir).expanduser() / (arguments.name or default_name(arguments, base))
+    write_plan(folder, sweep, overrides)
+    if arguments.slurm:
+        return submit(folder, sweep, overrides, jobs=arguments.jobs)
+    from trainer.ranks.stop_signals import stop_on_signals
+
+    with stop_on_signals() as stop:
+        return train(arguments, sweep, overrides, folder, base, stop)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/sweep.py",
+        usage="%(prog)s SWEEP | --seeds A..B [options of this command] [options of train.py]",
+        description="Train several runs of one config, one after the other, and compare them. The "
+        "same command continues a sweep that was stopped or killed. Other options are those of "
+        "launch/train.py, for every trial. SWEEP is a sweep file in W&B's format.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+
+    add("--seeds", metavar="A..B", help="a trial for each seed instead, such as 0..4 or 0,2,5")
+    add("--trials", type=positive, default=10, metavar="N", help="of a random search (default: 10)")
+    add("--sweep-seed", type=int, default=0, metavar="N", help="of its choices (default: 0)")
+    add("--name", help="the folder of the sweep in OUTPUT_DIR (default: the name of its file)")
+    add("--jobs", type=positive, default=1, metavar="N", help="trials side by side (default: 1)")
+    add("--nproc", type=positive, default=1, metavar="N", help="ranks of each trial (default: 1)")
+    add(
+        "--halving",
+        type=positive,
+        metavar="EPOCHS",
+        help="successive halving: look at all trials after this many epochs, and go on with the "
+        "best third, and so on; the others stay where they are",
+    )
+    add("--factor", type=int, default=3, metavar="N", help="one in N goes on (default: 3)")
+    add("--slurm", action="store_true", help="submit the trials as a Slurm array, --jobs at a time")
+    return parser
+
+
+def plan(arguments: argparse.Namespace) -> Sweep:
+    if (arguments.sweep is None) == (arguments.seeds is None):
+        raise InputError("SWEEP", expected="either a sweep file or --seeds A..B")
+    if arguments.factor < 2:
+        raise InputError("--factor", given=arguments.factor, expected="2 or more")
+    if arguments.slurm and (arguments.halving or arguments.nproc > 1):
+        raise InputError("--slurm", expected="neither --halving nor --nproc: see slurm/README.md")
+    if arguments.seeds is not None:
+        return of_seeds(arguments.seeds)
+    return read_sweep(arguments.sweep, count=arguments.trials, seed=arguments.sweep_seed)
+
+
+def default_name(arguments: argparse.Namespace, base: RunConfig) -> str:
+    return f"{base.name}_{'seeds' if arguments.sweep is None else arguments.sweep.stem}"
+
+
+def check(sweep: Sweep, overrides: Sequence[str]) -> RunConfig:
+    """Refuse a config that any trial would refuse, before the first one is trained."""
+    base = load_config(overrides, prog="launch/sweep.py", description="")
+    for trial in sweep.trials:
+        try:
+            load_config([*overrides, *trial.arguments], prog="launch/sweep.py", description="")
+        except InputError as error:
+            raise InputError(f"{trial.name}: {error}") from None
+    return base
+
+
+def write_plan(folder: Path, sweep: Sweep, overrides: Sequence[str]) -> None:
+    """Write the trials down, or find them there as they are.
+
+    Raises:
+        InputError: If another sweep lies there.
+    """
+    from trainer.checkpoints.atomic_files import write_atomically
+
+    path = folder / TRIALS
+    content = json.dumps({"overrides": list(overrides), **sweep.to_json()}, indent=2) + "\n"
+    if path.exists():
+        if path.read_text(encoding="utf-8") != content:
+            raise InputError(
+                f"{folder} holds another sweep",
+                expected="the same trials and options to continue it",
+                remedy="Choose another --name.",
+            )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror})") from None
+
+
+def train(
+    arguments: argparse.Namespace,
+    sweep: Sweep,
+    overrides: list[str],
+    folder: Path,
+    base: RunConfig,
+    stop: Any,
+) -> int:
+    """Train the trials on this machine."""
+    from launch.sweeping.running import Runner, Stopped, halve, rungs
+    from launch.sweeping.trial_progress import deciding_metric, read_finished
+
+    runner = Runner(folder, overrides, stop, say, ranks=arguments.nproc, jobs=arguments.jobs)
+    survivors = sweep.trials
+    try:
+        if arguments.halving:
+            survivors = halve(
+                runner,
+                sweep.trials,
+                lambda: deciding_metric(sweep, read_finished(folder, sweep)),
+                at=rungs(arguments.halving, arguments.factor, base.train.epochs),
+                factor=arguments.factor,
+            )
+        else:
+            runner.run(sweep.trials)
+    except Stopped:
+        say(f"Stopped on request; the same command continues the sweep in {folder}.")
+        return EXIT_PREEMPTED
+    return conclude(sweep, overrides, folder, [t.name for t in survivors], runner.failures)
+
+
+def conclude(
+    sweep: Sweep,
+    overrides: Sequence[str],
+    folder: Path,
+    survivors: Sequence[str],
+    failures: dict[str, str],
+) -> int:
+    """Compare the trials, write sweep.json, and print the command of the best one."""
+    from launch.compare import show
+    from launch.comparing.comparison import compare
+    from launch.comparing.metric_names import is_chosen_on
+    from launch.comparing.ranking import score
+    from launch.sweeping.trial_progress import deciding_metric, read_finished
+    from trainer.checkpoints.atomic_files import write_atomically
+
+    runs = read_finished(folder, sweep)
+    if not runs:
+        raise InputError(f"no trial in {folder} has recorded anything: {failures}")
+    metric, higher = deciding_metric(sweep, runs)
+    comparison = compare(runs, metric=metric)
+    show(comparison, [f"{name} failed: {why}" for name, why in failures.items()])
+    values = {run.name: score(run, metric, comparison.by) for run in runs}
+    finished = [r for r in runs if r.name in survivors and r.status == "completed"]
+    ranked = sorted(
+        (run.name for run in finished if values[run.name] is not None),
+        key=lambda name: (-1 if higher else 1) * (values[name] or 0.0),
+    )
+    trials = [
+        {"name": t.name, "overrides": t.overrides, metric: values.get(t.name)} for t in sweep.trials
+    ]
+    result = {"metric": metric, "by": comparison.by, "best": next(iter(ranked), None)}
+    write_atomically(folder / RESULT, json.dumps(result | {"trials": trials}, indent=2) + "\n")
+    if not is_chosen_on(metric):
+        say(f"Chosen by {metric}, on the test set itself: better with --data.validation 0.1.")
+    if ranked and any(t.overrides.keys() - {"seed"} for t in sweep.trials):
+        [best] = [trial for trial in sweep.trials if trial.name == ranked[0]]
+        command = shlex.join(["python", "launch/train.py", *overrides, *best.arguments])
+        say(f"Best: {best.name} ({metric} {values[best.name]:.4g})\n    {command}")
+    say(f"Written to {folder / RESULT}; look at it with: python launch/compare.py {folder}")
+    return EXIT_FAILED if failures else 0
+
+
+def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -> int:
+    """Hand the trials to Slurm as an array, a line each; they are named as here."""
+    from trainer.checkpoints.atomic_files import write_atomically
+
+    lines = "".join(shlex.join(trial.arguments) + "\n" for trial in sweep.trials)
+    write_atomically(folder / "trials.txt", lines)
+    at_once = f"%{jobs}" if jobs > 1 else ""
+    command = [
+        *("sbatch", f"--array=1-{len(sweep.trials)}{at_once}", str(ARRAY)),
+        *(str(folder / "trials.txt"), *overrides, f"--output_dir={folder}", "--name=trial"),
+    ]
+    say(shlex.join(command))
+    try:
+        return subprocess.run(command, check=False).returncode
+    except FileNotFoundError:
+        raise InputError("--slurm", expected="sbatch on the PATH", remedy="Run it there.") from None
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

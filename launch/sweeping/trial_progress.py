@@ -1,0 +1,60 @@
+"""What a trial has reached so far, read from what it has recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from launch.comparing.metric_names import default_metric, is_chosen_on, lower_is_better
+from launch.comparing.run_record import RunRecord, read_run_directory
+from launch.sweeping.trials import Sweep
+
+
+def status(directory: Path) -> str:
+    """What its summary says; empty if there is none yet."""
+    try:
+        content: Any = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        return str(content["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def value_at(directory: Path, metric: str, epoch: float) -> float | None:
+    """The metric of the first evaluation at or after an epoch; None before it."""
+    try:
+        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # still being written
+            continue
+        if metric in record and record.get("epoch", 0.0) >= epoch:
+            return float(record[metric])
+    return None
+
+
+def read_finished(folder: Path, sweep: Sweep) -> list[RunRecord]:
+    """The trials that have recorded something, in their order."""
+    directories = [folder / trial.name for trial in sweep.trials]
+    return [read_run_directory(path) for path in directories if _has_records(path)]
+
+
+def _has_records(directory: Path) -> bool:
+    path = directory / "metrics.jsonl"
+    return path.is_file() and path.stat().st_size > 0
+
+
+def deciding_metric(sweep: Sweep, runs: list[RunRecord]) -> tuple[str, bool]:
+    """What decides, and whether more of it is better.
+
+    A metric on the test set gives way to the same one on validation samples, where there are any.
+    """
+    metric = sweep.metric or default_metric(runs)
+    higher = sweep.higher if sweep.metric else not lower_is_better(metric)
+    own = f"val/{metric.rpartition('/')[2]}"
+    if not is_chosen_on(metric) and any(own in run.metrics for run in runs):
+        return own, higher
+    return metric, higher

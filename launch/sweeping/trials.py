@@ -1,0 +1,187 @@
+"""The trials of a sweep: a pure function of its file and its seed, written down before the first.
+
+The files are those of W&B: one file serves `wandb sweep` and `launch/sweep.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import InputError
+
+METHODS = ("grid", "random")
+BASE = re.compile(r"--config[ =](\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of a sweep."""
+
+    name: str
+    overrides: dict[str, Any]
+    """Config keys and their values."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """As on a command line."""
+        return [
+            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in self.overrides.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is tried, and what decides."""
+
+    trials: list[Trial]
+    metric: str | None
+    """Such as val/accuracy; None: what the runs themselves choose by."""
+    higher: bool
+    config: str | None
+    """The base config that the file's own command names."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def of_seeds(text: str) -> Sweep:
+    """A trial for each seed of `0..4` or `0,2,5`.
+
+    Raises:
+        InputError: If it is something else, or a seed occurs twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        if found is None:
+            raise InputError("--seeds", given=text, expected="0..4, or 0,2,5")
+        first, last = int(found[1]), int(found[2] or found[1])
+        seeds += range(first, last + 1)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError("--seeds", given=text, expected="one seed or more, none of them twice")
+    return Sweep(_named([{"seed": seed} for seed in seeds]), None, True, None)
+
+
+def read_sweep(path: Path, *, count: int, seed: int) -> Sweep:
+    """The trials of a sweep file.
+
+    Args:
+        path: A YAML file in W&B's format: method grid or random, parameters, metric.
+        count: How many trials of a random search.
+        seed: Of its choices.
+
+    Raises:
+        InputError: With the key that is missing, unknown or of another kind.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read ({reason})", expected="a sweep file") from None
+    if not isinstance(content, dict):
+        raise InputError(str(path), given=content, expected="a mapping with method and parameters")
+    method, parameters = content.get("method"), content.get("parameters")
+    if method not in METHODS:
+        raise InputError(f"{path}: method", given=method, expected=" or ".join(METHODS))
+    if not isinstance(parameters, dict) or not parameters:
+        raise InputError(f"{path}: parameters", given=parameters, expected="one key or more")
+    spaces = {str(key): _space(path, str(key), given) for key, given in parameters.items()}
+    metric = content.get("metric") or {}
+    name, goal = metric.get("name"), metric.get("goal", "minimize")
+    if goal not in ("maximize", "minimize"):
+        raise InputError(f"{path}: metric.goal", given=goal, expected="maximize or minimize")
+    chosen = _grid(path, spaces) if method == "grid" else _random(spaces, count, seed)
+    command = BASE.search(" ".join(map(str, content.get("command") or [])))
+    return Sweep(_named(chosen), name, goal == "maximize", command[1] if command else None)
+
+
+Space = Sequence[Any] | Mapping[str, Any]
+"""Values to choose from, or a distribution with its bounds."""
+DISTRIBUTIONS = ("uniform", "int_uniform", "log_uniform_values", "q_uniform")
+
+
+def _space(path: Path, key: str, given: Any) -> Space:
+    where = f"{path}: parameters.{key}"
+    if not isinstance(given, dict):
+        raise InputError(where, given=given, expected="value, values, or min and max")
+    if "value" in given:
+        return [given["value"]]
+    if "values" in given:
+        if not isinstance(given["values"], list) or not given["values"]:
+            raise InputError(f"{where}.values", given=given["values"], expected="a list")
+        return list(given["values"])
+    low: Any = given.get("min")
+    high: Any = given.get("max")
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = given.get("distribution", "int_uniform" if whole else "uniform")
+    if kind not in DISTRIBUTIONS:
+        close = difflib.get_close_matches(str(kind), DISTRIBUTIONS, n=1)
+        raise InputError(
+            f"{where}.distribution",
+            given=kind,
+            expected=f"one of {', '.join(DISTRIBUTIONS)}",
+            remedy=f"Did you mean {close[0]!r}?" if close else "",
+        )
+    numbers = all(isinstance(bound, int | float) and math.isfinite(bound) for bound in (low, high))
+    if not numbers or low >= high or (kind == "log_uniform_values" and low <= 0):
+        raise InputError(
+            where,
+            given={"min": low, "max": high},
+            expected="two numbers, min below max"
+            + (", both above 0" if kind == "log_uniform_values" else ""),
+        )
+    return {"distribution": kind, "min": low, "max": high, "q": given.get("q", 1)}
+
+
+def _grid(path: Path, spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
+    for key, space in spaces.items():
+        if isinstance(space, Mapping):
+            raise InputError(
+                f"{path}: parameters.{key}",
+                given=dict(space),
+                expected="value or values in a grid",
+                remedy="Use method: random for a range.",
+            )
+    choices = [list(space) for space in spaces.values()]
+    return [dict(zip(spaces, chosen, strict=True)) for chosen in itertools.product(*choices)]
+
+
+def _random(spaces: Mapping[str, Space], count: int, seed: int) -> list[dict[str, Any]]:
+    """A generator for each choice: more trials leave the first ones as they were."""
+    return [
+        {key: _draw(space, np.random.default_rng([seed, number, index]))
+         for index, (key, space) in enumerate(spaces.items())}
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def _draw(space: Space, generator: np.random.Generator) -> Any:
+    if not isinstance(space, Mapping):
+        return space[int(generator.integers(len(space)))]
+    low, high = space["min"], space["max"]
+    match space["distribution"]:
+        case "int_uniform":
+            return int(generator.integers(low, high + 1))
+        case "log_uniform_values":
+            return float(f"{math.exp(generator.uniform(math.log(low), math.log(high))):.6g}")
+        case "q_uniform":
+            return float(f"{round(generator.uniform(low, high) / space['q']) * space['q']:.6g}")
+        case _:
+            return float(f"{generator.uniform(low, high):.6g}")
+
+
+def _named(chosen: Sequence[dict[str, Any]]) -> list[Trial]:
+    return [Trial(f"trial_{number}", trial) for number, trial in enumerate(chosen, start=1)]
