@@ -15,6 +15,7 @@ from data.formats.huggingface import load_huggingface
 from data.formats.idx_folder import load_idx_folder
 from data.formats.image_folder import load_image_folder
 from data.formats.npy import load_mapped
+from data.formats.tabular import load_csv, load_parquet
 from data.formats.user import load_user
 from data.formats.webdataset import load_shards
 from data.samples import ArrayDataset, BatchDataset, Datasets, MapDataset
@@ -34,6 +35,8 @@ READERS: dict[str, Callable[[DataConfig], Datasets]] = {
     "idx": load_idx_folder,
     "image_folder": load_image_folder,
     "npy": load_mapped,
+    "csv": load_csv,
+    "parquet": load_parquet,
     "huggingface": load_huggingface,
     "webdataset": load_shards,
 }

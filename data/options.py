@@ -12,6 +12,7 @@ from configs.errors import InputError
 from configs.schema import DataConfig
 
 T = TypeVar("T")
+HERE = Path(__file__).resolve().parents[1]
 MADE_OF = {
     "int": "a whole number",
     "float": "a number",
@@ -68,6 +69,8 @@ def folder_of(root: str | None, what: str) -> Path:
     if root is None:
         raise InputError("data.root", expected=f"the folder of {what}")
     folder = Path(root).expanduser()
+    if not folder.is_dir() and not folder.is_absolute() and (HERE / folder).is_dir():
+        return HERE / folder  # what comes with the project, wherever a command is started
     if not folder.is_dir():
         raise InputError("data.root", given=root, expected="a folder that exists")
     return folder

@@ -81,6 +81,8 @@ class ArrayDataset:
         return self.inputs.nbytes + self.targets.nbytes
 
 
+MOST_READ = 4096
+"""Samples that moments are found from, where each has to be read by itself."""
 NOTHING = ArrayDataset(torch.empty(0), torch.empty(0))
 """A data set without samples."""
 
@@ -136,8 +138,24 @@ def moments_of_array(data: ArrayDataset) -> Moments:
     return moments(data.inputs)
 
 
+def moments_of_some(data: MapDataset) -> Moments:
+    """Those of samples spread evenly over a data set that is read one by one."""
+    count = min(len(data), MOST_READ)
+    indices = (number * len(data) // count for number in range(count))
+    return moments(torch.stack([torch.as_tensor(data[index][0]) for index in indices]))
+
+
 def moments(inputs: Tensor) -> Moments:
-    """Mean and standard deviation per channel, in units of inputs / scale; exact for uint8."""
+    """Mean and standard deviation in units of inputs / scale; exact for uint8.
+
+    Of pictures `(N, C, H, W)` one for each channel, of vectors of floats `(N, F)` one for each
+    feature, of anything else one.
+    """
+    if inputs.ndim == 2 and inputs.is_floating_point():
+        features = inputs.double()
+        deviations = features.std(0, correction=0)
+        deviations[(inputs == inputs[0]).all(0)] = 1.0  # nothing to divide by
+        return tuple(features.mean(0).tolist()), tuple(deviations.tolist()), 1.0
     scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
     means, stds = [], []
     for channel in range(inputs.shape[1] if inputs.ndim == 4 else 1):

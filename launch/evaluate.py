@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     folder: Path = (arguments.output or trained.directory).expanduser()
     check_output("--output", folder / "evaluation.json")
     data = load_datasets(trained.config.data, seed=trained.config.seed)
-    found = assess(trained, data, num_mistakes=arguments.mistakes)
+    found = assess(trained, data, split=arguments.split, num_mistakes=arguments.mistakes)
     files: dict[str, bytes] = draw(trained, found) if arguments.png else {}
     record = json.dumps(to_record(trained, found), indent=2, allow_nan=False) + "\n"
     for name, content in (files | {"evaluation.json": record.encode()}).items():
@@ -58,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="Folder for evaluation.json and the pictures (default: the run directory).",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation", "train"),
+        default="test",
+        help="Which samples (default: test).",
     )
     parser.add_argument(
         "--png",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from configs.errors import expect
 from data.facts import PictureFit
 from data.formats.picture import MODES, check_picture, fit, opened, to_tensor
+from data.samples import moments_of_some
 from data.transforms import apply, build_transforms
 
 IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -39,15 +41,7 @@ class PictureOptions:
         expect(self, "data.kwargs.size", len(sides) == 2 and min(sides) >= 1, "1 pixel or more")
         expect(self, "data.kwargs.crop", 0 < self.crop <= 1, "above 0, at most 1")
         expect(self, "data.kwargs.channels", self.channels in MODES, "1, 3 or 4")
-        for key, least in (("mean", None), ("std", 0.0)):
-            values = getattr(self, key)
-            expect(
-                self,
-                f"data.kwargs.{key}",
-                len(values) in (0, 1, self.channels)
-                and (least is None or all(value > least for value in values)),
-                f"one number, or {self.channels}" + ("" if least is None else ", each above 0"),
-            )
+        expect(self, "data.kwargs.std", all(v > 0 for v in self.std), "numbers above 0")
         expect(
             self,
             "data.kwargs.mean",
@@ -68,11 +62,30 @@ class PictureOptions:
     def input_shape(self) -> tuple[int, ...]:
         return (self.channels, *self.height_width)
 
-    @property
-    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def moments(self, shape: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation for inputs of that shape, as given or ImageNet's.
+
+        Raises:
+            InputError: If as many were given as it has neither channels nor features.
+        """
+        for key in ("mean", "std"):
+            expect(
+                self,
+                f"data.kwargs.{key}",
+                len(getattr(self, key)) in (0, 1, *shape[:1]),
+                f"one number, or {' or '.join(map(str, shape[:1]))}",
+            )
         if self.mean:
             return self.mean, self.std
         return IMAGENET.get(self.channels, ((0.5,), (0.25,)))
+
+    def normalisation(self, first: Tensor, *, pictures: bool) -> dict[str, Any]:
+        """What `Datasets` has to know of it for inputs like the first one: of pictures always, of
+        vectors of floats as they are, of anything else only what was given."""
+        if pictures or self.mean:
+            return dict(zip(("mean", "std"), self.moments(first.shape), strict=True))
+        vectors = first.ndim == 1 and first.is_floating_point()
+        return {"measure": moments_of_some} if vectors else {}
 
 
 class PictureReader:

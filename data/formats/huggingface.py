@@ -144,15 +144,13 @@ def load_huggingface(config: DataConfig) -> Datasets:
             expected="pictures, or several numbers for each sample",
             remedy="Name the column of the inputs with data.kwargs.input.",
         )
-    mean, std = options.moments if pictures or options.mean else ((0.0,), (1.0,))
     return Datasets(
         train=tables["train"],
         test=tables.get("test", NOTHING),
         validation=tables.get("validation"),
         input_shape=tuple(first.shape),
         num_classes=number,
-        mean=mean,
-        std=std,
+        **options.normalisation(first, pictures=pictures),
         scale=255.0 if first.dtype == torch.uint8 else 1.0,
         classes=tuple(texts) or tuple(getattr(labels, "names", None) or ()),
         dtype=dtype_name(first),

@@ -87,7 +87,7 @@ def load_image_folder(config: DataConfig) -> Datasets:
             total = len(sets[role]) + others.total()
             left_out.append(f"{others.total():,} of {total:,} files: {_counted(others)}")
             log.warning("%s: left out %s", folder, left_out[-1])
-    mean, std = options.moments
+    mean, std = options.moments(options.input_shape)
     return Datasets(
         train=sets["train"],
         test=sets.get("test", NOTHING),

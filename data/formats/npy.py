@@ -131,12 +131,12 @@ def load_mapped(config: DataConfig) -> Datasets:
     sets = _map_sets(folder, options, cut_test=config.test > 0)
     train = sets["train"]
     shape = tuple(train[0][0].shape)
-    channels = shape[0] if len(shape) == 3 else 1
+    channels = shape[0] if len(shape) in (1, 3) else 1
     expect(
         options,
         "data.kwargs.mean",
         len(options.mean) in (0, 1, channels),
-        f"one number, or one for each of {channels} channels",
+        f"one number, or one for each of {channels} channels or features",
     )
     known: dict[str, Any] = {"measure": _moments_of_files}
     if options.mean:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,15 +126,13 @@ def load_shards(config: DataConfig) -> Datasets:
         raise InputError("data.kwargs.num_classes", given=number, expected=expected)
     first = sets["train"][0][0]
     uint8 = first.dtype == torch.uint8
-    mean, std = options.moments if pictures or options.mean else ((0.0,), (1.0,))
     return Datasets(
         train=sets["train"],
         test=sets.get("test", NOTHING),
         validation=sets.get("validation"),
         input_shape=tuple(first.shape),
         num_classes=number,
-        mean=mean,
-        std=std,
+        **options.normalisation(first, pictures=pictures),
         scale=255.0 if uint8 else 1.0,
         classes=options.classes,
         dtype=dtype_name(first),
@@ -161,7 +160,8 @@ def _find(root: Path, options: ShardOptions, *, cut_test: bool) -> dict[str, lis
     """The shards of each part, none of them in two."""
 
     def matching(pattern: str) -> list[Path]:
-        return sorted(path for path in root.glob(pattern) if path.is_file())
+        found = {path for one in expand(pattern) for path in root.glob(one) if path.is_file()}
+        return sorted(found)
 
     parts = choose_parts(
         options,
@@ -189,6 +189,21 @@ def _find(root: Path, options: ShardOptions, *, cut_test: bool) -> dict[str, lis
                 expected=f"it in {one} or in {other} only",
             )
     return shards
+
+
+def expand(pattern: str) -> list[str]:
+    """`train-{000..012}.tar` and `{train,more}-0.tar`, as the library writes them -> each name."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if ends is None:
+        middles = found[1].split(",")
+    else:
+        first, last = int(ends[1]), int(ends[2])
+        middles = [f"{number:0{len(ends[1])}d}" for number in range(first, last + 1)]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [name for middle in middles for name in expand(f"{before}{middle}{after}")]
 
 
 def _index(

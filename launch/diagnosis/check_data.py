@@ -16,6 +16,8 @@ from launch.diagnosis.findings import Check, Finding, name_some
 IMBALANCE = 10.0
 CONSTANT_FRACTION = 0.9
 MOST_FOR_MOMENTS = 8192
+UNEVEN = 100.0
+"""Ratio of the deviations of two features from which on they should not be treated alike."""
 
 
 Samples = Mapping[str, Sample]
@@ -164,6 +166,15 @@ def check_normalisation(data: Datasets, train: Sample) -> Finding:
         f"return data.datasets.Datasets with scale={255.0 if _looks_raw(inputs) else 1.0}, "
         "mean=(...,) and std=(...,) of the training set, or normalise in the data set"
     )
+    if inputs.ndim == 2 and inputs.shape[1] > 1 and raw.is_floating_point():
+        stds = inputs.std(0)
+        least, most = (float(value) for value in stds[stds > 0].aminmax()) if stds.any() else (1, 1)
+        if most > UNEVEN * least:
+            return Check("data", "normalisation").warning(
+                f"{seen}; that of single features goes from {least:.2g} to {most:.2g}",
+                "The largest features drown the others: weights and rates are made for one scale.",
+                "normalise feature by feature: one number for each in mean and std",
+            )
     if _looks_raw(inputs):
         seen += f", whole numbers from {inputs.min():.0f} to {inputs.max():.0f}: raw pixels"
         return Check("data", "normalisation").problem(seen, why, change)

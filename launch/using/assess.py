@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from configs.errors import InputError
@@ -14,7 +15,8 @@ from data.datasets import Datasets
 from data.facts import InputFacts
 from data.loading.loader import build_loader
 from data.loading.order import Plan
-from data.samples import Batch
+from data.samples import Batch, MapDataset
+from data.splits import Divisible
 from launch.using.class_metrics import Metrics, Tally
 from launch.using.trained import Trained, require_classes
 
@@ -42,12 +44,15 @@ class Assessment:
     """What each mistake was made on, as it is stored, in host memory."""
 
 
-def assess(trained: Trained, data: Datasets, *, num_mistakes: int) -> Assessment:
-    """Evaluate on the test set of `data` with the batches and operations of training.
+def assess(
+    trained: Trained, data: Datasets, *, split: str = "test", num_mistakes: int
+) -> Assessment:
+    """Evaluate on one set of `data` with the batches and operations of training.
 
     Args:
         trained: The model; `data` and `evaluate` of its config say how to read the data.
         data: What to evaluate on.
+        split: test, validation or train.
         num_mistakes: How many mistakes to keep.
 
     Raises:
@@ -59,7 +64,7 @@ def assess(trained: Trained, data: Datasets, *, num_mistakes: int) -> Assessment
     tally = Tally(trained.facts.num_classes, trained.runtime.device)
     worst: list[tuple[float, int, int, int, Tensor]] = []
     start = 0
-    for inputs, targets in _batches(trained, data):
+    for inputs, targets in _batches(trained, _samples_of(data, split)):
         logits = trained.logits(inputs)
         _check(logits, targets, start, trained.facts)
         predicted, confidence = tally.add(logits, targets)
@@ -129,13 +134,28 @@ def to_record(trained: Trained, found: Assessment) -> dict[str, Any]:
     }
 
 
-def _batches(trained: Trained, data: Datasets) -> Iterator[Batch]:
-    """The test batches of training, on the device of the model."""
+def _samples_of(data: Datasets, split: str) -> MapDataset:
+    sets = {"train": data.train, **data.held_out}
+    if split not in sets:
+        raise InputError(
+            "--split",
+            given=split,
+            expected=f"one of {', '.join(sets)}",
+            remedy="The run held nothing out for validation (data.validation).",
+        )
+    samples = sets[split]
+    if split == "train" and isinstance(samples, Divisible):  # without what only training does
+        return samples.part(np.arange(len(samples)), training=False)
+    return samples
+
+
+def _batches(trained: Trained, samples: MapDataset) -> Iterator[Batch]:
+    """Batches as an evaluation in training has them, on the device of the model."""
     config, device = trained.config, trained.runtime.device
-    plan = Plan(num_samples=len(data.test), global_batch_size=1, seed=config.seed)
-    # Nobody trains here: the test set stands in for the training set, which is not to be moved.
-    loader = build_loader(config.data, data.test, {"test": data.test}, plan=plan, device=device)
-    for _, (inputs, targets) in loader.evaluation("test", config.evaluate.batch_size, 0, 1):
+    plan = Plan(num_samples=len(samples), global_batch_size=1, seed=config.seed)
+    # Nobody trains here: the samples stand in for the training set, which is not to be moved.
+    loader = build_loader(config.data, samples, {"these": samples}, plan=plan, device=device)
+    for _, (inputs, targets) in loader.evaluation("these", config.evaluate.batch_size, 0, 1):
         yield inputs.to(device), targets.to(device)
 
 

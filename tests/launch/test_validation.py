@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs.errors import InputError
 from configs.load import load_config
 from data.formats.idx import read_idx, write_idx
 from launch.train import train as train_with
@@ -93,6 +94,26 @@ def test_the_best_weights_are_tested_too_and_the_run_keeps_its_own(
         content = json.loads((out / "evaluation.json").read_text())
         assert content["correct"] == said[f"{group}/correct"]
         assert content["loss"] == pytest.approx(said[f"{group}/loss"])
+
+
+def test_evaluate_looks_at_any_of_the_three(tmp_path: Path) -> None:
+    from launch.evaluate import main as evaluate
+
+    data = make_idx(tmp_path / "idx")
+    run = train_here(tmp_path, data, VALIDATION)
+    counts = []
+    for split in ("validation", "test", "train"):
+        arguments = [str(run), "--checkpoint=latest", "--mistakes=0", f"--split={split}"]
+        assert evaluate(arguments) == 0
+        content = json.loads((run / "evaluation.json").read_text())
+        counts.append(content["count"])
+        if split != "train":
+            group = {"validation": "val", "test": "test"}[split]
+            assert content["correct"] == summary(run)[f"{group}/correct"]
+    assert counts == [102, 101, 407]
+    plain = train_here(tmp_path / "plain", data)
+    with pytest.raises(InputError, match="--split: given 'validation'"):
+        evaluate([str(plain), "--split=validation"])
 
 
 def test_shuffled_test_labels_change_no_bit_of_what_is_chosen(noisy: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from trainer.networks.models import build_model
 from trainer.objective.tasks import build_task
 from trainer.ranks.runtime import Runtime
 
-SHAPES = {"cifar10": (3, 32, 32)}
+SHAPES = {"cifar10": (3, 32, 32), "csv": (13,)}
 NUM_SAMPLES, GPU_BYTES = 60_000, 80 << 30
 
 
@@ -90,6 +90,7 @@ PINNED = {
     "mnist_sgd_untuned": PLAIN,
     "mnist_wide": WIDE,
     "mnist_wide_bf16": WIDE,
+    "wine": PLAIN,
 }
 
 

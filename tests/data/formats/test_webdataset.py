@@ -15,6 +15,7 @@ import torch
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
+from data.formats.webdataset import expand
 from tests.support.data_sets import encoded, make_shard, make_shards, picture
 
 
@@ -168,6 +169,13 @@ def test_streams_missing_shards_and_shards_in_both_parts_are_refused(shards: Pat
     assert "data.root: expected" in refusal(
         lambda: load_datasets(DataConfig(dataset="webdataset"), seed=0)
     )
+
+
+def test_braces_stand_for_each_of_their_numbers_or_names(shards: Path) -> None:
+    """Law: as the library writes shards; what is not there is left out."""
+    assert len(load(shards, train="train-{0..1}.tar").train) == 26
+    assert len(load(shards, train="{train-0,train-2,train-9}.tar").train) == 26
+    assert expand("a{00..02}b{x,y}") == ["a00bx", "a00by", "a01bx", "a01by", "a02bx", "a02by"]
 
 
 @pytest.mark.parametrize(

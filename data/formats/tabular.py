@@ -1,0 +1,275 @@
+"""Tables of rows: CSV and Parquet files, a column for each feature and one for the target."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from configs.errors import InputError, expect
+from configs.imports import import_extra
+from configs.schema import DataConfig
+from data.formats.parts import REMEDY, VALIDATION_NAMES, PartOptions, choose_parts
+from data.labels import ClassCounter
+from data.options import folder_of, read_options
+from data.samples import NOTHING, ArrayDataset, Datasets, moments_of_array
+
+TARGETS = ("target", "label", "class", "y")
+"""Names of the target's column that need not be given."""
+
+Columns = Mapping[str, Any]
+"""The columns of one file by name, as arrays of pyarrow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(PartOptions):
+    """Parts are files in data.root, without their ending; a file alone is what is trained on."""
+
+    target: str | None = None
+    """Column of the targets; default: target, label, class or y."""
+    columns: tuple[str, ...] = ()
+    """Columns of the features, in this order; default: all others."""
+    skip: tuple[str, ...] = ()
+    """Columns that are no features."""
+    categories: tuple[str, ...] = ()
+    """Columns of numbers that are names of something; texts are so without being listed."""
+    target_is: str = "auto"
+    """class, number (for task.name=regression), or auto: a number if it has decimals."""
+    mean: tuple[float, ...] = ()
+    """Mean of the features: one number, or one for each; default: of the training rows."""
+    std: tuple[float, ...] = ()
+    """Their standard deviation."""
+
+    def __post_init__(self) -> None:
+        kinds = ("auto", "class", "number")
+        expect(self, "data.kwargs.target_is", self.target_is in kinds, "auto, class or number")
+        expect(self, "data.kwargs.std", all(value > 0 for value in self.std), "numbers above 0")
+        same = len(self.mean) == len(self.std)
+        expect(self, "data.kwargs.mean", same, "as many values as data.kwargs.std has")
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A column of the table and what becomes of it."""
+
+    name: str
+    values: tuple[Any, ...]
+    """The values that get a feature each, 0 or 1; empty: the number itself."""
+
+
+def load_csv(config: DataConfig) -> Datasets:
+    """CSV files with a line of names; see `load_tables`."""
+    return load_tables(config, "csv")
+
+
+def load_parquet(config: DataConfig) -> Datasets:
+    """Parquet files; see `load_tables`."""
+    return load_tables(config, "parquet")
+
+
+def load_tables(config: DataConfig, ending: Literal["csv", "parquet"]) -> Datasets:
+    """The files in `data.root`, in memory as float32 `(N, features)`.
+
+    Numbers stay what they are and are normalised feature by feature; a column of texts or of
+    categories becomes a feature for each of its values in the training file, in their order.
+
+    Raises:
+        InputError: For a file or column that is missing, an empty cell and a category that
+            training has not, with row and column.
+    """
+    options = read_options(TableOptions, config)
+    root = folder_of(config.root, f"train.{ending} and test.{ending}")
+    paths = _find(root, options, ending, cut_test=config.test > 0)
+    tables = {role: _read(path) for role, path in paths.items()}
+    train = tables["train"]
+    target = _target(options, train, paths["train"])
+    features = _features(options, train, paths["train"], target)
+    for role, table in tables.items():
+        _check_cells(table, paths[role], [target, *(feature.name for feature in features)])
+    labels, classes = _labels(options, tables, paths, target)
+    sets = {
+        role: ArrayDataset(
+            torch.from_numpy(_inputs(table, features, paths[role])), torch.from_numpy(labels[role])
+        )
+        for role, table in tables.items()
+    }
+    width = sets["train"].inputs.shape[1]
+    expect(
+        options,
+        "data.kwargs.mean",
+        len(options.mean) in (0, 1, width),
+        f"one number, or one for each of {width} features",
+    )
+    given = {"mean": options.mean, "std": options.std}
+    known: dict[str, Any] = given if options.mean else {"measure": moments_of_array}
+    return Datasets(
+        train=sets["train"],
+        test=sets.get("test", NOTHING),
+        validation=sets.get("validation"),
+        input_shape=(width,),
+        num_classes=len(classes) or 1,
+        classes=tuple(map(str, classes)),
+        **known,
+    )
+
+
+def _find(root: Path, options: TableOptions, ending: str, *, cut_test: bool) -> dict[str, Path]:
+    def path(name: str) -> Path:
+        return root / (name if name.endswith(f".{ending}") else f"{name}.{ending}")
+
+    parts = choose_parts(options, lambda name: path(name).is_file(), cut_test=cut_test)
+    alone = sorted(root.glob(f"*.{ending}"))
+    if cut_test and len(alone) == 1 and parts.found == [("train", "train")]:
+        return {"train": alone[0]}
+    missing = [path(name).name for _, name in parts.found if not path(name).is_file()]
+    if not parts.test and not cut_test:
+        missing.append(" or ".join(path(name).name for name in ("test", *VALIDATION_NAMES)))
+    if missing:
+        raise InputError(
+            f"tables in {root}",
+            given=", ".join(found.name for found in alone) or "none",
+            expected=" and ".join(missing),
+            remedy=REMEDY,
+        )
+    return {role: path(name) for role, name in parts.found}
+
+
+def _read(path: Path) -> Columns:
+    try:
+        if path.suffix == ".parquet":
+            table = import_extra("pyarrow.parquet", "tables").read_table(path)
+        else:
+            csv = import_extra("pyarrow.csv", "tables")
+            convert = csv.ConvertOptions(strings_can_be_null=True)
+            table = csv.read_csv(path, convert_options=convert)
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow raises what its readers like
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read ({reason})", expected="a table") from None
+    if not table.num_rows:
+        raise InputError(str(path), given="no rows", expected="one row or more")
+    return {name: table.column(name) for name in table.column_names}
+
+
+def _target(options: TableOptions, table: Columns, path: Path) -> str:
+    if options.target is not None:
+        return _column(options.target, table, path, "data.kwargs.target")
+    for name in TARGETS:
+        if name in table:
+            return name
+    raise InputError(
+        f"{path}: the column of the targets",
+        given=", ".join(table),
+        expected=f"one called {', '.join(TARGETS)}",
+        remedy="Name it with data.kwargs.target.",
+    )
+
+
+def _column(name: str, table: Columns, path: Path, key: str) -> str:
+    if name not in table:
+        close = difflib.get_close_matches(name, list(table), n=1)
+        raise InputError(
+            f"{path}: {key}",
+            given=name,
+            expected=f"one of {', '.join(table)}",
+            remedy=f"Did you mean {close[0]!r}?" if close else "",
+        )
+    return name
+
+
+def _features(options: TableOptions, table: Columns, path: Path, target: str) -> list[Feature]:
+    for key in ("columns", "skip", "categories"):
+        for name in getattr(options, key):
+            _column(name, table, path, f"data.kwargs.{key}")
+    left_out = {target, *options.skip}
+    names = [name for name in options.columns or table if name not in left_out]
+    if not names:
+        raise InputError(str(path), given=", ".join(table), expected="a column of a feature")
+    return [
+        Feature(
+            name,
+            () if _is_numeric(table[name]) and name not in options.categories
+            else tuple(sorted(v for v in table[name].unique().to_pylist() if v is not None)),
+        )
+        for name in names
+    ]  # fmt: skip
+
+
+def _is_numeric(column: Any) -> bool:
+    kind = str(column.type)
+    return kind.startswith(("int", "uint", "float", "double", "halffloat", "decimal"))
+
+
+def _check_cells(table: Columns, path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        column = table[_column(name, table, path, "columns")]
+        missing = np.asarray(column.is_null(nan_is_null=True))
+        if missing.any():
+            raise InputError(
+                f"{path}: row {int(missing.argmax()) + 1}, column {name!r}",
+                given="nothing",
+                expected="a value",
+                remedy=f"{int(missing.sum())} cells of this column are empty: fill them, drop the "
+                "rows, or leave the column out with data.kwargs.skip.",
+            )
+
+
+def _inputs(table: Columns, features: Sequence[Feature], path: Path) -> NDArray[np.float32]:
+    parts = []
+    for feature in features:
+        cells = table[feature.name]
+        if not feature.values:
+            if not _is_numeric(cells):
+                raise _not_as_in_training(path, feature.name, str(cells.type), "numbers")
+            parts.append(np.asarray(cells.to_numpy(), np.float32)[:, None])
+            continue
+        found = cells.to_pylist()
+        places = {value: place for place, value in enumerate(feature.values)}
+        for row, value in enumerate(found, start=1):
+            if value not in places:
+                where = f"{path}: row {row}, column {feature.name!r}"
+                some = ", ".join(map(str, feature.values[:8]))
+                raise InputError(where, given=value, expected=f"a value of training: {some}")
+        chosen = np.array([places[value] for value in found])
+        parts.append(np.eye(len(places), dtype=np.float32)[chosen])
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def _labels(
+    options: TableOptions, tables: Mapping[str, Columns], paths: Mapping[str, Path], target: str
+) -> tuple[dict[str, NDArray[Any]], Sequence[Any]]:
+    """Targets of each file, and the names of the classes; no names for numbers."""
+    cells = {role: table[target] for role, table in tables.items()}
+    kinds = {role: str(column.type) for role, column in cells.items()}
+    numeric = _is_numeric(cells["train"])
+    for role, column in cells.items():
+        if _is_numeric(column) is not numeric:
+            raise _not_as_in_training(paths[role], target, kinds[role], kinds["train"])
+    whole = numeric and all(kind.startswith(("int", "uint")) for kind in kinds.values())
+    if options.target_is == "number" or (options.target_is == "auto" and numeric and not whole):
+        if not numeric:
+            raise _not_as_in_training(paths["train"], target, kinds["train"], "numbers")
+        return {role: np.asarray(c.to_numpy(), np.float32) for role, c in cells.items()}, ()
+    if whole:
+        counter, found = ClassCounter(), {}
+        for role, column in cells.items():
+            found[role] = np.asarray(column.to_numpy(), np.int64)
+            counter.add(found[role], f"{paths[role]}: column {target!r}")
+        return found, range(counter.count())
+    values = sorted({value for column in cells.values() for value in column.unique().to_pylist()})
+    numbers = {value: number for number, value in enumerate(values)}
+    return {
+        role: np.array([numbers[value] for value in column.to_pylist()], np.int64)
+        for role, column in cells.items()
+    }, values
+
+
+def _not_as_in_training(path: Path, name: str, found: str, expected: str) -> InputError:
+    return InputError(f"{path}: column {name!r}", given=found, expected=expected)
