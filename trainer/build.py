@@ -190,6 +190,7 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         normalize=components.normalize,
         precision=components.precision,
         task=components.task,
+        example=components.example,
     )
     prepare_blocks(components.model, config.parallel, runtime.world_size)
     engine = _engine(components, average)(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from data.loading.loader import Loader, build_loader, free_bytes, placement
 from data.loading.order import Plan
 from data.normalize import Normalize
 from data.samples import Batch
+from data.splits import labels_of
 from trainer.backward.compiling import check_compiler
 from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
@@ -24,7 +26,7 @@ from trainer.engines.accelerate_config import check_accelerate
 from trainer.execution import Execution, Subject, decide
 from trainer.networks.blocks import check_blocks
 from trainer.networks.models import build_model
-from trainer.objective.check_outputs import check_outputs
+from trainer.objective.check_outputs import check_loss, check_outputs
 from trainer.objective.selection import Selection, choose_selection
 from trainer.objective.task import Task
 from trainer.objective.tasks import build_task
@@ -35,6 +37,9 @@ from trainer.optim.parameter_groups import group_parameters
 from trainer.optim.schedule import Schedule, build_schedule
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.runtime import Runtime
+
+LEAST_TRIED, MOST_TRIED = 3, 32
+"""Samples that a loss of the user's is tried on before the first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
     subject = _subject(config, runtime, data, target[0])
     model, plan, task = subject.model, subject.plan, subject.task
     normalize = Normalize(data, runtime.device)
-    check_outputs(model, normalize(inputs.to(runtime.device)), target, task)
+    _try_out(config, model, normalize, task, data, (inputs, target))
     execution = decide(config, subject)
     flat, optimizer, kernel = build_optimizer_and_kernel(
         config, runtime, model, precision, execution
@@ -123,6 +128,25 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
         ),
         total_global_batches=total_global_batches,
     )
+
+
+def _try_out(
+    config: RunConfig,
+    model: nn.Module,
+    normalize: Normalize,
+    task: Task,
+    data: Datasets,
+    example: Batch,
+) -> None:
+    """Refuse a model, a loss and labels that do not suit each other, before the first step."""
+    inputs, target = example
+    device = next(model.parameters()).device
+    check_outputs(model, normalize(inputs.to(device)), target, task)
+    if config.task.loss is not None and len(data.train) >= LEAST_TRIED:
+        tried = [data.train[i] for i in range(min(len(data.train), MOST_TRIED))]
+        samples = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in tried]
+        check_loss(model, samples, normalize, task)
+    check_classes(data, task.name)
 
 
 def _subject(config: RunConfig, runtime: Runtime, data: Datasets, target: Tensor) -> Subject:
@@ -167,10 +191,34 @@ def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan
     ).to(runtime.device)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("model.name", given=config.model.name, expected="trainable parameters")
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise InputError(
+                f"weight {name} of the model",
+                given=str(parameter.dtype).removeprefix("torch."),
+                expected="real numbers",
+                remedy="Keep real and imaginary parts in two, or torch.view_as_complex one.",
+            )
     check_batch_norm(model, plan)
     check_extra_state(model)
     check_blocks(model, config.parallel, runtime.device, runtime.world_size)
     return model
+
+
+def check_classes(data: Datasets, task: str) -> None:
+    """Refuse a label that no output stands for, where labels are known without reading samples."""
+    for name, part in {"train": data.train, **data.held_out}.items():
+        labels = labels_of(part) if task == "classification" else None
+        if labels is None or not len(labels):
+            continue
+        wrong = np.flatnonzero((labels < 0) | (labels >= data.num_classes))
+        if len(wrong):
+            raise InputError(
+                f"{name} sample {wrong[0]}: label",
+                given=int(labels[wrong[0]]),
+                expected=f"0 to {data.num_classes - 1}, for {data.num_classes} classes",
+                remedy="Leave such samples out of the data set: there is no label to ignore.",
+            )
 
 
 def build_optimizer_and_kernel(
@@ -210,6 +258,12 @@ def build_optimizer_and_kernel(
 
 def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:
     """Who trains on which of the training samples, as this rank sees it."""
+    if runtime.world_size > num_samples:
+        raise InputError(
+            "number of ranks",
+            given=runtime.world_size,
+            expected=f"at most the {num_samples} training samples",
+        )
     return Plan(
         num_samples=num_samples,
         global_batch_size=config.train.global_batch_size,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from configs.errors import InputError
 from configs.imports import call_with, import_object
@@ -47,6 +48,14 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
     classes = getattr(train, "classes", None) or ()
     num_classes = getattr(train, "num_classes", None) or len(classes)
     for part in made:
+        if isinstance(part, IterableDataset):
+            raise InputError(
+                f"data.dataset {config.dataset}",
+                given=f"{type(part).__name__}, a stream",
+                expected="samples by index",
+                remedy="A stream has no order to shuffle, share out and continue from: read it "
+                "into a list or an array first.",
+            )
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__") or not len(part):
             raise refusal
     first = train[0]

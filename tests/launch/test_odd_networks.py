@@ -11,15 +11,11 @@ import pytest
 import torch
 
 from configs.errors import InputError
-from configs.load import load_config
-from launch.train import train as train_with
+from tests.support.odd_runs import ODD, arguments, run
 from tests.support.processes import launch, train
 from tests.support.runs import comparable, latest_weights, records, series
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.ranks.failures import Diverged, RunFailed
-from trainer.ranks.stop_signals import StopRequest
-
-ODD = "tests.support.odd_networks"
 
 
 @pytest.fixture(autouse=True)
@@ -27,30 +23,6 @@ def generators() -> Iterator[None]:
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
-
-
-def arguments(folder: Path, model: str, *more: object) -> list[str]:
-    return [
-        f"--data.dataset={ODD}:toy",
-        f"--model.name={ODD}:{model}",
-        "--model.kwargs={}",
-        "--name=run",
-        f"--output_dir={folder}",
-        "--parallel.device=cpu",
-        "--train.global_batch_size=64",
-        "--train.epochs=3",
-        "--optimizer.name=adamw",
-        "--optimizer.lr=0.01",
-        "--logging.every_steps=1",
-        "--logging.progress=off",
-        *map(str, more),
-    ]
-
-
-def run(folder: Path, model: str, *more: object) -> Path:
-    config = load_config(arguments(folder, model, *more), prog="", description="")
-    assert train_with(config, StopRequest()) == 0
-    return folder / config.name
 
 
 def status(folder: Path) -> str:

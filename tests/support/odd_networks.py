@@ -209,3 +209,82 @@ class AccuracyOfMine(LossOfMine):
 
 class CountOfMine(LossOfMine):
     name = "count"
+
+
+class FlatView(Base):
+    """Reshapes with -1, which an empty batch cannot answer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.view(inputs.size(0), -1))
+
+
+class TupleInTraining(Base):
+    def forward(self, inputs: Tensor) -> Any:
+        out = super().forward(inputs)
+        return (out, out) if self.training else out
+
+
+class Complex(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+
+
+WEIGHTS = torch.tensor([0.1, 1.0, 2.0, 5.0])
+
+
+def weighted_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As everybody writes it: divided by the weights of the batch, not by its samples."""
+    return nn.functional.cross_entropy(outputs, targets, weight=WEIGHTS.to(outputs.dtype))
+
+
+def weighted_float32(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets, weight=WEIGHTS, reduction=reduction)
+
+
+def summed_up(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets).mul(len(targets))
+
+
+def plain_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+weighted_module = nn.CrossEntropyLoss(weight=WEIGHTS)
+
+
+class WeightedModule(nn.CrossEntropyLoss):
+    """With weights in a buffer, made with the reduction that it is asked for."""
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__(weight=WEIGHTS, reduction=reduction)
+
+
+class Learning(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs * self.scale.exp(), targets)
+
+
+def toy_numbers(num_train: int = 130, shape: tuple[int, ...] = ()) -> Datasets:
+    """Numbers to predict, of a shape."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> ArrayDataset:
+        inputs = torch.randn(count, 6, generator=generator)
+        return ArrayDataset(inputs, torch.randn(count, *shape, generator=generator))
+
+    return Datasets(train=draw(num_train), test=draw(40), input_shape=(6,), num_classes=4)
+
+
+def ignored() -> Datasets:
+    """A label that stands for none."""
+    data = toy()
+    assert isinstance(data.train, ArrayDataset)
+    data.train.targets[7] = -100
+    return data

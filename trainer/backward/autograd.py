@@ -7,7 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from configs.errors import InputError
 from data.normalize import Normalize
+from data.samples import Batch
 from trainer.objective.task import Task
 from trainer.ranks.precision import Precision
 
@@ -52,19 +54,54 @@ class LossModule(nn.Module):
     """Normalisation, model and loss as one module: one compiled region, one call of DDP."""
 
     def __init__(
-        self, module: nn.Module, *, normalize: Normalize, precision: Precision, task: Task
+        self,
+        module: nn.Module,
+        *,
+        normalize: Normalize,
+        precision: Precision,
+        task: Task,
+        example: Batch | None = None,
     ) -> None:
+        """
+        Args:
+            module: The raw model.
+            normalize: Turns inputs as the data set holds them into what it takes.
+            precision: The type it computes in.
+            task: Loss and score.
+            example: One sample as a batch, which stands in for a batch without samples; None:
+                zeros do.
+        """
         super().__init__()
+        self.example = example
         self.module = module
         self.normalize = normalize
         self.precision = precision
         self.task = task
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The task's loss in float32 and its score, both summed over the micro-batch."""
+        """The task's loss in float32 and its score, both summed over the micro-batch.
+
+        A rank may have no sample in the last batch of an epoch, and still has to take part in its
+        collectives: it computes another sample and multiplies by 0.
+        """
+        empty = not len(targets)
+        if empty:
+            inputs, targets = self._stand_in(inputs, targets)
         with self.precision.autocast():
             outputs = self.module(self.normalize(inputs))
-        return self.task.learn(outputs, targets)
+        if not isinstance(outputs, Tensor):
+            raise InputError(
+                "outputs of the model while it trains",
+                given=type(outputs).__name__,
+                expected=f"a tensor as in an evaluation: {self.task.outputs}",
+            )
+        loss, score = self.task.learn(outputs, targets)
+        return (loss * 0, score * 0) if empty else (loss, score)
+
+    def _stand_in(self, inputs: Tensor, targets: Tensor) -> Batch:
+        if self.example is None:
+            return inputs.new_zeros(1, *inputs.shape[1:]), targets.new_zeros(1, *targets.shape[1:])
+        return self.example[0].to(inputs), self.example[1].to(targets)
 
 
 class AutogradPasses:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
+from data.normalize import Normalize
 from trainer.networks.module_state import evaluating
+from trainer.objective.losses import check_mean
 from trainer.objective.task import Task
 
 
@@ -34,3 +38,24 @@ def check_outputs(model: nn.Module, inputs: Tensor, target: Tensor, task: Task) 
             given=f"{given} for inputs {tuple(inputs.shape)}",
             expected=f"a tensor that suits targets {tuple(target.shape)}: {task.outputs}",
         ) from None
+
+
+def check_loss(
+    model: nn.Module, samples: Sequence[tuple[Tensor, Tensor]], normalize: Normalize, task: Task
+) -> None:
+    """Try the loss on some samples, whole and in parts; see `check_mean`.
+
+    Args:
+        model: In any mode; it is evaluated, and left in the mode it was in.
+        samples: Inputs and target of each, as the data set gives them.
+        normalize: Turns inputs into what the model takes.
+        task: Whose loss it is.
+
+    Raises:
+        InputError: If it is no mean over samples.
+    """
+    device = next(model.parameters()).device
+    inputs, targets = (torch.stack(parts).to(device) for parts in zip(*samples, strict=True))
+    with evaluating(model), torch.no_grad():
+        outputs = model(normalize(inputs))
+        check_mean(task.loss, task.align(outputs.float(), targets), targets)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.registry import resolve
 from configs.schema_training import TaskConfig
-from trainer.objective.losses import LOSS_PROTOCOL, summed
+from trainer.objective.losses import LOSS_PROTOCOL, Loss, summed
 from trainer.objective.metrics import (
     Accuracy,
     Errors,
@@ -85,8 +86,17 @@ def regression() -> Task:
         accepts=lambda target: target.is_floating_point(),
         expects="one or several floating-point numbers",
         outputs="as many numbers as the targets have",
-        align=lambda outputs, targets: outputs.reshape(targets.shape),
+        align=_as_targets,
     )
+
+
+def _as_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Outputs `(B, 1)` as `(B,)` where the targets are; others must have the targets' shape."""
+    if outputs.shape == (*targets.shape, 1):
+        return outputs.squeeze(-1)
+    if outputs.shape != targets.shape:
+        raise ValueError(f"outputs {tuple(outputs.shape)} for targets {tuple(targets.shape)}")
+    return outputs
 
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -139,10 +149,40 @@ def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
                 expected="0 with a task.loss of your own",
                 remedy="Smooth the labels in that loss.",
             )
-        task = replace(task, loss=summed(loss), measured_loss=summed(loss), label_smoothing=None)
+        total = summed(_ready(loss))
+        task = replace(task, loss=total, measured_loss=_in_float32(total), label_smoothing=None)
     own = [(path, _metric(path)) for path in config.metrics]
     _check_names(task, own)
     return replace(task, metrics=(*task.metrics, *(metric for _, metric in own)))
+
+
+def _ready(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss whose weights, if it has some as buffers, are where the outputs are."""
+    if not isinstance(loss, nn.Module):
+        return loss
+    if next(loss.parameters(), None) is not None:
+        raise InputError(
+            "task.loss",
+            given=f"a module with parameters ({next(iter(dict(loss.named_parameters())))}, ...)",
+            expected="a loss without any: nobody trains or saves them",
+            remedy="Make them part of the model.",
+        )
+    return _Moving(loss) if next(loss.buffers(), None) is not None else loss
+
+
+class _Moving:
+    def __init__(self, loss: nn.Module) -> None:
+        self.loss = loss
+        self.__signature__ = inspect.signature(loss.forward)
+
+    def __call__(self, outputs: Tensor, targets: Tensor, **options: str) -> Tensor:
+        value: Tensor = self.loss.to(outputs.device)(outputs, targets, **options)
+        return value
+
+
+def _in_float32(loss: Loss) -> Loss:
+    """Evaluated in the type it is trained in: a weight of its own is of that type."""
+    return lambda outputs, targets: loss(outputs.float(), targets).double()
 
 
 def _check_names(task: Task, own: Sequence[tuple[str, Metric]]) -> None:
