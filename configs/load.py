@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from configs.errors import InputError
 from configs.identity import flatten
 from configs.imports import find_beside
+from configs.read_files import read_yaml
 from configs.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -129,13 +130,7 @@ def _find_recipe(given: str) -> Path:
 
 def _check_file(path: Path) -> bool:
     """Refuse unreadable YAML and unknown keys, naming the closest known one; False if empty."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a readable YAML file: {reason}") from None
+    content = read_yaml(path)
     if content is None:
         return False
     if not isinstance(content, dict):

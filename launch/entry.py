@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import io
 import logging
 import os
 import signal
@@ -11,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from configs.errors import InputError
 from trainer.ranks.launcher import guess
@@ -54,6 +56,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     What all ranks refuse or fail at alike is printed once, by rank 0. An error of one rank is
     shown once with its traceback, and a rank that only lost contact with it says so in one line.
     """
+    speak_safely()
     logging.basicConfig(
         format="%(message)s",
         stream=sys.stderr,
@@ -65,6 +68,11 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
         status = main(sys.argv[1:])
     except InputError as error:
         status = _say(error, EXIT_BAD_INPUT, shared=error.shared)
+    except BrokenPipeError:  # the reader has seen enough
+        hush(sys.stdout)
+        status = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:  # where nothing is there yet to be saved
+        status = _say("interrupted", 128 + signal.SIGINT, shared=True)
     except ModuleNotFoundError as error:
         if error.name in REQUIRED:
             remedy = "run `make train`, or `pip install -c constraints.txt -e .`"
@@ -73,11 +81,56 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
             status = _report(error)
     except Exception as error:
         status = _report(error)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the status is decided: let it through
     if num_ranks() > 1:
         _leave(status)
     sys.exit(status)
+
+
+def speak_safely() -> None:
+    """Have a terminal that lacks a letter get a mark in its place."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+class Deaf:
+    """A text stream that falls silent when nobody reads it any more, or its disk is full.
+
+    What a run prints is no reason to end it: its records are in its directory.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, method: str, *arguments: Any) -> None:
+        if self._gone:
+            return
+        try:
+            getattr(self._stream, method)(*arguments)
+        except OSError as error:
+            self._gone = True
+            hush(self._stream)
+            why = f"the output cannot be written any more ({error.strerror}); the run goes on"
+            logging.getLogger("convoy").warning(why)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def hush(stream: Any) -> None:
+    """Let what is still buffered go nowhere: it would be tried again when the interpreter ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave(status: int) -> NoReturn:

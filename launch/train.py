@@ -15,7 +15,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
-from launch.entry import EXIT_PREEMPTED, is_main_process, num_ranks, run_command
+from launch.entry import EXIT_PREEMPTED, Deaf, is_main_process, num_ranks, run_command
 from trainer.ranks.stop_signals import StopRequest, stop_on_signals, stop_with_parent
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
         return dry_run(config)
     # torch takes most of the start-up time: a wrong key is refused before it is loaded, and a stop
     # request that comes meanwhile is remembered.
+    sys.stdout = Deaf(sys.stdout)
     with stop_on_signals() as stop:
         if num_ranks() > 1:
             stop_with_parent()

@@ -99,7 +99,8 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
     finite = FiniteCheck(state)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
     sinks = raise_on_all_ranks(
-        runtime, lambda: open_outputs(config, runtime, components, directory, resume, notes)
+        runtime,
+        lambda: open_outputs(config, runtime, components, directory, resume, notes, state.progress),
     )
     return _assemble_run(config, runtime, components, state, finite, directory, sinks, stop)
 

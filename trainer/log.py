@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from trainer.records.sinks import Record, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.step import TrainStep
 
+logger = logging.getLogger("convoy")
 REMEDY = "Lower optimizer.lr, set train.clip_norm, or look at the data of that step"
 
 
@@ -174,7 +176,7 @@ class RunLog:
             return
         progress = self.state.progress
         unknown = dict.fromkeys((self.selection.metric, "loss"))  # before the first evaluation
-        self.directory.write_summary(
+        content = (
             {
                 "status": status,
                 "name": self.config.name,
@@ -190,6 +192,11 @@ class RunLog:
             | under("test", progress.test)
             | under("test_best", progress.test_best)
         )
+        try:
+            self.directory.write_summary(content)
+        except OSError as error:
+            where = f"{self.directory.path}/summary.json"
+            logger.error(f"{where} cannot be written ({error.strerror}); training goes on")
 
     def _start(self) -> Record:
         progress = self.state.progress

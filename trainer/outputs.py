@@ -12,7 +12,7 @@ from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
-from trainer.checkpoints.state import RunState, restore
+from trainer.checkpoints.state import Progress, RunState, restore
 from trainer.components import Components
 from trainer.due import End
 from trainer.log import RunLog
@@ -53,6 +53,7 @@ def open_outputs(
     directory: RunDirectory,
     resume: Resume,
     notes: list[str],
+    progress: Progress,
 ) -> Sinks:
     """On rank 0: the run directory, its records, and whoever else is told of them."""
     if not runtime.is_main:
@@ -84,9 +85,17 @@ def open_outputs(
             score_name=components.task.score_name,
             selection=components.selection,
             first_step=resume.step,
+            void=_void(progress),
         )
     )
     return sinks
+
+
+def _void(progress: Progress) -> tuple[str, ...]:
+    """What is evaluated again first of all, and may have been recorded before a kill."""
+    if progress.evaluation_due:
+        return ("eval", "val", "test", "test_best")
+    return ("test", "test_best") if progress.test_due else ()
 
 
 def build_log(

@@ -18,6 +18,7 @@ from configs.errors import InputError
 from data.catalogue.archive import extract
 from data.catalogue.dataset_facts import DatasetFacts, FileFacts
 from data.formats.idx import GZIP_MAGIC, digest_error, read_idx
+from data.lock_file import open_lock
 
 ROUNDS = 3
 """How often every mirror is tried for one file."""
@@ -133,7 +134,7 @@ def _find_one(folder: Path, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with open_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

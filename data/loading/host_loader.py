@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,7 +99,7 @@ class HostLoader:
             persistent_workers=self.workers > 0,
             prefetch_factor=self.prefetch_factor if self.workers else None,
             pin_memory=self.pinned,
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(start_worker, parent=os.getpid()),
             # A generator of its own: iterating must not draw from the stream dropout uses.
             generator=torch.Generator().manual_seed(derive_seed(self.plan.seed, "workers")),
         )

@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from configs.errors import InputError
 from data.loading.order import Plan, derive_seed
+from data.parent_death import die_with
 from data.samples import Batch, BatchDataset, MapDataset
 
 
@@ -117,9 +118,14 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def start_worker(worker: int) -> None:
-    """Ignore stop signals in a worker: they are for the trainer, which ends its workers itself."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def start_worker(worker: int, *, parent: int) -> None:
+    """Ignore stop signals in a worker: they are for the trainer, which ends its workers itself.
+
+    A worker dies with its trainer from here on: torch's own watch begins later, and until then one
+    whose trainer was killed would wait for it for ever.
+    """
+    die_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

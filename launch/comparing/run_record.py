@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.read_files import parse_json, read_yaml
 from launch.comparing.history import AXES, build_history, numbers
 from trainer.records.jsonl import FILE_NAME
 from trainer.records.sinks import Record
@@ -186,7 +186,7 @@ def _read_metrics(path: Path) -> tuple[list[Record], int]:
 
 def _parse(line: str) -> Record | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     record = numbers(row) if isinstance(row, dict) else {}
@@ -205,20 +205,14 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_read_text(path) or "{}")
+        content = parse_json(_read_text(path) or "{}")
     except ValueError as error:
         raise InputError(f"{path} is not a readable JSON file: {error}") from None
     return _mapping(path, content)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a readable YAML file: {reason}") from None
+    content = read_yaml(path) if path.is_file() else {}
     return _mapping(path, content if content is not None else {})
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from configs.read_files import parse_json
 from launch.comparing.metric_names import default_metric, is_chosen_on, lower_is_better
 from launch.comparing.run_record import RunRecord, read_run_directory
 from launch.sweeping.trials import Sweep
@@ -14,7 +14,7 @@ from launch.sweeping.trials import Sweep
 def status(directory: Path) -> str:
     """What its summary says; empty if there is none yet."""
     try:
-        content: Any = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        content: Any = parse_json((directory / "summary.json").read_text(encoding="utf-8"))
         return str(content["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
@@ -28,7 +28,7 @@ def value_at(directory: Path, metric: str, epoch: float) -> float | None:
         return None
     for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:  # still being written
             continue
         if metric in record and record.get("epoch", 0.0) >= epoch:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import InputError
+from configs.read_files import read_yaml
 
 METHODS = ("grid", "random")
 BASE = re.compile(r"--config[ =](\S+)")
@@ -84,13 +85,7 @@ def read_sweep(path: Path, *, count: int, seed: int) -> Sweep:
     Raises:
         InputError: With the key that is missing, unknown or of another kind.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read ({reason})", expected="a sweep file") from None
+    content = read_yaml(path.expanduser())
     if not isinstance(content, dict):
         raise InputError(str(path), given=content, expected="a mapping with method and parameters")
     method, parameters = content.get("method"), content.get("parameters")

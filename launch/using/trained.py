@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.load import load_config
+from configs.read_files import parse_json
 from configs.schema import RunConfig
 from data.datasets import load_datasets
 from data.facts import InputFacts
@@ -191,7 +191,7 @@ def read_facts(directory: Path) -> InputFacts:
     """
     path = directory / "model.json"
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         log.info(f"{path} is missing: reading the training data for shape and normalisation")
         command = ["--config", str(directory / "config.yaml")]

@@ -12,8 +12,10 @@ from typing import Any, TextIO
 
 from configs.errors import InputError
 from configs.identity import digest, flatten, identity, nest
+from configs.read_files import parse_json
 from configs.schema import RunConfig
 from data.facts import InputFacts
+from data.lock_file import open_lock
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
 from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
@@ -120,7 +122,7 @@ class RunDirectory:
     def status(self) -> str | None:
         """The status in summary.json; None if there is no readable one."""
         try:
-            found = json.loads((self.path / "summary.json").read_text())["status"]
+            found = parse_json((self.path / "summary.json").read_text())["status"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return str(found)
@@ -172,7 +174,7 @@ class RunDirectory:
 
     def _take_lock(self) -> None:
         """Hold OUTPUT_DIR/.NAME.lock while this process lives; a kill releases it."""
-        lock = (self.path.parent / f".{self.path.name}.lock").open("w")
+        lock = open_lock(self.path.parent / f".{self.path.name}.lock")
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:

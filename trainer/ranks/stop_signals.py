@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from data.parent_death import signal_at_parent_death
+
 if TYPE_CHECKING:
     from trainer.ranks.runtime import Runtime
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGREE_SECONDS = 0.5
 """About how often the ranks ask each other; measured in steps, so that all ask at the same one."""
 SAME_REQUEST_SECONDS = 1.0
@@ -45,9 +45,14 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Handle SIGTERM, SIGINT and SIGUSR1 inside, and put the old handlers back afterwards."""
+    """Handle the signals inside, and put the old handlers back afterwards.
+
+    SIGHUP comes when a terminal or its connection is closed; nohup has it ignored, and it stays so.
+    """
     request = StopRequest()
-    previous = {number: signal.signal(number, request.handle) for number in SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    previous = {number: signal.signal(number, request.handle) for number in heard}
     try:
         yield request
     finally:
@@ -60,9 +65,7 @@ def stop_with_parent() -> None:
 
     torchrun dies of SIGUSR1 or SIGKILL without a word to its ranks, which would train on unseen.
     """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+    signal_at_parent_death(signal.SIGTERM)
 
 
 class StopPoll:

@@ -30,6 +30,8 @@ class RunFacts:
     """Which evaluation is better."""
     first_step: int
     """Step the run starts or continues from; records after it from an earlier try are void."""
+    void: tuple[str, ...] = ()
+    """Groups of metrics, such as eval, whose records at that step are void too: they come again."""
 
 
 class Sink(Protocol):

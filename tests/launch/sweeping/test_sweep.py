@@ -132,7 +132,7 @@ def test_a_file_or_seeds_and_not_both(tmp_path: Path) -> None:
     for options in ([], ["x.yaml", "--seeds=0..1"]):
         with pytest.raises(InputError, match="either a sweep file or --seeds"):
             main(options)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not a readable YAML file"):
         main([str(tmp_path / "no.yaml")])
 
 
