@@ -212,7 +212,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    content = read_yaml(path) if path.is_file() else {}
+    content = read_yaml(path) if path.exists() else {}
     return _mapping(path, content if content is not None else {})
 
 

@@ -182,7 +182,7 @@ def break_files(folder: Path, how: str) -> None:
     [
         ("missing", "train-images-idx3-ubyte.gz"),
         ("truncated", "cannot be read"),
-        ("not gzip", "is not an IDX file"),
+        ("not gzip", "a web page (HTML)"),
         ("other digest", "has another content than the published file"),
         ("labels for images", "has another content than the published file"),
     ],

@@ -1,0 +1,169 @@
+"""What a terminal, a pipe or a disk does to a run: nothing that is not said, and never its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT, environment, python_command, start, wait, wait_for_step
+from tests.support.runs import comparable
+
+pytestmark = pytest.mark.process
+
+Arguments = Callable[..., list[str]]
+
+
+def status(run: Path) -> str:
+    return str(json.loads((run / "summary.json").read_text())["status"])
+
+
+@pytest.mark.parametrize("where", ["| head -n 1", "> /dev/full", ">&-"])
+def test_a_broken_output_does_not_end_a_run(small: Arguments, tmp_path: Path, where: str) -> None:
+    """Law: it is trained to its end, with every record."""
+    command = " ".join(f"'{word}'" for word in python_command("launch/train.py", *small("run")))
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {where}"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    assert status(tmp_path / "run") == "completed"
+    assert comparable(tmp_path / "run")[-1]["epoch"] == 2.0
+    assert done.returncode == 0
+
+
+def test_a_terminal_without_the_letters_gets_others(small: Arguments, tmp_path: Path) -> None:
+    env = {"PYTHONIOENCODING": "ascii", "LANG": "C", "PYTHONUTF8": "0"}
+    process = start(python_command("launch/train.py", *small("run-ü")), env=env)
+    finished = wait(process)
+    assert finished.status == 0, finished.output
+    assert "run-?" in finished.stdout
+
+
+@pytest.mark.parametrize("under_nohup", [False, True])
+def test_a_closed_terminal_stops_a_run_in_order_unless_it_was_told_to_stay(
+    small: Arguments, tmp_path: Path, under_nohup: bool
+) -> None:
+    command = python_command("launch/train.py", *small("run", "--train.epochs=4000"))
+    if under_nohup:
+        command = ["nohup", *command]
+    process = start(command)
+    wait_for_step(tmp_path / "run", 5, process)
+    process.send_signal(signal.SIGHUP)
+    if under_nohup:
+        time.sleep(1.0)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+    assert wait(process).status == 75
+    assert status(tmp_path / "run") == "preempted"
+
+
+@pytest.mark.parametrize("after", [0.5, 0.9])
+def test_ctrl_c_at_the_very_start_is_one_line(
+    small: Arguments, tmp_path: Path, after: float
+) -> None:
+    process = start(python_command("launch/doctor.py", *small("run")))
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    finished = wait(process)
+    assert finished.status in (130, -signal.SIGINT)
+    assert "Traceback" not in finished.stderr, finished.stderr
+
+
+def test_a_data_worker_dies_with_its_rank_from_the_first_moment(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Law: whenever the rank is killed, two seconds later nobody of its session is left."""
+    options = ("--data.workers=2", "--train.epochs=4000")
+    for number, delay in enumerate((0.0, 0.01, 0.05)):
+        name = f"run-{number}"
+        process = start(python_command("launch/train.py", *small(name, *options)))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while not (found := children.read_text().split()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+        time.sleep(delay)
+        found = children.read_text().split()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 10
+        while any(_is_running(int(pid)) for pid in found):
+            assert time.monotonic() < deadline, "a worker lives on"
+            time.sleep(0.05)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_full_disk_keeps_records_waiting(tmp_path: Path) -> None:
+    """Law: said once; every record comes, whole and in order, when there is room again."""
+    from trainer.records.jsonl import JsonlSink
+
+    sink = JsonlSink()
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    sink.file = path.open("r+b", buffering=0)
+    real = sink.file
+    sink.record({"step": 1})
+
+    class Full:
+        def truncate(self, size: int) -> int:
+            return real.truncate(size)
+
+        def seek(self, where: int) -> int:
+            return real.seek(where)
+
+        def write(self, content: bytes) -> int:
+            return real.write(content[:3])  # what still fits
+
+    sink.file = Full()  # type: ignore[assignment]
+    sink.record({"step": 2})
+    sink.record({"step": 3})
+    sink.file = real
+    sink.record({"step": 4})
+    sink.finish("completed")
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_an_evaluation_that_comes_again_is_recorded_once(tmp_path: Path) -> None:
+    """Law: after a stop in an evaluation, a restart and a kill before its checkpoint was there."""
+    from trainer.records.jsonl import JsonlSink
+    from trainer.records.sinks import RunFacts
+
+    lines = [
+        {"step": 4, "train/loss": 1},
+        {"step": 4, "eval/loss": 1},
+        {"step": 5, "train/loss": 1},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    for void, expected in (((), [4, 4]), (("eval",), [4])):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        facts = RunFacts.__new__(RunFacts)
+        for name, value in (("directory", tmp_path), ("first_step", 4), ("void", void)):
+            object.__setattr__(facts, name, value)
+        sink = JsonlSink()
+        sink.start(facts)
+        sink.finish("completed")
+        kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in kept] == expected
+        assert "train/loss" in json.loads(kept[0])
+
+
+def test_a_lock_that_is_a_link_is_not_followed(small: Arguments, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("content")
+    (tmp_path / ".run.lock").symlink_to(precious)
+    finished = wait(start(python_command("launch/train.py", *small("run"))))
+    assert finished.status == 2, finished.output
+    assert precious.read_text() == "content"
