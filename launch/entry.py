@@ -89,7 +89,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def speak_safely() -> None:
-    """Have a terminal that lacks a letter get a mark in its place, and one that was closed nothing."""
+    """A terminal that lacks a letter gets a mark in its place, and one that is closed nothing."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
