@@ -11,13 +11,16 @@ from configs.schema import DataConfig
 from data.catalogue.catalog import CATALOG
 from data.catalogue.dataset_facts import DatasetFacts
 from data.catalogue.published import load_published
-from data.formats.huggingface import load_huggingface
+from data.facts import InputFacts, PictureFit
+from data.formats.decode import PictureOptions
+from data.formats.huggingface import HuggingFaceOptions, load_huggingface
 from data.formats.idx_folder import load_idx_folder
-from data.formats.image_folder import load_image_folder
+from data.formats.image_folder import FolderOptions, load_image_folder
 from data.formats.npy import load_mapped
 from data.formats.tabular import load_csv, load_parquet
 from data.formats.user import load_user
-from data.formats.webdataset import load_shards
+from data.formats.webdataset import ShardOptions, load_shards
+from data.options import read_options
 from data.samples import ArrayDataset, BatchDataset, Datasets, MapDataset
 from data.splits import cut
 
@@ -29,6 +32,7 @@ __all__ = [
     "MapDataset",
     "catalog_facts",
     "load_datasets",
+    "picture_fit",
 ]
 
 READERS: dict[str, Callable[[DataConfig], Datasets]] = {
@@ -41,6 +45,12 @@ READERS: dict[str, Callable[[DataConfig], Datasets]] = {
     "webdataset": load_shards,
 }
 """Formats of a user's own files, by name; the catalogue has names of its own."""
+PICTURES: dict[str, type[PictureOptions]] = {
+    "image_folder": FolderOptions,
+    "huggingface": HuggingFaceOptions,
+    "webdataset": ShardOptions,
+}
+"""Options of the formats that hold pictures of any size."""
 
 
 def load_datasets(config: DataConfig, *, seed: int) -> Datasets:
@@ -59,6 +69,18 @@ def _read(config: DataConfig, seed: int) -> Datasets:
     if config.dataset in READERS:
         return READERS[config.dataset](config)
     return load_published(catalog_facts(config.dataset), config)
+
+
+def picture_fit(config: DataConfig, facts: InputFacts) -> PictureFit | None:
+    """How the pictures of a run were treated that wrote it down in its config only; reads no data.
+
+    None if its inputs were taken as they are stored.
+    """
+    if config.dataset not in PICTURES:
+        return None
+    options = read_options(PICTURES[config.dataset], config)
+    pictures = facts.dtype == "uint8" and facts.input_shape == options.input_shape
+    return options.fit if pictures else None
 
 
 def catalog_facts(name: str) -> DatasetFacts:

@@ -167,6 +167,7 @@ def predict(trained: Trained, inputs: list[Images], batch_size: int) -> Iterator
         InputError: If an input turns out to be damaged, or an output is not finite.
     """
     from data.formats.images import batches
+    from launch.using.trained import not_finite
 
     names, doubtful, count = trained.facts.class_names, 0, 0
     for origins, images in batches(inputs, batch_size):
@@ -176,13 +177,10 @@ def predict(trained: Trained, inputs: list[Images], batch_size: int) -> Iterator
         classes = logits.argmax(1).tolist()
         # Float64 so that writing them down loses nothing: softmax of the logits as they are.
         probabilities = logits.double().softmax(1).tolist()
-        for (name, index), chosen, row in zip(origins, classes, probabilities, strict=True):
+        entries = zip(origins, classes, probabilities, strict=True)
+        for place, ((name, index), chosen, row) in enumerate(entries):
             if not sum(row) > 0.5:  # it is 1, or not a number
-                raise InputError(
-                    f"output of the model for {name}, image {index}",
-                    given=row,
-                    expected="finite numbers",
-                )
+                raise not_finite(f"{name}, image {index}", images[place], logits[place])
             yield {
                 "input": name,
                 "index": index,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from configs.errors import expect
 from data.facts import PictureFit
-from data.formats.picture import MODES, check_picture, fit, opened, to_tensor
+from data.formats.picture import MODES, check_picture, opened, to_tensor
+from data.formats.reading import fit
 from data.samples import moments_of_some
 from data.transforms import apply, build_transforms
 

@@ -23,7 +23,7 @@ def refuse_page(head: bytes, name: str) -> None:
         except zlib.error:
             return
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith(STARTS):
+    if text.startswith(STARTS) and b"<svg" not in text:  # a drawing begins like XHTML
         raise InputError(
             name,
             given="a web page (HTML)",

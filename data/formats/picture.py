@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import InputError
 from configs.imports import import_extra
-from data.facts import PictureFit
 from data.formats.html_page import SNIFFED, refuse_page
-from data.formats.reading import Reading
+from data.formats.reading import Reading, fit
 
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 """Modes of Pillow that uint8 can hold."""
@@ -107,17 +105,6 @@ def to_tensor(image: Any, channels: int, name: str) -> Tensor:
     values = np.array(_convert(ops.exif_transpose(image), channels, name), dtype=np.uint8)
     channels_last = values[..., None] if values.ndim == 2 else values
     return torch.from_numpy(np.ascontiguousarray(channels_last.transpose(2, 0, 1)))
-
-
-def fit(pixels: Tensor, how: PictureFit) -> Tensor:
-    """A decoded picture `(C, h, w)` -> `(C, *how.size)`, bilinear with antialiasing."""
-    now, (height, width) = pixels.shape[1:], how.size
-    scale = max(side / how.crop / own for side, own in zip(how.size, now, strict=True))
-    resized = [max(round(own * scale), side) for side, own in zip(how.size, now, strict=True)]
-    if resized != list(now):
-        pixels = F.interpolate(pixels[None], size=resized, mode="bilinear", antialias=True)[0]
-    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
-    return pixels[:, top : top + height, left : left + width].contiguous()
 
 
 def _convert(image: Any, channels: int, name: str) -> Any:

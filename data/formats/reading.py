@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import InputError
-from data.facts import InputFacts
+from data.facts import InputFacts, PictureFit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Reading:
 
     facts: InputFacts
     resize: bool = False
-    """Bring other sizes to the model's (bilinear, antialiased, aspect not kept)."""
+    """Bring other sizes to the model's: as training did, or bilinear, aspect not kept."""
     invert: bool = False
     """255 - value: a dark drawing on white becomes light on black."""
 
@@ -27,7 +27,12 @@ class Reading:
         """`(n, C, h, w)` -> `(n, C, H, W)`, inverted if asked for."""
         shape = self.facts.input_shape
         if images.shape[1:] != shape:
-            images = _resize(images, shape[1:])
+            how = self.facts.fit
+            images = (
+                torch.stack([fit(image, how) for image in images])
+                if how
+                else _resize(images, shape[1:])
+            )
         return 255 - images if self.invert else images
 
     @property
@@ -41,6 +46,17 @@ class Reading:
             expected=f"{self.facts.input_shape[1:]}, as in training",
             remedy="Use --resize to bring it to that size.",
         )
+
+
+def fit(pixels: Tensor, how: PictureFit) -> Tensor:
+    """A decoded picture `(C, h, w)` -> `(C, *how.size)`, bilinear with antialiasing."""
+    now, (height, width) = pixels.shape[1:], how.size
+    scale = max(side / how.crop / own for side, own in zip(how.size, now, strict=True))
+    resized = [max(round(own * scale), side) for side, own in zip(how.size, now, strict=True)]
+    if resized != list(now):
+        pixels = F.interpolate(pixels[None], size=resized, mode="bilinear", antialias=True)[0]
+    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+    return pixels[:, top : top + height, left : left + width].contiguous()
 
 
 def _resize(images: Tensor, size: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from data.loading.order import Plan
 from data.samples import Batch, MapDataset
 from data.splits import Divisible
 from launch.using.class_metrics import Metrics, Tally
-from launch.using.trained import Trained, require_classes
+from launch.using.trained import Trained, not_finite, require_classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,11 @@ def assess(
     start = 0
     for inputs, targets in _batches(trained, _samples_of(data, split)):
         logits = trained.logits(inputs)
-        _check(logits, targets, start, trained.facts)
+        _check(logits, targets, trained.facts)
+        bad = (~logits.isfinite()).any(1).nonzero()
+        if len(bad):
+            place = int(bad[0])
+            raise not_finite(f"{split} sample {start + place}", inputs[place], logits[place])
         predicted, confidence = tally.add(logits, targets)
         for index in _surest(predicted != targets, confidence, num_mistakes):
             facts = (int(targets[index]), int(predicted[index]), inputs[index].cpu())
@@ -159,7 +163,7 @@ def _batches(trained: Trained, samples: MapDataset) -> Iterator[Batch]:
         yield inputs.to(device), targets.to(device)
 
 
-def _check(logits: Tensor, targets: Tensor, start: int, facts: InputFacts) -> None:
+def _check(logits: Tensor, targets: Tensor, facts: InputFacts) -> None:
     if logits.ndim != 2 or logits.shape != (len(targets), facts.num_classes):
         raise InputError(
             "output of the model",
@@ -171,14 +175,6 @@ def _check(logits: Tensor, targets: Tensor, start: int, facts: InputFacts) -> No
             "labels of the data",
             given=sorted(set(targets.tolist())),
             expected=f"0 to {facts.num_classes - 1}, as in training",
-        )
-    bad = (~logits.isfinite()).any(1).nonzero()
-    if len(bad):
-        raise InputError(
-            f"output of the model for sample {start + int(bad[0])}",
-            given=logits[bad[0, 0]].tolist(),
-            expected="finite numbers",
-            remedy="Its training may have diverged: choose another --checkpoint.",
         )
 
 

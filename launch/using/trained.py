@@ -15,7 +15,7 @@ from configs.errors import InputError
 from configs.load import load_config
 from configs.read_files import parse_json
 from configs.schema import RunConfig
-from data.datasets import load_datasets
+from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
@@ -184,22 +184,44 @@ def _choose(directory: Path, checkpoint: str | None) -> Path:
 
 
 def read_facts(directory: Path) -> InputFacts:
-    """`model.json` of a run; an older run has none, then they are found from its data.
+    """`model.json` of a run; an older run has none, then they are found from its data, or one that
+    does not say what was done to pictures, then its config does.
 
     Raises:
         InputError: If the file is damaged, or neither it nor the data are there.
     """
     path = directory / "model.json"
+    command = ["--config", str(directory / "config.yaml")]
     try:
         content: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         log.info(f"{path} is missing: reading the training data for shape and normalisation")
-        command = ["--config", str(directory / "config.yaml")]
         config = load_config(command, prog="", description="")
         return load_datasets(config.data, seed=config.seed).facts()
     except (OSError, ValueError) as error:
         content = f"unreadable: {error}"
-    return InputFacts.from_json(content, str(path))
+    facts = InputFacts.from_json(content, str(path))
+    if "fit" in content:
+        return facts
+    config = load_config(command, prog="", description="")
+    return replace(facts, fit=picture_fit(config.data, facts))
+
+
+def not_finite(name: str, inputs: Tensor, outputs: Tensor) -> InputError:
+    """What to say of outputs of one sample that are not finite; its inputs may be to blame."""
+    if inputs.is_floating_point() and not inputs.isfinite().all():
+        return InputError(
+            name,
+            given="values that are not finite",
+            expected="finite numbers",
+            remedy="Repair or drop it in the data.",
+        )
+    return InputError(
+        f"output of the model for {name}",
+        given=outputs.tolist(),
+        expected="finite numbers",
+        remedy="Its training may have diverged: choose another --checkpoint.",
+    )
 
 
 def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -168,6 +168,8 @@ def break_files(folder: Path, how: str) -> None:
     elif how == "truncated":
         images.write_bytes(content[: len(content) // 2])
     elif how == "not gzip":
+        images.write_bytes(b"no such file")
+    elif how == "a web page":
         images.write_bytes(b"<html>404</html>")
     elif how == "other digest":
         plain = bytearray(gzip.decompress(content))
@@ -182,7 +184,8 @@ def break_files(folder: Path, how: str) -> None:
     [
         ("missing", "train-images-idx3-ubyte.gz"),
         ("truncated", "cannot be read"),
-        ("not gzip", "a web page (HTML)"),
+        ("not gzip", "is not an IDX file"),
+        ("a web page", "given 'a web page (HTML)'"),
         ("other digest", "has another content than the published file"),
         ("labels for images", "has another content than the published file"),
     ],

@@ -59,7 +59,7 @@ def run(command: str) -> None:
         )
         assert finished.returncode == 0, finished.stderr
         return
-    program, script, *arguments = shlex.split(command)
+    program, script, *arguments = shlex.split(command, comments=True)
     assert program == "python"
     assert importlib.import_module(f"launch.{Path(script).stem}").main(arguments) == 0
 

@@ -48,6 +48,12 @@ def test_a_web_page_is_called_one(
         read(tmp_path / "x")
 
 
+def test_a_drawing_is_no_web_page(tmp_path: Path) -> None:
+    (tmp_path / "x.svg").write_text('<?xml version="1.0"?>\n<svg xmlns="http://x/svg"/>')
+    with pytest.raises(InputError, match="is not an image"):
+        open_images(tmp_path / "x.svg", GREY)
+
+
 @pytest.mark.parametrize("ending", ["avif", "jp2", "ico", "tga", "bmp", "tif"])
 def test_pictures_that_begin_with_zeros_are_no_idx_files(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{ending}"

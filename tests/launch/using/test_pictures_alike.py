@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +17,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import load_datasets
 from data.facts import InputFacts, PictureFit
 from data.formats.images import open_images
 from data.formats.reading import Reading
 from launch import evaluate, predict
+from launch.using.exporting import export
 from launch.using.trained import load_trained
-from tests.support.data_sets import CLASSES, JITTER, make_saved, make_shards, make_tree
+from tests.support.data_sets import (
+    CLASSES,
+    JITTER,
+    encoded,
+    make_arrays,
+    make_saved,
+    make_shards,
+    make_tree,
+    picture,
+)
 from tests.support.runs import train_here
 
 SIDES = st.integers(1, 40)
@@ -92,13 +104,92 @@ def test_predictions_of_a_folder_are_as_often_right_as_its_evaluation(
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "huggingface"])
-def test_other_formats_of_pictures_say_what_they_do_too(kind: str, tmp_path: Path) -> None:
+def test_other_formats_of_pictures_are_read_alike(kind: str, tmp_path: Path) -> None:
+    """Law: the file of a sample, predicted, is the sample that was evaluated, to the bit."""
     if kind == "huggingface" and find_spec("datasets") is None:
         pytest.skip("datasets is missing: Hugging Face sets are NOT tested")
     root = (make_shards if kind == "webdataset" else make_saved)(tmp_path / "set")
     kwargs: dict[str, Any] = {"size": 12, "crop": 0.75}
     data = load_datasets(DataConfig(dataset=kind, root=str(root), kwargs=kwargs), seed=0)
     assert data.facts().fit == PictureFit(size=(12, 12), crop=0.75)
+    for number in range(len(data.test)):
+        label = number % len(CLASSES)
+        ending = "jpg" if kind == "webdataset" else "png"
+        path = tmp_path / f"{number}.{ending}"
+        path.write_bytes(encoded(picture(label, number + 500), ending))
+        read = open_images(path, Reading(facts=data.facts())).read(0, 1)[0]
+        assert torch.equal(read, data.test[number][0])
+
+
+@pytest.fixture(scope="module")
+def pictures_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A run on pictures, and some of those."""
+    folder = tmp_path_factory.mktemp("pictures")
+    root = make_tree(folder / "set", num_train=40, num_test=12)
+    kwargs = json.dumps({"size": [9, 14], "crop": 0.6})
+    options = ("--data.dataset=image_folder", f"--data.kwargs={kwargs}", "--train.epochs=1")
+    run = train_here(folder, root, *options, "--model.kwargs={hidden: [8]}")
+    return run, sorted((root / "val").glob("*/*.png"))
+
+
+def rows_of(run: Path, folder: Path, *arguments: object) -> list[list[float]]:
+    output = folder / "rows.json"
+    assert predict.main([str(run), *map(str, arguments), f"--output={output}"]) == 0
+    return [row["probabilities"] for row in json.loads(output.read_text())]
+
+
+def test_an_earlier_run_treats_its_pictures_as_its_config_says(
+    pictures_run: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    """Law: with a model.json that does not say so, and --resize, which once squashed them."""
+    run, files = pictures_run
+    earlier = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    content = json.loads((run / "model.json").read_text())
+    assert content.pop("fit") == {"size": [9, 14], "crop": 0.6}
+    (earlier / "model.json").write_text(json.dumps(content))
+    expected = rows_of(run, tmp_path, *files)
+    assert rows_of(earlier, tmp_path, *files) == expected
+    assert rows_of(earlier, tmp_path, *files, "--resize") == expected
+
+
+def test_an_array_of_a_picture_is_resized_as_the_picture_is(
+    pictures_run: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    run, files = pictures_run
+    arrays = [tmp_path / f"{number}.npy" for number in range(len(files))]
+    for path, file in zip(arrays, files, strict=True):
+        np.save(path, np.asarray(Image.open(file)))
+    assert rows_of(run, tmp_path, *arrays, "--resize") == rows_of(run, tmp_path, *files)
+    with pytest.raises(InputError, match=r"expected \(9, 14\), as in training"):
+        rows_of(run, tmp_path, arrays[0])
+
+
+def test_an_export_says_what_was_done_to_pictures(
+    pictures_run: tuple[Path, list[Path]], trained_run: Path
+) -> None:
+    for run, expected in ((pictures_run[0], {"size": [9, 14], "crop": 0.6}), (trained_run, None)):
+        exported = export(load_trained(run), "safetensors", include_normalization=True)
+        length = int.from_bytes(exported.content[:8], "little")
+        metadata = json.loads(exported.content[8 : 8 + length])["__metadata__"]
+        assert json.loads(metadata["fit"]) == expected
+
+
+def test_values_that_are_not_finite_are_blamed_on_the_data_that_hold_them(tmp_path: Path) -> None:
+    """Law: by evaluate and predict, with the sample; not on the training."""
+    inputs = np.random.default_rng(0).normal(size=(53, 3, 6, 5)).astype(np.float32)
+    given = {"train_inputs": inputs, "test_inputs": inputs[:19]}
+    root = make_arrays(tmp_path / "set", **given)
+    model = "--model.kwargs={hidden: [8]}"
+    run = train_here(tmp_path, root, "--data.dataset=npy", model, "--train.epochs=1")
+    damaged = inputs[:19].copy()
+    damaged[4, 0, 0, 0] = np.nan
+    np.save(root / "test_inputs.npy", damaged)
+    with pytest.raises(InputError, match=r"test sample 4: given 'values that are not finite'"):
+        evaluate.main([str(run)])
+    with pytest.raises(InputError, match=r"npy, image 4: given 'values that are not finite'"):
+        rows_of(run, tmp_path, root / "test_inputs.npy")
+    assert not (tmp_path / "rows.json").exists()
+    assert not (run / "evaluation.json").exists()
 
 
 def test_a_run_of_an_earlier_version_says_nothing_of_pictures(trained_run: Path) -> None:
