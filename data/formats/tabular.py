@@ -256,11 +256,11 @@ def _labels(
     if options.target_is == "number" or (options.target_is == "auto" and numeric and not whole):
         if not numeric:
             raise _not_as_in_training(paths["train"], target, kinds["train"], "numbers")
-        return {role: np.asarray(c.to_numpy(), np.float32) for role, c in cells.items()}, ()
+        return {role: np.array(c.to_numpy(), np.float32) for role, c in cells.items()}, ()
     if whole:
         counter, found = ClassCounter(), {}
         for role, column in cells.items():
-            found[role] = np.asarray(column.to_numpy(), np.int64)
+            found[role] = np.array(column.to_numpy(), np.int64)
             counter.add(found[role], f"{paths[role]}: column {target!r}")
         return found, range(counter.count())
     values = sorted({value for column in cells.values() for value in column.unique().to_pylist()})

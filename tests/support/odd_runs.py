@@ -40,4 +40,5 @@ def run(folder: Path, model: str, *more: object) -> Path:
         assert train(config, StopRequest()) == 0
     finally:
         torch.set_rng_state(state)
+        torch.set_flush_denormal(False)
     return folder / config.name

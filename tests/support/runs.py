@@ -62,4 +62,5 @@ def train_here(folder: Path, data: Path, *more: object) -> Path:
         assert main([*arguments, *map(str, more)]) == 0
     finally:
         torch.set_rng_state(state)
+        torch.set_flush_denormal(False)
     return folder / "run"
