@@ -39,7 +39,8 @@ def measure_seeds(
 
 
 def train_seed(config: str, seed: int, threads: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """One run: test accuracy after epochs, and training time with evaluation left out."""
+    """One run: test accuracy at the end, that on held-out samples after epochs, and training time
+    with evaluation left out."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         command = train_command(
             1,
@@ -53,15 +54,16 @@ def train_seed(config: str, seed: int, threads: int, overrides: Sequence[str]) -
         finished = run(command, threads=threads)
         summary = json.loads((Path(folder) / "run/summary.json").read_text())
         records = read_records(Path(folder) / "run")
-    evaluations = [record for record in records if "eval/accuracy" in record]
+    held_out = "val" if summary["selected_on"] == "validation" else "eval"
+    evaluations = [record for record in records if f"{held_out}/accuracy" in record]
     return {
         "seed": seed,
-        "test_accuracy": summary["eval/accuracy"],
+        "test_accuracy": summary["test/accuracy" if held_out == "val" else "eval/accuracy"],
         "train_seconds": summary["elapsed_seconds"],
         "steps": summary["step"],
         "peak_memory_bytes": finished.peak_memory_bytes,
         "epochs": [record["epoch"] for record in evaluations],
-        "accuracies": [record["eval/accuracy"] for record in evaluations],
+        "accuracies": [record[f"{held_out}/accuracy"] for record in evaluations],
     }
 
 
