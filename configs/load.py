@@ -42,13 +42,16 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     return parser
 
 
-def load_config(argv: Sequence[str], *, prog: str, description: str) -> RunConfig:
+def load_config(
+    argv: Sequence[str], *, prog: str, description: str, trusted: bool = True
+) -> RunConfig:
     """Parse a command line. Overrides win over `--config` wherever they stand on the line.
 
     Args:
         argv: Arguments after the program's name.
         prog: Program name shown by `--help`.
         description: First line of `--help`.
+        trusted: Whether import paths may lead to modules that lie beside the file.
 
     Raises:
         InputError: For an unknown key, a wrong type or range, or an unreadable file.
@@ -69,7 +72,7 @@ def load_config(argv: Sequence[str], *, prog: str, description: str) -> RunConfi
         raise _translate(str(error)) from None
     groups = {key: value for key, value in groups.items() if key in _names(RunConfig)}
     config = RunConfig(**groups)
-    for file in files:
+    for file in files if trusted else ():
         find_beside(file, flatten(config).values())
     return config
 

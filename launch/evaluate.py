@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     from launch.using.assess import assess, to_record
     from trainer.checkpoints.atomic_files import check_output, write_atomically
 
-    trained = load_run(arguments, overrides)
+    trained = load_run(arguments, overrides, reads_data=True)
     folder: Path = (arguments.output or trained.directory).expanduser()
     check_output("--output", folder / "evaluation.json")
     data = load_datasets(trained.config.data, seed=trained.config.seed)

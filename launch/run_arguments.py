@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from configs.errors import InputError
 from launch.entry import num_ranks
 
+MODEL, DATA = ("model.name",), ("data.dataset", "data.kwargs.augment")
+"""Keys whose import paths are imported with a model, and with data."""
+
 if TYPE_CHECKING:
     from launch.using.trained import Trained
 
@@ -32,6 +35,12 @@ def build_run_parser(name: str, description: str, groups: Sequence[str]) -> argp
     parser.add_argument(
         "--checkpoint",
         help="Which checkpoint of the run: best (the default), latest, or the path of one.",
+    )
+    parser.add_argument(
+        "--trust_code",
+        action="store_true",
+        help="Import what config.yaml of the run names by import path: a model or data set that is "
+        "not this project's. It runs that code.",
     )
     return parser
 
@@ -90,7 +99,9 @@ def _number(text: str, least: int) -> int:
     return number
 
 
-def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained:
+def load_run(
+    arguments: argparse.Namespace, overrides: Sequence[str], *, reads_data: bool = False
+) -> Trained:
     """The trained run that the arguments name.
 
     Raises:
@@ -105,4 +116,9 @@ def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained
         )
     from launch.using.trained import load_trained
 
-    return load_trained(arguments.run, checkpoint=arguments.checkpoint, overrides=overrides)
+    return load_trained(
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        overrides=overrides,
+        imports=None if arguments.trust_code else MODEL + (DATA if reads_data else ()),
+    )

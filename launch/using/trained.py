@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
+from configs.imports import refuse_code
 from configs.load import load_config
 from configs.read_files import parse_json
 from configs.schema import RunConfig
@@ -62,7 +63,11 @@ class Trained:
 
 
 def load_trained(
-    given: Path, *, checkpoint: str | None = None, overrides: Sequence[str] = ()
+    given: Path,
+    *,
+    checkpoint: str | None = None,
+    overrides: Sequence[str] = (),
+    imports: Sequence[str] | None = None,
 ) -> Trained:
     """Load a run through the same code as training; needs its directory only, not its data.
 
@@ -71,6 +76,7 @@ def load_trained(
         checkpoint: `best`, `latest` or the path of a checkpoint; default: the one given, else the
             best, else (no evaluation came yet) the latest.
         overrides: Config keys as on a command line, such as `--parallel.device=cpu`.
+        imports: Keys that must name nothing by import path; None: the directory is trusted.
 
     Raises:
         InputError: If there is no such run or checkpoint, the checkpoint does not verify, or its
@@ -86,7 +92,11 @@ def load_trained(
             remedy="Choose another one with --checkpoint.",
         ) from None
     command = ["--config", str(directory / "config.yaml"), *overrides]
-    config = load_config(command, prog="", description="")
+    config = load_config(command, prog="", description="", trusted=imports is None)
+    if imports is not None:
+        lacking = () if (directory / "model.json").is_file() else ("data.dataset",)
+        keys = dict.fromkeys((*imports, *lacking))
+        refuse_code(config, keys, file=directory / "config.yaml", given=overrides)
     facts = read_facts(directory)
     runtime = choose_device(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
     use_device(runtime, config.parallel)
