@@ -91,12 +91,7 @@ def load_trained(
             expected="the files as they were written",
             remedy="Choose another one with --checkpoint.",
         ) from None
-    command = ["--config", str(directory / "config.yaml"), *overrides]
-    config = load_config(command, prog="", description="", trusted=imports is None)
-    if imports is not None:
-        lacking = () if (directory / "model.json").is_file() else ("data.dataset",)
-        keys = dict.fromkeys((*imports, *lacking))
-        refuse_code(config, keys, file=directory / "config.yaml", given=overrides)
+    config = _config(directory, overrides, imports)
     facts = read_facts(directory)
     runtime = choose_device(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
     use_device(runtime, config.parallel)
@@ -124,6 +119,17 @@ def load_trained(
         precision=build_precision(config.precision, runtime.device),
         runtime=runtime,
     )
+
+
+def _config(directory: Path, overrides: Sequence[str], imports: Sequence[str] | None) -> RunConfig:
+    """The run's config, which must not name code to import where the directory is not trusted."""
+    file = directory / "config.yaml"
+    command = ["--config", str(file), *overrides]
+    config = load_config(command, prog="", description="", trusted=imports is None)
+    if imports is not None:
+        lacking = () if (directory / "model.json").is_file() else ("data.dataset",)
+        refuse_code(config, dict.fromkeys((*imports, *lacking)), file=file, given=overrides)
+    return config
 
 
 def require_classes(config: RunConfig) -> None:

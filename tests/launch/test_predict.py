@@ -70,7 +70,8 @@ def test_predictions_have_the_bits_of_the_model_in_training(
     )
     in_training = torch.cat(RECORDED[-3:])
     RECORDED.clear()
-    rows = predict(run, tmp_path, idx_folder / "test-images-idx3-ubyte", "--checkpoint=latest")
+    images = idx_folder / "test-images-idx3-ubyte"
+    rows = predict(run, tmp_path, images, "--checkpoint=latest", "--trust_code")
     assert torch.equal(torch.cat(RECORDED), in_training)
     RECORDED.clear()
     assert probabilities(rows) == F.softmax(in_training.double(), 1).tolist()
