@@ -16,8 +16,8 @@ from configs.errors import InputError
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
 from trainer.ranks.launcher import LaunchedRank
+from trainer.ranks.peer_watch import watched_ranks
 from trainer.ranks.rendezvous import meet
-from trainer.ranks.start_watch import watched_ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
