@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
 from launch.entry import EXIT_PREEMPTED, Deaf, is_main_process, num_ranks, run_command
+from trainer.ranks.start_watch import watched_start
 from trainer.ranks.stop_signals import StopRequest, stop_on_signals, stop_with_parent
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ def main(argv: Sequence[str]) -> int:
     # torch takes most of the start-up time: a wrong key is refused before it is loaded, and a stop
     # request that comes meanwhile is remembered.
     sys.stdout = Deaf(sys.stdout)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, watched_start(EXIT_PREEMPTED) as started:
         if num_ranks() > 1:
             stop_with_parent()
-        return train(config, stop)
+        return train(config, stop, started)
 
 
 def dry_run(config: RunConfig) -> int:
@@ -56,8 +57,8 @@ def dry_run(config: RunConfig) -> int:
     return 0
 
 
-def train(config: RunConfig, stop: StopRequest) -> int:
-    """Train a run on this rank, and return the exit status."""
+def train(config: RunConfig, stop: StopRequest, started: Callable[[], None] = lambda: None) -> int:
+    """Train a run on this rank, call `started` before its first step, return the exit status."""
     from trainer.build import build
     from trainer.loop import fit
     from trainer.ranks.runtime import choose_device, detect, process_group
@@ -67,6 +68,7 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     runtime = choose_device(detect(os.environ), config.parallel)
     with process_group(runtime, config.parallel):
         run = build(config, runtime, stop)
+        started()
         first_step = run.state.progress.step
         status = "failed"
         try:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, environment, python_command, start, wait, wait_for_step
+from tests.support.processes import (
+    ROOT,
+    environment,
+    is_running,
+    python_command,
+    start,
+    wait,
+    wait_for_step,
+)
 from tests.support.runs import comparable
 
 pytestmark = pytest.mark.process
@@ -94,16 +102,9 @@ def test_a_data_worker_dies_with_its_rank_from_the_first_moment(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + 10
-        while any(_is_running(int(pid)) for pid in found):
+        while any(is_running(int(pid)) for pid in found):
             assert time.monotonic() < deadline, "a worker lives on"
             time.sleep(0.05)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_full_disk_keeps_records_waiting(tmp_path: Path) -> None:

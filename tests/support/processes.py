@@ -127,6 +127,15 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process lives; one that has ended and was not waited for does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def marked(finished: Finished, mark: str) -> list[Any]:
     """What the ranks printed as JSON after a mark."""
     assert finished.status == 0, finished.output[-4000:]

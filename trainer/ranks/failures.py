@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from typing import NoReturn
+
+from trainer.ranks.launcher import guess
 
 
 class RunFailed(RuntimeError):
@@ -34,3 +39,10 @@ def is_lost_contact(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and bool(LOST_CONTACT.search(str(error)))
+
+
+def leave_at_once(line: str, status: int) -> NoReturn:
+    """Say why, and end the process from whatever thread: its main thread may wait for ever."""
+    me = guess(os.environ)
+    print(f"rank {me.rank}: {line}" if me.world_size > 1 else line, file=sys.stderr, flush=True)
+    os._exit(status)

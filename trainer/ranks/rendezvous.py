@@ -17,28 +17,34 @@ from trainer.ranks.launcher import LaunchedRank
 POLL_SECONDS = 0.01
 
 
-def agent_store(
-    env: Mapping[str, str], rank: int, world_size: int, timeout: timedelta
-) -> Store | None:
-    """The store that torchrun's agent hosts, under a prefix that only these processes share.
+def meet(ranks: LaunchedRank, env: Mapping[str, str], timeout: timedelta) -> tuple[TCPStore, str]:
+    """The store through which the ranks find each other, and the name of a fresh part of it.
 
     torchrun keeps its store when it restarts ranks, with the addresses of the dead ones in it; a
     restarted gloo rank that reads one before it is overwritten cannot connect, and the restart
     count does not tell the starts apart when nodes come and go. So the ranks agree on a session:
     every rank says hello with an identity of its own, rank 0 announces a session made of the
-    identities it sees until every rank has confirmed that its own is among them.
-
-    Returns:
-        The store, or None where no agent hosts one.
+    identities it sees until every rank has confirmed that its own is among them. Where no agent
+    hosts a store rank 0 does, and it is fresh.
 
     Raises:
         TimeoutError: If not all ranks have said hello in time.
+        ValueError: If nothing says where to meet.
     """
-    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timeout)
-    space = PrefixStore(f"convoy/{world_size}", store)
-    return PrefixStore(_agree(space, rank, world_size, timeout), store)
+    rank, world_size = ranks.rank, ranks.world_size
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = TCPStore(*meeting_point(ranks, env), is_master=False, timeout=timeout)
+        space = PrefixStore(f"convoy/{world_size}", store)
+        return store, _agree(space, rank, world_size, timeout)
+    store = TCPStore(
+        *meeting_point(ranks, env),
+        world_size,
+        is_master=ranks.is_main,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return store, "convoy"
 
 
 def _agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
@@ -67,20 +73,26 @@ def _read(store: Store, key: str) -> str | None:
     return store.get(key).decode() if store.check([key]) else None
 
 
-def meeting_point(ranks: LaunchedRank, env: Mapping[str, str]) -> str:
-    """Where ranks without an agent meet: an `init_method` of torch.distributed.
+def meeting_point(ranks: LaunchedRank, env: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port where ranks meet.
 
-    It is env:// where MASTER_ADDR is set. srun alone leaves that to us: they meet on the first node
-    of the step, at a port that follows from the job.
+    They are MASTER_ADDR and MASTER_PORT where the first is set. srun alone leaves that to us: they
+    meet on the first node of the step, at a port that follows from the job.
+
+    Raises:
+        ValueError: If nothing says so.
     """
     if ranks.launcher != "srun" or "MASTER_ADDR" in env:
-        return "env://"
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} not set")
+        return env["MASTER_ADDR"], int(env["MASTER_PORT"])
     address = _first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
     if "SLURM_LAUNCH_NODE_IPADDR" in env and not _resolves(address):
         # Where srun was called: in a batch job that is the first node, too.
         address = env["SLURM_LAUNCH_NODE_IPADDR"]
-    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 12000)
-    return f"tcp://{address}:{port}"
+    port = env.get("MASTER_PORT") or 20000 + int(env.get("SLURM_JOB_ID", "0")) % 12000
+    return address, int(port)
 
 
 def _first_host(nodelist: str) -> str:

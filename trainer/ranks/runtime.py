@@ -10,12 +10,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from configs.errors import InputError
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
 from trainer.ranks.launcher import LaunchedRank
-from trainer.ranks.rendezvous import agent_store, meeting_point
+from trainer.ranks.peer_watch import watched_ranks
+from trainer.ranks.rendezvous import meet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,16 +143,16 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
         return
     timeout = timedelta(seconds=config.init_timeout_seconds)
     try:
-        store = agent_store(os.environ, runtime.rank, runtime.world_size, timeout)
-        dist.init_process_group(
-            runtime.backend,
-            store=store,
-            init_method=meeting_point(runtime, os.environ) if store is None else None,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            timeout=timeout,
-            device_id=runtime.device if runtime.device.type == "cuda" else None,
-        )
+        store, session = meet(runtime, os.environ, timeout)
+        with watched_ranks(store, session, runtime.rank, runtime.world_size):
+            dist.init_process_group(
+                runtime.backend,
+                store=PrefixStore(session, store),
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+                timeout=timeout,
+                device_id=runtime.device if runtime.device.type == "cuda" else None,
+            )
     except (dist.DistError, ValueError, RuntimeError, TimeoutError) as error:
         raise InputError(
             f"the {runtime.world_size} ranks could not connect ({_first_line(error)})",

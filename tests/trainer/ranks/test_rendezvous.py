@@ -27,14 +27,14 @@ def test_the_first_host_of_a_slurm_node_list_is_found(nodelist: str, first: str)
 @pytest.mark.parametrize(
     ("launcher", "env", "expected"),
     [
-        ("torchrun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "env://"),
-        ("srun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "env://"),
-        ("srun", {"SLURM_NODELIST": "n[2-3]", "SLURM_JOB_ID": "40007"}, "tcp://n2:24007"),
-        ("srun", {"SLURM_NODELIST": "n[2-3]", "MASTER_PORT": "29400"}, "tcp://n2:29400"),
+        ("torchrun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, ("a", 1)),
+        ("srun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, ("a", 1)),
+        ("srun", {"SLURM_NODELIST": "n[2-3]", "SLURM_JOB_ID": "40007"}, ("n2", 24007)),
+        ("srun", {"SLURM_NODELIST": "n[2-3]", "MASTER_PORT": "29400"}, ("n2", 29400)),
     ],
 )
 def test_ranks_meet_where_the_launcher_says_or_on_the_first_node(
-    launcher: str, env: dict[str, str], expected: str
+    launcher: str, env: dict[str, str], expected: tuple[str, int]
 ) -> None:
     assert meeting_point(LaunchedRank(launcher=launcher, world_size=2), env) == expected
 
@@ -42,4 +42,4 @@ def test_ranks_meet_where_the_launcher_says_or_on_the_first_node(
 def test_ranks_meet_where_srun_was_called_if_the_first_node_has_no_address() -> None:
     env = {"SLURM_NODELIST": "no-such-host.invalid", "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.7"}
     srun = LaunchedRank(launcher="srun", world_size=2)
-    assert meeting_point(srun, env | {"MASTER_PORT": "1"}) == "tcp://192.0.2.7:1"
+    assert meeting_point(srun, env | {"MASTER_PORT": "1"}) == ("192.0.2.7", 1)

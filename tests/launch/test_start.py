@@ -1,0 +1,84 @@
+"""The start of a run, up to its first step: a rank dies in it, a signal comes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+import pytest
+
+from tests.support.processes import ROOT, python_command, start, torchrun_command, wait
+
+pytestmark = pytest.mark.process
+
+Arguments = Callable[..., list[str]]
+PROGRAM = "tests/programs/dying.py"
+END_SECONDS = 15.0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def srun(rank: int, port: int) -> dict[str, str]:
+    """The variables of one of two ranks on a node, as srun sets them."""
+    return {
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NTASKS": "2",
+        "SLURM_TASKS_PER_NODE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+@pytest.mark.parametrize("moment", ["before it meets the others", "while it connects"])
+def test_a_rank_that_dies_in_its_start_ends_all_under_torchrun(
+    small: Arguments, moment: str
+) -> None:
+    """Law: no later than 15 seconds after its death."""
+    env = {"PYTHONPATH": str(ROOT), "DIES": moment}
+    process = start(torchrun_command(2, PROGRAM, *small("run")), env=env)
+    finished = wait(process)
+    assert finished.status != 0
+    # torchrun says when it saw each rank end; the start before that takes as long as it takes.
+    times = [datetime.fromisoformat(x) for x in re.findall(r"time +: (\S+)", finished.stderr)]
+    assert len(times) == 2, finished.stderr
+    assert (max(times) - min(times)).total_seconds() < END_SECONDS
+
+
+def test_a_rank_that_dies_while_ranks_connect_ends_all_without_an_agent(
+    small: Arguments,
+) -> None:
+    """srun with --kill-on-bad-exit=0 tells nobody: the ranks listen to each other."""
+    port = free_port()
+    env = {"PYTHONPATH": str(ROOT), "DIES": "while it connects"}
+    command = python_command(PROGRAM, *small("run"))
+    first, second = (start(command, env=env | srun(rank, port)) for rank in (0, 1))
+    assert wait(second).status == -signal.SIGKILL
+    died = time.monotonic()
+    finished = wait(first)
+    assert time.monotonic() - died < END_SECONDS
+    assert finished.status == 1, finished.output
+    assert "rank 0: another rank is gone or silent" in finished.stderr
+
+
+def test_a_start_that_hangs_hears_a_stop_request(small: Arguments) -> None:
+    env = {"PYTHONPATH": str(ROOT), "HANGS": "yes"}
+    process = start(python_command(PROGRAM, *small("run")), env=env)
+    assert process.stdout.readline() == "loading\n"
+    asked = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    finished = wait(process)
+    assert time.monotonic() - asked < END_SECONDS
+    assert finished.status == 75, finished.output
+    assert "stopped on request before the first step" in finished.stderr
+    assert "Traceback" not in finished.output

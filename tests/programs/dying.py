@@ -1,0 +1,36 @@
+"""launch/train.py, with a fault at a moment of its start: DIES says when rank 1 is killed, HANGS
+that loading the data takes for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+from launch.entry import rank, run_command
+from launch.train import main
+from trainer.ranks import load_data, runtime
+
+
+def die(*_: Any, **__: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(*_: Any, **__: Any) -> Any:
+    print("loading", flush=True)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    moment = os.environ.get("DIES") if rank() == 1 else None
+    if moment == "before it meets the others":
+        time.sleep(2)
+        runtime.meet = die
+    elif moment == "while it connects":
+        dist.init_process_group = die
+    if "HANGS" in os.environ:
+        load_data.load_datasets = hang
+    run_command(main)
