@@ -28,9 +28,14 @@ GREY = Reading(
     facts=InputFacts(input_shape=(1, 9, 7), num_classes=5, scale=255.0, dtype="uint8"), resize=True
 )
 PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>404 Not Found</body></html>"
+PAGES = {
+    "plain": PAGE,
+    "gzip": gzip.compress(PAGE, mtime=0),
+    "xml": b"<?xml version='1.0'?><Error/>",
+}
 
 
-@pytest.mark.parametrize("content", [PAGE, gzip.compress(PAGE), b"<?xml version='1.0'?><Error/>"])
+@pytest.mark.parametrize("content", PAGES.values(), ids=PAGES)
 @pytest.mark.parametrize(
     "read",
     [
