@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.entry import EXIT_BAD_INPUT, EXIT_PREEMPTED
+from launch.entry import EXIT_BAD_INPUT, EXIT_PREEMPTED, train_command
 from launch.sweeping.trials import Trial
 from trainer.ranks.stop_signals import stop_with_parent
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 TAIL = 2000
 
 
@@ -52,15 +50,13 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
         folder: The folder of the sweep.
         ranks: Processes of the run.
     """
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [
-        *(*launcher, str(TRAIN), *arguments, *trial.arguments),
+    command = train_command(
+        ranks,
+        *(*arguments, *trial.arguments),
         f"--output_dir={folder}",
         f"--name={trial.name}",
         "--logging.progress=plain",
-    ]
+    )
     log = folder / f"{trial.name}.log"
     with log.open("ab") as file:
         process = subprocess.Popen(
