@@ -22,6 +22,11 @@ class Scenario:
     ranks: tuple[int, ...]
     options: tuple[str, ...] = ()
 
+    @property
+    def workers(self) -> bool:
+        """Whether its ranks have data workers."""
+        return any(option.startswith("--data.workers") for option in self.options)
+
 
 SCENARIOS = (
     Scenario("1 rank, cosine", (1,), ("--schedule.name=cosine",)),
@@ -31,6 +36,7 @@ SCENARIOS = (
     ),
     Scenario("3 ranks", (3,), ("--optimizer.name=sgd",)),
     Scenario("2 ranks, workers, fp16", (2,), ("--data.workers=1", "--precision.dtype=fp16")),
+    Scenario("1 rank, validation", (1,), ("--data.validation=0.2",)),
 )
 
 
@@ -57,6 +63,7 @@ def start_training(
         "--model.name=launch.crash_test.sample_recorder:SampleRecorder",
         f"--train.global_batch_size={BATCH}",
         f"--train.epochs={EPOCHS}",
+        "--evaluate.batch_size=4",
         "--checkpoint.every_steps=3",
         "--logging.every_steps=1",
         "--logging.progress=off",
@@ -75,7 +82,11 @@ def start_training(
         )
 
 
+def newest_try(run: Path) -> Path:
+    """The working folder of the latest start."""
+    return max(run.glob("try-*"))
+
+
 def last_output(run: Path) -> str:
     """The end of what the latest try of a run printed, 3,000 characters at most."""
-    newest = max(run.glob("try-*/output.txt"))
-    return newest.read_text(errors="replace")[-3000:]
+    return (newest_try(run) / "output.txt").read_text(errors="replace")[-3000:]

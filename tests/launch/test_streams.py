@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -168,3 +169,18 @@ def test_a_lock_that_is_a_link_is_not_followed(small: Arguments, tmp_path: Path)
     finished = wait(start(python_command("launch/train.py", *small("run"))))
     assert finished.status == 2, finished.output
     assert precious.read_text() == "content"
+
+
+def test_a_run_directory_that_is_deleted_is_missed_at_once(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Law: the run fails with a word at its next record, and makes no second one."""
+    process = start(python_command("launch/train.py", *small("run", "--train.epochs=4000")))
+    wait_for_step(tmp_path / "run", 5, process)
+    (tmp_path / "run").rename(tmp_path / "bin")
+    shutil.rmtree(tmp_path / "bin", ignore_errors=True)
+    finished = wait(process, timeout=60)
+    assert finished.status == 1, finished.output
+    assert "was deleted, moved or replaced" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "run").exists()
