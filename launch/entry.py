@@ -62,6 +62,8 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     What all ranks refuse or fail at alike is printed once, by rank 0. An error of one rank is
     shown once with its traceback, and a rank that only lost contact with it says so in one line.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is caught
     speak_safely()
     logging.basicConfig(
         format="%(message)s",

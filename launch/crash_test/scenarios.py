@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from data.parent_death import signal_at_parent_death
 from launch.entry import TRAIN, train_command
 
 TIMEOUT_SECONDS = 180.0
@@ -79,6 +82,7 @@ def start_training(
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])},
             start_new_session=True,
+            preexec_fn=partial(signal_at_parent_death, signal.SIGTERM),
         )
 
 
