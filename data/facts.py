@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from configs.errors import InputError
+from configs.read_files import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,3 +94,19 @@ class InputFacts:
                 expected="the facts of a run's data",
                 remedy="Delete it: they are then found from the data themselves.",
             ) from None
+
+
+def read_model(path: Path) -> tuple[InputFacts, Any]:
+    """The facts in a model.json, and all of its content.
+
+    Raises:
+        InputError: If it is damaged.
+        FileNotFoundError: If it is missing.
+    """
+    try:
+        content: Any = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        content = f"unreadable: {error}"
+    return InputFacts.from_json(content, str(path)), content
