@@ -42,6 +42,17 @@ class InputFacts:
     fit: PictureFit | None = None
     """Of pictures of any size; None for inputs that are taken as they are stored."""
 
+    def __post_init__(self) -> None:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, *self.input_shape[:1]):
+                raise InputError(
+                    f"{key} of inputs {self.input_shape}",
+                    given=f"{len(values)} numbers",
+                    expected="one, or one for each channel or feature (the first dimension)",
+                )
+        if any(value <= 0 for value in self.std):
+            raise InputError("std of the inputs", given=self.std, expected="numbers above 0")
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """A name for every class: its number where the data set gives none."""

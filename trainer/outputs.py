@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from configs.identity import flatten
 from configs.schema import RunConfig
@@ -45,7 +46,7 @@ def normalised_as_before(components: Components, resume: Resume) -> Components:
     known, data = resume.facts, components.data
     if known is None or known.input_shape != data.input_shape:
         return components
-    kept = {"mean": known.mean, "std": known.std, "scale": known.scale}
+    kept: dict[str, Any] = {"mean": known.mean, "std": known.std, "scale": known.scale}
     if all(getattr(data, key) == value for key, value in kept.items()):
         return components
     logger.warning(
