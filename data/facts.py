@@ -41,6 +41,8 @@ class InputFacts:
     """Type of the inputs as they are stored, such as uint8; empty if it is not known."""
     fit: PictureFit | None = None
     """Of pictures of any size; None for inputs that are taken as they are stored."""
+    features: tuple[str, ...] = ()
+    """Names of the features of vectors, in their order; empty if they have none."""
 
     def __post_init__(self) -> None:
         for key, values in (("mean", self.mean), ("std", self.std)):
@@ -52,6 +54,10 @@ class InputFacts:
                 )
         if any(value <= 0 for value in self.std):
             raise InputError("std of the inputs", given=self.std, expected="numbers above 0")
+
+    def feature_name(self, index: int) -> str:
+        """The name of a feature, or its place."""
+        return repr(self.features[index]) if self.features else f"feature {index}"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -70,6 +76,7 @@ class InputFacts:
             "classes": [str(name) for name in self.classes],
             "dtype": self.dtype,
             "fit": None if self.fit is None else asdict(self.fit),
+            "features": [str(name) for name in self.features],
         }
 
     @classmethod
@@ -84,7 +91,7 @@ class InputFacts:
             InputError: If it is something else.
         """
         try:
-            known = {"fit": None, **content}
+            known = {"fit": None, "features": (), **content}
             fit = known["fit"]
             if fit is not None:
                 height, width = (int(side) for side in fit["size"])
@@ -98,6 +105,7 @@ class InputFacts:
                 classes=tuple(str(name) for name in known["classes"]),
                 dtype=str(known["dtype"]),
                 fit=fit,
+                features=tuple(str(name) for name in known["features"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(

@@ -67,6 +67,11 @@ class Feature:
     values: tuple[Any, ...]
     """The values that get a feature each, 0 or 1; empty: the number itself."""
 
+    @property
+    def names(self) -> list[str]:
+        """Of what the model gets of it."""
+        return [f"{self.name}={value}" for value in self.values] or [self.name]
+
 
 def load_csv(config: DataConfig) -> Datasets:
     """CSV files with a line of names; see `load_tables`."""
@@ -119,6 +124,7 @@ def load_tables(config: DataConfig, ending: Literal["csv", "parquet"]) -> Datase
         input_shape=(width,),
         num_classes=len(classes) or 1,
         classes=tuple(map(str, classes)),
+        features=tuple(name for feature in features for name in feature.names),
         **known,
     )
 

@@ -51,6 +51,9 @@ def test_numbers_stay_numbers_and_texts_become_features(root: Path) -> None:
     """Law: features in the order of the columns, values of a text in theirs; classes by name."""
     data = load(root)
     assert data.input_shape == (6,)
+    assert data.features == (
+        "size", "colour=blue", "colour=green", "colour=red", "weight", "kind"
+    )  # fmt: skip
     assert array(data.train).inputs.tolist()[:2] == [
         [1, 0, 0, 1, 1000, 0],
         [2, 1, 0, 0, 3000, 1],
