@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from configs.errors import InputError
+from configs.read_files import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,23 @@ class InputFacts:
     """Type of the inputs as they are stored, such as uint8; empty if it is not known."""
     fit: PictureFit | None = None
     """Of pictures of any size; None for inputs that are taken as they are stored."""
+    features: tuple[str, ...] = ()
+    """Names of the features of vectors, in their order; empty if they have none."""
+
+    def __post_init__(self) -> None:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, *self.input_shape[:1]):
+                raise InputError(
+                    f"{key} of inputs {self.input_shape}",
+                    given=f"{len(values)} numbers",
+                    expected="one, or one for each channel or feature (the first dimension)",
+                )
+        if any(value <= 0 for value in self.std):
+            raise InputError("std of the inputs", given=self.std, expected="numbers above 0")
+
+    def feature_name(self, index: int) -> str:
+        """The name of a feature, or its place."""
+        return repr(self.features[index]) if self.features else f"feature {index}"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -57,6 +76,7 @@ class InputFacts:
             "classes": [str(name) for name in self.classes],
             "dtype": self.dtype,
             "fit": None if self.fit is None else asdict(self.fit),
+            "features": [str(name) for name in self.features],
         }
 
     @classmethod
@@ -71,7 +91,7 @@ class InputFacts:
             InputError: If it is something else.
         """
         try:
-            known = {"fit": None, **content}
+            known = {"fit": None, "features": (), **content}
             fit = known["fit"]
             if fit is not None:
                 height, width = (int(side) for side in fit["size"])
@@ -85,6 +105,7 @@ class InputFacts:
                 classes=tuple(str(name) for name in known["classes"]),
                 dtype=str(known["dtype"]),
                 fit=fit,
+                features=tuple(str(name) for name in known["features"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -92,3 +113,19 @@ class InputFacts:
                 expected="the facts of a run's data",
                 remedy="Delete it: they are then found from the data themselves.",
             ) from None
+
+
+def read_model(path: Path) -> tuple[InputFacts, Any]:
+    """The facts in a model.json, and all of its content.
+
+    Raises:
+        InputError: If it is damaged.
+        FileNotFoundError: If it is missing.
+    """
+    try:
+        content: Any = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        content = f"unreadable: {error}"
+    return InputFacts.from_json(content, str(path)), content

@@ -20,7 +20,9 @@ class Normalize:
         std = torch.tensor(data.std, dtype=torch.float64).reshape(shape)
         self.factor: Tensor | float = (1.0 / (data.scale * std)).to(torch.float32).to(device)
         self.offset: Tensor | float = (-mean / std).to(torch.float32).to(device)
-        if len(data.mean) == 1:  # numbers are a third faster than tensors of one element
+        if (
+            len(data.mean) == len(data.std) == 1
+        ):  # numbers are a third faster than tensors of one element
             self.factor, self.offset = float(self.factor), float(self.offset)
 
     def __call__(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from configs.errors import InputError
+from configs.errors import InputError, expect
 from configs.schema import DataConfig
 
 T = TypeVar("T")
+NUMBERS = tuple[float, ...]
+"""The type of an option that one number can be given for."""
 HERE = Path(__file__).resolve().parents[1]
 MADE_OF = {
     "int": "a whole number",
@@ -26,6 +30,37 @@ MADE_OF = {
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
     """The options of a data set that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentOptions:
+    """How inputs are normalised, where a data set lets that be said."""
+
+    mean: tuple[float, ...] = ()
+    """Mean of the inputs (uint8: divided by 255): one number, or one per channel or feature."""
+    std: tuple[float, ...] = ()
+    """Their standard deviation, given together with the mean."""
+
+    def __post_init__(self) -> None:
+        finite = all(map(math.isfinite, self.mean))
+        expect(self, "data.kwargs.mean", finite, "numbers that are finite")
+        positive = all(0 < value < math.inf for value in self.std)
+        expect(self, "data.kwargs.std", positive, "numbers above 0")
+        together = bool(self.mean) == bool(self.std)
+        both = "both data.kwargs.mean and data.kwargs.std, or neither"
+        expect(self, "data.kwargs.mean", together, both)
+
+    def given(self, shape: Sequence[int]) -> dict[str, Any]:
+        """Mean and deviation for inputs of that shape; empty if they are to be found.
+
+        Raises:
+            InputError: If there are neither one nor as many as channels or features.
+        """
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            right = len(values) in (0, 1, *shape[:1])
+            some = f"one number, or one for each of {shape[0]} channels or features"
+            expect(self, f"data.kwargs.{key}", right, some)
+        return {"mean": self.mean, "std": self.std} if self.mean else {}
 
 
 def refuse_options(config: DataConfig) -> None:
@@ -52,6 +87,8 @@ def read_options(kind: type[T], config: DataConfig) -> T:
             )
         if not _fits(value, hints[key]):
             raise InputError(f"data.kwargs.{key}", given=value, expected=_describe(hints[key]))
+        if hints[key] == NUMBERS and not isinstance(value, list | tuple):
+            value = (value,)
         values[key] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 
@@ -83,7 +120,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in inner)
     if origin is tuple:  # tuple[T, ...]
-        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
+        if isinstance(value, list | tuple):
+            return all(_fits(item, inner[0]) for item in value)
+        return hint == NUMBERS and _fits(value, float)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
@@ -92,6 +131,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def _describe(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_describe(part) for part in get_args(hint))
+    if hint == NUMBERS:
+        return "a number, or a list of numbers"
     if get_origin(hint) is tuple:
         return f"a list, each {_describe(get_args(hint)[0])}"
     name = getattr(hint, "__name__", str(hint))

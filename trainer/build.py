@@ -30,7 +30,13 @@ from trainer.loop import Run
 from trainer.networks.blocks import prepare_blocks
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
-from trainer.outputs import build_log, continue_from, decide_resume, open_outputs
+from trainer.outputs import (
+    build_log,
+    continue_from,
+    decide_resume,
+    normalised_as_before,
+    open_outputs,
+)
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.load_data import load_data
@@ -95,6 +101,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
         ),
     )
     use_training_timeout(runtime, config.parallel)
+    components = normalised_as_before(components, resume)
     state = build_state(config, runtime, components)
     finite = FiniteCheck(state)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))

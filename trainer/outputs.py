@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from configs.identity import flatten
 from configs.schema import RunConfig
 from data.found import describe, first_not_finite
+from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
@@ -35,6 +38,24 @@ def decide_resume(config: RunConfig, directory: RunDirectory) -> Resume:
     check_tensorboard(config.logging)
     directory.claim()
     return directory.decide_resume(config)
+
+
+def normalised_as_before(components: Components, resume: Resume) -> Components:
+    """With the mean and deviation that the weights were trained with: rows that were added since,
+    or another way to find them, must not move the inputs of a run that goes on."""
+    known, data = resume.facts, components.data
+    if known is None or known.input_shape != data.input_shape:
+        return components
+    kept: dict[str, Any] = {"mean": known.mean, "std": known.std, "scale": known.scale}
+    if all(getattr(data, key) == value for key, value in kept.items()):
+        return components
+    logger.warning(
+        "inputs are normalised as the checkpoint's run did, and not as their mean and deviation "
+        "would be found today"
+    )
+    data = replace(data, **kept)
+    device = next(components.model.parameters()).device
+    return replace(components, data=data, normalize=Normalize(data, device))
 
 
 def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -> list[str]:

@@ -13,6 +13,7 @@ from configs.errors import expect
 from data.facts import PictureFit
 from data.formats.picture import MODES, check_picture, opened, to_tensor
 from data.formats.reading import fit
+from data.options import MomentOptions
 from data.samples import moments_of_some
 from data.transforms import apply, build_transforms
 
@@ -21,8 +22,9 @@ IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions:
-    """Options of data sets of pictures."""
+class PictureOptions(MomentOptions):
+    """Options of data sets of pictures; mean and deviation default to ImageNet's for RGB, else to
+    0.5 and 0.25."""
 
     size: int | tuple[int, ...] = 224
     """Height and width that the model gets: one number, or two."""
@@ -32,23 +34,13 @@ class PictureOptions:
     """1: grey, 3: RGB, 4: RGBA."""
     augment: tuple[Any, ...] = ()
     """Transforms of training pictures."""
-    mean: tuple[float, ...] = ()
-    """Mean of the pixels / 255: one per channel, or one; default: ImageNet's for RGB, else 0.5."""
-    std: tuple[float, ...] = ()
-    """Their standard deviation; default: ImageNet's for RGB, else 0.25."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sides = self.height_width
         expect(self, "data.kwargs.size", len(sides) == 2 and min(sides) >= 1, "1 pixel or more")
         expect(self, "data.kwargs.crop", 0 < self.crop <= 1, "above 0, at most 1")
         expect(self, "data.kwargs.channels", self.channels in MODES, "1, 3 or 4")
-        expect(self, "data.kwargs.std", all(v > 0 for v in self.std), "numbers above 0")
-        expect(
-            self,
-            "data.kwargs.mean",
-            bool(self.mean) == bool(self.std),
-            "both data.kwargs.mean and data.kwargs.std, or neither",
-        )
 
     @property
     def height_width(self) -> tuple[int, ...]:
@@ -63,30 +55,18 @@ class PictureOptions:
     def input_shape(self) -> tuple[int, ...]:
         return (self.channels, *self.height_width)
 
-    def moments(self, shape: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation for inputs of that shape, as given or ImageNet's.
-
-        Raises:
-            InputError: If as many were given as it has neither channels nor features.
-        """
-        for key in ("mean", "std"):
-            expect(
-                self,
-                f"data.kwargs.{key}",
-                len(getattr(self, key)) in (0, 1, *shape[:1]),
-                f"one number, or {' or '.join(map(str, shape[:1]))}",
-            )
-        if self.mean:
-            return self.mean, self.std
-        return IMAGENET.get(self.channels, ((0.5,), (0.25,)))
+    def moments(self, shape: Sequence[int]) -> dict[str, Any]:
+        """Mean and deviation for pictures of that shape, as given or ImageNet's."""
+        mean, std = IMAGENET.get(self.channels, ((0.5,), (0.25,)))
+        return self.given(shape) or {"mean": mean, "std": std}
 
     def normalisation(self, first: Tensor, *, pictures: bool) -> dict[str, Any]:
         """What `Datasets` has to know of it for inputs like the first one: of pictures always, of
         vectors of floats as they are, of anything else only what was given."""
-        if pictures or self.mean:
-            return dict(zip(("mean", "std"), self.moments(first.shape), strict=True))
+        if pictures:
+            return self.moments(first.shape)
         vectors = first.ndim == 1 and first.is_floating_point()
-        return {"measure": moments_of_some} if vectors else {}
+        return self.given(first.shape) or ({"measure": moments_of_some} if vectors else {})
 
 
 class PictureReader:

@@ -87,15 +87,13 @@ def load_image_folder(config: DataConfig) -> Datasets:
             total = len(sets[role]) + others.total()
             left_out.append(f"{others.total():,} of {total:,} files: {_counted(others)}")
             log.warning("%s: left out %s", folder, left_out[-1])
-    mean, std = options.moments(options.input_shape)
     return Datasets(
         train=sets["train"],
         test=sets.get("test", NOTHING),
         validation=sets.get("validation"),
         input_shape=options.input_shape,
         num_classes=len(classes),
-        mean=mean,
-        std=std,
+        **options.moments(options.input_shape),
         scale=255.0,
         classes=tuple(classes),
         dtype="uint8",

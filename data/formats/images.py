@@ -25,6 +25,7 @@ from data.formats.reading import Reading
 NPY_MAGIC = b"\x93NUMPY"
 TYPE_CODES = tuple(DTYPES)
 FORMATS = ("auto", "idx", "npy", "png")
+TABLES = (".csv", ".parquet")
 LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NHW", "HW")
 """Orders of the axes of images that are understood, the likelier of two first."""
 
@@ -67,6 +68,14 @@ def open_images(path: Path, reading: Reading, *, format: str = "auto", name: str
         return Stack(name, _map_npy(path, name), reading)
     if kind == "idx":
         return Stack(name, read_idx(path), reading)
+    if path.suffix.lower() in TABLES:
+        raise InputError(
+            name,
+            given="a table",
+            expected="an array (NPY) of the features alone",
+            remedy="Save them with numpy.save, as float32 (N, features) in the order of `features` "
+            "in the run's model.json.",
+        )
     return Picture(name, path, reading)
 
 

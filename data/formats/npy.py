@@ -16,7 +16,7 @@ from configs.errors import InputError, expect
 from configs.schema import DataConfig
 from data.formats.html_page import SNIFFED, refuse_page
 from data.labels import SET_NUM_CLASSES, ClassCounter
-from data.options import folder_of, read_options
+from data.options import MomentOptions, folder_of, read_options
 from data.samples import NOTHING, BatchDataset, Datasets, Moments, moments
 
 SPLITS = ("train", "test", "validation")
@@ -28,7 +28,7 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class MappedOptions:
+class MappedOptions(MomentOptions):
     channels_last: bool | None = None
     """Inputs are `(N, H, W, C)` in the file; the model gets `(N, C, H, W)`. Must be said where the
     shape looks like it."""
@@ -36,21 +36,11 @@ class MappedOptions:
     """Number of classes; default: the highest target plus one."""
     classes: tuple[str, ...] = ()
     """Names of the classes."""
-    mean: tuple[float, ...] = ()
-    """Mean of the inputs (uint8: divided by 255); default: estimated."""
-    std: tuple[float, ...] = ()
-    """Their standard deviation; default: estimated."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive = self.num_classes is None or self.num_classes >= 1
         expect(self, "data.kwargs.num_classes", positive, "1 or more")
-        expect(self, "data.kwargs.std", all(value > 0 for value in self.std), "numbers above 0")
-        expect(
-            self,
-            "data.kwargs.mean",
-            len(self.mean) == len(self.std),
-            "as many values as data.kwargs.std has",
-        )
 
 
 class MappedDataset:
@@ -131,17 +121,9 @@ def load_mapped(config: DataConfig) -> Datasets:
     sets = _map_sets(folder, options, cut_test=config.test > 0)
     train = sets["train"]
     shape = tuple(train[0][0].shape)
-    channels = shape[0] if len(shape) in (1, 3) else 1
-    expect(
-        options,
-        "data.kwargs.mean",
-        len(options.mean) in (0, 1, channels),
-        f"one number, or one for each of {channels} channels or features",
-    )
-    known: dict[str, Any] = {"measure": _moments_of_files}
-    if options.mean:
-        scale = 255.0 if train.inputs.dtype == np.uint8 else 1.0
-        known = {"mean": options.mean, "std": options.std, "scale": scale}
+    known = options.given(shape) or {"measure": _moments_of_files}
+    if options.mean and train.inputs.dtype == np.uint8:
+        known["scale"] = 255.0
     return Datasets(
         train=sets["train"],
         test=sets.get("test", NOTHING),

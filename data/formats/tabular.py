@@ -13,22 +13,33 @@ import torch
 from numpy.typing import NDArray
 
 from configs.errors import InputError, expect
-from configs.imports import import_extra
 from configs.schema import DataConfig
 from data.formats.parts import REMEDY, VALIDATION_NAMES, PartOptions, choose_parts
+from data.formats.table_file import (
+    Columns,
+    cell_name,
+    check_cells,
+    is_numeric,
+    is_time,
+    numbers,
+    read_columns,
+    text_columns,
+)
 from data.labels import ClassCounter
-from data.options import folder_of, read_options
+from data.options import MomentOptions, folder_of, read_options
 from data.samples import NOTHING, ArrayDataset, Datasets, moments_of_array
 
 TARGETS = ("target", "label", "class", "y")
 """Names of the target's column that need not be given."""
 
-Columns = Mapping[str, Any]
-"""The columns of one file by name, as arrays of pyarrow."""
+MOST_VALUES = 1000
+"""Values of a column of texts that is taken for categories without being listed as such."""
+LEAST_ROWS = 16
+"""Rows from which on texts that nearly all differ are taken for names of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(PartOptions):
+class TableOptions(PartOptions, MomentOptions):
     """Parts are files in data.root, without their ending; a file alone is what is trained on."""
 
     target: str | None = None
@@ -41,17 +52,11 @@ class TableOptions(PartOptions):
     """Columns of numbers that are names of something; texts are so without being listed."""
     target_is: str = "auto"
     """class, number (for task.name=regression), or auto: a number if it has decimals."""
-    mean: tuple[float, ...] = ()
-    """Mean of the features: one number, or one for each; default: of the training rows."""
-    std: tuple[float, ...] = ()
-    """Their standard deviation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kinds = ("auto", "class", "number")
         expect(self, "data.kwargs.target_is", self.target_is in kinds, "auto, class or number")
-        expect(self, "data.kwargs.std", all(value > 0 for value in self.std), "numbers above 0")
-        same = len(self.mean) == len(self.std)
-        expect(self, "data.kwargs.mean", same, "as many values as data.kwargs.std has")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,11 @@ class Feature:
     name: str
     values: tuple[Any, ...]
     """The values that get a feature each, 0 or 1; empty: the number itself."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of what the model gets of it."""
+        return [f"{self.name}={value}" for value in self.values] or [self.name]
 
 
 def load_csv(config: DataConfig) -> Datasets:
@@ -86,28 +96,27 @@ def load_tables(config: DataConfig, ending: Literal["csv", "parquet"]) -> Datase
     options = read_options(TableOptions, config)
     root = folder_of(config.root, f"train.{ending} and test.{ending}")
     paths = _find(root, options, ending, cut_test=config.test > 0)
-    tables = {role: _read(path) for role, path in paths.items()}
-    train = tables["train"]
+    train = read_columns(paths["train"])
+    texts = text_columns(train)  # a file may hold only those that look like numbers
+    others = {role: read_columns(path, texts) for role, path in paths.items() if role != "train"}
+    tables = {"train": train, **others}
     target = _target(options, train, paths["train"])
     features = _features(options, train, paths["train"], target)
     for role, table in tables.items():
-        _check_cells(table, paths[role], [target, *(feature.name for feature in features)])
+        names = [target, *(feature.name for feature in features)]
+        check_cells(
+            table, paths[role], [_column(name, table, paths[role], "columns") for name in names]
+        )
     labels, classes = _labels(options, tables, paths, target)
     sets = {
         role: ArrayDataset(
-            torch.from_numpy(_inputs(table, features, paths[role])), torch.from_numpy(labels[role])
+            torch.from_numpy(_inputs(table, features, paths[role], role)),
+            torch.from_numpy(labels[role]),
         )
         for role, table in tables.items()
     }
     width = sets["train"].inputs.shape[1]
-    expect(
-        options,
-        "data.kwargs.mean",
-        len(options.mean) in (0, 1, width),
-        f"one number, or one for each of {width} features",
-    )
-    given = {"mean": options.mean, "std": options.std}
-    known: dict[str, Any] = given if options.mean else {"measure": moments_of_array}
+    known = options.given((width,)) or {"measure": moments_of_array}
     return Datasets(
         train=sets["train"],
         test=sets.get("test", NOTHING),
@@ -115,6 +124,7 @@ def load_tables(config: DataConfig, ending: Literal["csv", "parquet"]) -> Datase
         input_shape=(width,),
         num_classes=len(classes) or 1,
         classes=tuple(map(str, classes)),
+        features=tuple(name for feature in features for name in feature.names),
         **known,
     )
 
@@ -138,24 +148,6 @@ def _find(root: Path, options: TableOptions, ending: str, *, cut_test: bool) -> 
             remedy=REMEDY,
         )
     return {role: path(name) for role, name in parts.found}
-
-
-def _read(path: Path) -> Columns:
-    try:
-        if path.suffix == ".parquet":
-            table = import_extra("pyarrow.parquet", "tables").read_table(path)
-        else:
-            csv = import_extra("pyarrow.csv", "tables")
-            convert = csv.ConvertOptions(strings_can_be_null=True)
-            table = csv.read_csv(path, convert_options=convert)
-    except InputError:
-        raise
-    except Exception as error:  # pyarrow raises what its readers like
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} cannot be read ({reason})", expected="a table") from None
-    if not table.num_rows:
-        raise InputError(str(path), given="no rows", expected="one row or more")
-    return {name: table.column(name) for name in table.column_names}
 
 
 def _target(options: TableOptions, table: Columns, path: Path) -> str:
@@ -192,49 +184,46 @@ def _features(options: TableOptions, table: Columns, path: Path, target: str) ->
     names = [name for name in options.columns or table if name not in left_out]
     if not names:
         raise InputError(str(path), given=", ".join(table), expected="a column of a feature")
-    return [
-        Feature(
-            name,
-            () if _is_numeric(table[name]) and name not in options.categories
-            else tuple(sorted(v for v in table[name].unique().to_pylist() if v is not None)),
+    return [Feature(name, _values(options, table[name], path, name)) for name in names]
+
+
+def _values(options: TableOptions, column: Any, path: Path, name: str) -> tuple[Any, ...]:
+    """What becomes a feature each; nothing if the column is one of numbers.
+
+    Raises:
+        InputError: For points in time, and for texts that rather name the rows, unless the column
+            is listed in `categories`.
+    """
+    listed = name in options.categories
+    if is_numeric(column) and not listed:
+        return ()
+    values = tuple(sorted(value for value in column.unique().to_pylist() if value is not None))
+    names_rows = len(column) >= LEAST_ROWS and 2 * len(values) > len(column)
+    if not listed and (is_time(column) or names_rows or len(values) > MOST_VALUES):
+        raise InputError(
+            f"{path}: column {name!r}",
+            given=f"{len(values)} different values ({column.type}) in {len(column)} rows",
+            expected="numbers, or texts that come again and again",
+            remedy="Turn it into numbers, leave it out with data.kwargs.skip, or list it in "
+            "data.kwargs.categories: each value is a feature then.",
         )
-        for name in names
-    ]  # fmt: skip
+    return values
 
 
-def _is_numeric(column: Any) -> bool:
-    kind = str(column.type)
-    return kind.startswith(("int", "uint", "float", "double", "halffloat", "decimal"))
-
-
-def _check_cells(table: Columns, path: Path, names: Sequence[str]) -> None:
-    for name in names:
-        column = table[_column(name, table, path, "columns")]
-        missing = np.asarray(column.is_null(nan_is_null=True))
-        if missing.any():
-            raise InputError(
-                f"{path}: row {int(missing.argmax()) + 1}, column {name!r}",
-                given="nothing",
-                expected="a value",
-                remedy=f"{int(missing.sum())} cells of this column are empty: fill them, drop the "
-                "rows, or leave the column out with data.kwargs.skip.",
-            )
-
-
-def _inputs(table: Columns, features: Sequence[Feature], path: Path) -> NDArray[np.float32]:
+def _inputs(
+    table: Columns, features: Sequence[Feature], path: Path, role: str
+) -> NDArray[np.float32]:
     parts = []
     for feature in features:
         cells = table[feature.name]
         if not feature.values:
-            if not _is_numeric(cells):
-                raise _not_as_in_training(path, feature.name, str(cells.type), "numbers")
-            parts.append(np.asarray(cells.to_numpy(), np.float32)[:, None])
+            parts.append(numbers(cells, path, feature.name, role=role)[:, None])
             continue
         found = cells.to_pylist()
         places = {value: place for place, value in enumerate(feature.values)}
-        for row, value in enumerate(found, start=1):
+        for row, value in enumerate(found):
             if value not in places:
-                where = f"{path}: row {row}, column {feature.name!r}"
+                where = cell_name(path, row, feature.name)
                 some = ", ".join(map(str, feature.values[:8]))
                 raise InputError(where, given=value, expected=f"a value of training: {some}")
         chosen = np.array([places[value] for value in found])
@@ -248,15 +237,15 @@ def _labels(
     """Targets of each file, and the names of the classes; no names for numbers."""
     cells = {role: table[target] for role, table in tables.items()}
     kinds = {role: str(column.type) for role, column in cells.items()}
-    numeric = _is_numeric(cells["train"])
+    numeric = is_numeric(cells["train"])
     for role, column in cells.items():
-        if _is_numeric(column) is not numeric:
+        if numeric:
+            numbers(column, paths[role], target)  # or a message that names the cell
+        elif is_numeric(column):
             raise _not_as_in_training(paths[role], target, kinds[role], kinds["train"])
     whole = numeric and all(kind.startswith(("int", "uint")) for kind in kinds.values())
     if options.target_is == "number" or (options.target_is == "auto" and numeric and not whole):
-        if not numeric:
-            raise _not_as_in_training(paths["train"], target, kinds["train"], "numbers")
-        return {role: np.array(c.to_numpy(), np.float32) for role, c in cells.items()}, ()
+        return {role: numbers(c, paths[role], target, role=role) for role, c in cells.items()}, ()
     if whole:
         counter, found = ClassCounter(), {}
         for role, column in cells.items():
@@ -264,9 +253,9 @@ def _labels(
             counter.add(found[role], f"{paths[role]}: column {target!r}")
         return found, range(counter.count())
     values = sorted({value for column in cells.values() for value in column.unique().to_pylist()})
-    numbers = {value: number for number, value in enumerate(values)}
+    classes = {value: number for number, value in enumerate(values)}
     return {
-        role: np.array([numbers[value] for value in column.to_pylist()], np.int64)
+        role: np.array([classes[value] for value in column.to_pylist()], np.int64)
         for role, column in cells.items()
     }, values
 

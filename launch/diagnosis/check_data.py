@@ -30,7 +30,7 @@ def check_data(data: Datasets, train: Sample, held_out: Samples) -> list[Finding
     return [
         check_targets(data, samples),
         check_classes(data, train, held_out),
-        check_inputs(samples),
+        check_inputs(data, samples),
         check_normalisation(data, train),
         *check_copies(train, held_out),
     ]
@@ -112,7 +112,7 @@ def _histogram(targets: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(inside, minlength=num_classes)
 
 
-def check_inputs(samples: Samples) -> Finding:
+def check_inputs(data: Datasets, samples: Samples) -> Finding:
     """Numbers that are not finite, samples without content, features that never change."""
     train = samples["train"]
     for name, sample in samples.items():
@@ -150,7 +150,19 @@ def check_inputs(samples: Samples) -> Finding:
             "Most of the input carries no information but costs memory and time.",
             "crop or select the features that change",
         )
+    if _are_measurements(train.inputs) and constant:
+        names = [data.feature_name(int(index)) for index in (low == high).nonzero()]
+        return Check("data", "inputs").warning(
+            f"{name_some(names)} never changes in {train.size} training samples",
+            "It tells nothing apart, and a test sample with another value is like none seen.",
+            "look at how it was written down, or leave it out",
+        )
     return Check("data", "inputs").ok(seen)
+
+
+def _are_measurements(inputs: Tensor) -> bool:
+    """Vectors of numbers that mean something each, as the columns of a table."""
+    return inputs.ndim == 2 and inputs.shape[1] > 1 and inputs.is_floating_point()
 
 
 def check_normalisation(data: Datasets, train: Sample) -> Finding:
@@ -166,12 +178,14 @@ def check_normalisation(data: Datasets, train: Sample) -> Finding:
         f"return data.datasets.Datasets with scale={255.0 if _looks_raw(inputs) else 1.0}, "
         "mean=(...,) and std=(...,) of the training set, or normalise in the data set"
     )
-    if inputs.ndim == 2 and inputs.shape[1] > 1 and raw.is_floating_point():
+    if _are_measurements(raw):
         stds = inputs.std(0)
-        least, most = (float(value) for value in stds[stds > 0].aminmax()) if stds.any() else (1, 1)
-        if most > UNEVEN * least:
+        changing = torch.where(stds > 0, stds, stds.max())
+        least, most = int(changing.argmin()), int(stds.argmax())
+        if stds[most] > UNEVEN * changing[least]:
             return Check("data", "normalisation").warning(
-                f"{seen}; that of single features goes from {least:.2g} to {most:.2g}",
+                f"{seen}; that of single features goes from {stds[least]:.2g} "
+                f"({data.feature_name(least)}) to {stds[most]:.2g} ({data.feature_name(most)})",
                 "The largest features drown the others: weights and rates are made for one scale.",
                 "normalise feature by feature: one number for each in mean and std",
             )

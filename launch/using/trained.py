@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.imports import refuse_code
 from configs.load import load_config
-from configs.read_files import parse_json
 from configs.schema import RunConfig
 from data.datasets import load_datasets, picture_fit
-from data.facts import InputFacts
+from data.facts import InputFacts, read_model
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
 from trainer.networks.models import build_model
@@ -209,14 +207,11 @@ def read_facts(directory: Path) -> InputFacts:
     path = directory / "model.json"
     command = ["--config", str(directory / "config.yaml")]
     try:
-        content: Any = parse_json(path.read_text(encoding="utf-8"))
+        facts, content = read_model(path)
     except FileNotFoundError:
         log.info(f"{path} is missing: reading the training data for shape and normalisation")
         config = load_config(command, prog="", description="")
         return load_datasets(config.data, seed=config.seed).facts()
-    except (OSError, ValueError) as error:
-        content = f"unreadable: {error}"
-    facts = InputFacts.from_json(content, str(path))
     if "fit" in content:
         return facts
     config = load_config(command, prog="", description="")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from data.datasets import ArrayDataset, Datasets
+from configs.errors import InputError
+from configs.schema import DataConfig
+from data.datasets import ArrayDataset, Datasets, load_datasets
+from data.facts import InputFacts
 from data.normalize import Normalize
 
 CPU = torch.device("cpu")
@@ -64,3 +70,34 @@ def test_normalisation_leaves_its_input_alone() -> None:
     found = Normalize(data, CPU)(inputs)
     assert torch.equal(inputs, before)
     torch.testing.assert_close(found, (before - 0.5) / 2.0)
+
+
+def test_one_number_stands_for_all_and_other_numbers_of_numbers_are_refused() -> None:
+    """Law: mean and deviation are one number, or one for each of the first dimension, each."""
+    inputs = torch.tensor([[1.0, 4.0]])
+    shared = InputFacts(input_shape=(2,), num_classes=2, mean=(1.0,), std=(1.0, 3.0))
+    torch.testing.assert_close(Normalize(shared, CPU)(inputs), torch.tensor([[0.0, 1.0]]))
+    for shape, key, count in (((1, 4, 4), "mean", 3), ((5,), "std", 3), ((7, 4), "mean", 4)):
+        values: dict[str, Any] = {key: (0.5,) * count}
+        with pytest.raises(
+            InputError, match=f"{key} of inputs .*given '{count} numbers', expected"
+        ):
+            InputFacts(input_shape=shape, num_classes=2, **values)
+    with pytest.raises(InputError, match="numbers above 0"):
+        InputFacts(input_shape=(2,), num_classes=2, std=(1.0, 0.0))
+
+
+@pytest.mark.parametrize("dataset", ["npy", "image_folder", "csv", "huggingface", "webdataset"])
+def test_every_format_takes_one_number_and_refuses_what_is_none(
+    dataset: str, tmp_path: Path
+) -> None:
+    """Law: they have these options in common, checked before a file is looked at."""
+    for kwargs, message in (
+        ({"mean": 0.5}, "both data.kwargs.mean and data.kwargs.std, or neither"),
+        ({"mean": 0.5, "std": 0.0}, "numbers above 0"),
+        ({"mean": float("nan"), "std": 1.0}, "numbers that are finite"),
+        ({"mean": "half", "std": 1.0}, "a number, or a list of numbers"),
+    ):
+        config = DataConfig(dataset=dataset, root=str(tmp_path), kwargs=kwargs)
+        with pytest.raises(InputError, match=message):
+            load_datasets(config, seed=0)

@@ -203,6 +203,30 @@ def constant() -> Datasets:
     return rebuilt(data, train=changed(data.train, torch.ones_like(data.train.inputs)))
 
 
+def _measured(data: Datasets) -> dict[str, Any]:
+    """The same as vectors of 63 features, one called weight and one called size."""
+    train, test = (changed(split, split.inputs.flatten(1)) for split in (data.train, data.test))
+    names = [f"f{number}" for number in range(train.inputs.shape[1])]
+    names[3], names[5] = "weight", "size"
+    shape = tuple(train.inputs.shape[1:])
+    return {"train": train, "test": test, "input_shape": shape, "features": tuple(names)}
+
+
+def uneven_features() -> Datasets:
+    """A table as it is written down: grams beside metres."""
+    known = _measured(healthy())
+    for name in ("train", "test"):
+        known[name].inputs[:, 3] *= 300
+        known[name].inputs[:, 5] *= 0.1
+    return rebuilt(healthy(), **known)
+
+
+def constant_feature() -> Datasets:
+    known = _measured(healthy())
+    known["train"].inputs[:, 5] = 2.5
+    return rebuilt(healthy(), **known)
+
+
 def from_one() -> Datasets:
     """Classes numbered from 1."""
     data = healthy()

@@ -16,7 +16,7 @@ from configs.errors import InputError
 from configs.identity import digest, flatten, identity, nest
 from configs.read_files import parse_json
 from configs.schema import RunConfig
-from data.facts import InputFacts
+from data.facts import InputFacts, read_model
 from data.lock_file import open_lock
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
 from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
@@ -38,6 +38,8 @@ class Resume:
     """Optimizer steps taken at that point."""
     notes: list[str]
     """Lines for the log: rejected checkpoints, an older run moved aside."""
+    facts: InputFacts | None = None
+    """What the weights know of their inputs, if the run that saved them had the same data."""
 
 
 class RunDirectory:
@@ -74,7 +76,7 @@ class RunDirectory:
         manifest = verify_checkpoint(chosen)
         changed = _differences(manifest["identity"], identity(config))
         if not changed:
-            return Resume(chosen, manifest["step"], rejected)
+            return self._continued(chosen, manifest, rejected)
         if self.status() == "completed":
             return Resume(None, 0, [f"{self.path} holds a finished run with {changed}"])
         raise InputError(
@@ -171,7 +173,7 @@ class RunDirectory:
         try:
             manifest = verify_checkpoint(path)
             verify_numbers(path, manifest)
-            return Resume(path, manifest["step"], rejected)
+            return self._continued(path, manifest, rejected)
         except Refused as reason:
             raise InputError(
                 "checkpoint.resume",
@@ -179,6 +181,18 @@ class RunDirectory:
                 expected="auto, never, or the path of a checkpoint or run directory",
                 remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
             ) from None
+
+    def _continued(self, path: Path, manifest: dict[str, Any], notes: list[str]) -> Resume:
+        """From a verified checkpoint, with the facts that its run recorded beside it.
+
+        Raises:
+            InputError: If model.json is damaged.
+        """
+        content, facts = path.resolve().parents[1] / "model.json", None
+        others = _changes(manifest["identity"], self.identity)
+        if content.is_file() and not any(key.startswith("data.") for key in others):
+            facts = read_model(content)[0]
+        return Resume(path, manifest["step"], notes, facts)
 
     def check_there(self) -> None:
         """Fail if the directory is not there any more: nobody would find what goes into it.
@@ -241,8 +255,8 @@ class RunDirectory:
         return target
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Every key whose value changed, as in `optimizer.lr 0.001, now 0.0003; seed 1, now 2`.
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Every key whose value changed, with both.
 
     A key that the old run did not know yet had its default there: that is how keys are added.
     """
@@ -250,10 +264,17 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
         json.loads(json.dumps(x, default=str)) for x in (new, identity(RunConfig()))
     )
     old = {key: defaults[key] for key in normal if key in defaults} | old
-    return "; ".join(
-        f"{key} {old.get(key)!r}, now {normal.get(key)!r}"
+    return {
+        key: (old.get(key), normal.get(key))
         for key in dict.fromkeys([*normal, *old])
         if old.get(key) != normal.get(key)
+    }
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """As in `optimizer.lr 0.001, now 0.0003; seed 1, now 2`."""
+    return "; ".join(
+        f"{key} {was!r}, now {now!r}" for key, (was, now) in _changes(old, new).items()
     )
 
 

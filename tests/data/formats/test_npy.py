@@ -159,7 +159,7 @@ def test_truncated_missing_and_foreign_files_are_refused_by_name(tmp_path: Path)
     [
         ({"num_classes": 2}, "more than the highest target 2"),
         ({"num_classes": 0}, "1 or more"),
-        ({"mean": [0.5]}, "as many values as data.kwargs.std"),
+        ({"mean": [0.5]}, "both data.kwargs.mean and data.kwargs.std"),
         ({"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "one for each of 3 channels"),
         ({"mean": [0.5], "std": [-1.0]}, "above 0"),
         ({"num_clases": 3}, "Did you mean 'num_classes'?"),

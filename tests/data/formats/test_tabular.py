@@ -51,6 +51,9 @@ def test_numbers_stay_numbers_and_texts_become_features(root: Path) -> None:
     """Law: features in the order of the columns, values of a text in theirs; classes by name."""
     data = load(root)
     assert data.input_shape == (6,)
+    assert data.features == (
+        "size", "colour=blue", "colour=green", "colour=red", "weight", "kind"
+    )  # fmt: skip
     assert array(data.train).inputs.tolist()[:2] == [
         [1, 0, 0, 1, 1000, 0],
         [2, 1, 0, 0, 3000, 1],
@@ -98,14 +101,25 @@ def test_parquet_says_the_same(root: Path) -> None:
         (("0,yes\n2", "0,\n2"), {}, r"row 1, column 'label': given 'nothing'"),
         ((",500,", ",NA,"), {}, r"test\.csv: row 1, column 'weight': given 'nothing'"),
         (("5,green", "5,pink"), {}, r"row 1, column 'colour': given 'pink', expected a value of"),
-        (("5,green", "big,green"), {}, r"column 'size': given 'string', expected numbers"),
+        (
+            ("5,green", "big,green"),
+            {},
+            r"test\.csv: row 1, column 'size': given 'big', expected a numb",
+        ),
+        (("3,red", "inf,red"), {}, r"train\.csv: row 3, column 'size': given inf"),
+        ((",500,", ",1e300,"), {}, r"test\.csv: row 1, column 'weight': given 1e\+300"),
+        (("weight", "size"), {}, r"columns or more called size', expected a name"),
         (("x", "x"), {"target": "labl"}, r"given 'labl', .*Did you mean 'label'"),
         (("x", "x"), {"columns": ["sizes"]}, r"data\.kwargs\.columns: given 'sizes'"),
         (("x", "x"), {"columns": ["label"]}, r"expected a column of a feature"),
         (("label", "outcome"), {}, r"the column of the targets: .*data\.kwargs\.target"),
-        (("x", "x"), {"mean": [1, 2], "std": [1, 2]}, r"one for each of 6 features"),
+        (("x", "x"), {"mean": [1, 2], "std": [1, 2]}, r"one for each of 6 channels or features"),
         (("x", "x"), {"target_is": "text"}, r"auto, class or number"),
-        (("x", "x"), {"target_is": "number"}, r"column 'label': given 'string', expected numbers"),
+        (
+            ("x", "x"),
+            {"target_is": "number"},
+            r"row 1, column 'label': given 'yes', expected a num",
+        ),
         (("size,colour", '"size,colour'), {}, r"cannot be read"),
     ],
 )
@@ -117,6 +131,54 @@ def test_what_cannot_be_meant_is_refused_with_row_and_column(
         path.write_text(path.read_text().replace(*change))
     with pytest.raises(InputError, match=message):
         load(root, **kwargs)
+
+
+def write(root: Path, **columns: Any) -> None:
+    """Both files, of the same rows."""
+    rows = [
+        ",".join(columns),
+        *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True)),
+    ]
+    for name in ("train", "test"):
+        (root / f"{name}.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_what_training_calls_a_text_is_one_in_a_file_that_holds_numbers_only(
+    root: Path,
+) -> None:
+    """Law: the type of a column is that of the training file, whatever another one looks like."""
+    (root / "train.csv").write_text("zip,label\n12,1\n1a,b\n")
+    (root / "test.csv").write_text("zip,label\n12,1\n12,1\n")
+    data = load(root)
+    assert array(data.test).inputs.tolist() == [[1, 0]] * 2
+    assert array(data.test).targets.tolist() == [0, 0]
+    assert data.classes == ("1", "b")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [f"2020-01-{day:02d}" for day in range(1, 21)],
+        [f"person {number}" for number in range(20)],
+        [f"{number}" for number in range(19)] + ["?"],
+    ],
+    ids=["dates", "names of rows", "numbers with a stray text"],
+)
+def test_what_names_a_row_is_no_category_unless_it_is_listed(root: Path, column: list[str]) -> None:
+    write(root, what=column, size=range(20), label=[0, 1] * 10)
+    with pytest.raises(InputError, match=r"column 'what': given '20 different values .*skip"):
+        load(root)
+    assert load(root, skip=["what"]).input_shape == (1,)
+    assert load(root, categories=["what"]).input_shape == (21,)
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_refused(root: Path) -> None:
+    """Seconds since 1970 that lie close together would all become one number."""
+    write(root, time=[1_700_000_000 + second for second in range(4)], label=[0, 1, 0, 1])
+    with pytest.raises(InputError, match=r"'time': given '1700000000 to 1700000003'.*Subtract"):
+        load(root)
+    (root / "train.csv").write_text("time,label\n1700000000,0\n1400000000,1\n")
+    assert load(root).input_shape == (1,)
 
 
 def test_a_missing_file_is_named_and_one_file_can_be_cut(root: Path) -> None:
@@ -137,6 +199,7 @@ def test_every_feature_has_a_mean_and_a_deviation_of_its_own(root: Path) -> None
     assert moments(torch.tensor([[1.0, 2.0], [1.0, 4.0]])) == ((1.0, 3.0), (1.0, 1.0), 1.0)
     one = load(root, mean=[3.0], std=[2.0])
     assert (one.mean, one.std) == ((3.0,), (2.0,))
+    assert load(root, mean=3.0, std=2).mean == (3.0,)
 
 
 def test_the_wines_are_the_published_ones() -> None:

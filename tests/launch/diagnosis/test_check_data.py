@@ -29,6 +29,8 @@ FAULTS = {
     "nan_input": ("inputs", "problem", "1 of 600 train samples hold NaN"),
     "blank": ("inputs", "warning", "10.0%"),
     "constant": ("inputs", "problem", "are the same"),
+    "uneven_features": ("normalisation", "warning", "('size') to 2.9e+02 ('weight')"),
+    "constant_feature": ("inputs", "warning", "'size' never changes in 600 training samples"),
     "from_one": ("label_range", "problem", "train 1 to 5"),
     "slow": ("loading", "warning", "the model waits"),
 }
