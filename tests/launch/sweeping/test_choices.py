@@ -189,3 +189,12 @@ def test_a_value_at_a_rung_that_an_unfinished_trial_has_not_reached_is_none(
     [run] = read_recorded(tmp_path, sweep.trials)
     assert value_at(run, "val/accuracy", 2) == 0.6
     assert value_at(run, "val/accuracy", 3) is None
+
+
+def test_a_trial_that_somebody_else_stopped_is_left_to_do(tmp_path: Path) -> None:
+    """Law: neither finished nor failed: the sweep is not over."""
+    courses: dict[tuple[float, int], Course] = {(n, 0): [0.5] for n in (1.0, 2.0, 3.0)}
+    sweep = make(tmp_path, courses, statuses={2: "preempted", 3: "failed"})
+    runner = Runner(tmp_path, [], StopRequest(), lambda line: None, lambda: ("val/accuracy", True))
+    runner.failures["trial_3"] = "out of memory"
+    assert names(runner.unfinished(sweep.trials)) == ["trial_2"]
