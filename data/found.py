@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.loading.workers import borrowed_rng
 from data.samples import ArrayDataset, BatchDataset, Datasets, MapDataset, dtype_name
 from data.splits import labels_of
 
@@ -69,7 +70,8 @@ def describe(data: Datasets) -> Found:
         absent = np.flatnonzero(counts[: data.num_classes] == 0)
         if len(absent):
             lacking[name] = [data.class_names[label] for label in absent]
-    some = _some_inputs(data.train)
+    with borrowed_rng():  # a sample may draw: what the model draws must not depend on that
+        some = _some_inputs(data.train)
     low, high = some.aminmax() if some.numel() else (some.new_zeros(()),) * 2
     finite = bool(torch.isfinite(low) & torch.isfinite(high))
     return Found(

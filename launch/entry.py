@@ -29,10 +29,16 @@ EXIT_PREEMPTED = 75
 
 def train_command(ranks: int, *options: str) -> list[str]:
     """The command line of a run: torchrun for several ranks, plain python for one."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return [*launcher, str(TRAIN), *options]
+    return [*(torchrun(ranks) if ranks > 1 else [sys.executable]), str(TRAIN), *options]
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The beginning of a command line for ranks on this machine, before the program.
+
+    Without a folder for logs torchrun makes one in /tmp, puts error files there, and leaves it.
+    """
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*run, f"--nproc_per_node={ranks}", f"--log-dir={os.devnull}"]
 
 
 def rank() -> int:
@@ -56,6 +62,8 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     What all ranks refuse or fail at alike is printed once, by rank 0. An error of one rank is
     shown once with its traceback, and a rank that only lost contact with it says so in one line.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is caught
     speak_safely()
     logging.basicConfig(
         format="%(message)s",

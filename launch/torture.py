@@ -2,18 +2,26 @@
 
     python launch/torture.py --kills 20
 
-Every round trains a small network twice: once undisturbed, once with ranks killed at random moments
-(while starting, between steps, in the middle of a checkpoint write) and started again by the same
-command. Both must end with the same bits, and every global batch must have held the same samples in
-every try. In a round with exact reduction every start has another number of ranks.
+Every round trains a small network twice: once undisturbed, once with ranks and data workers killed
+or stopped at random moments (while starting, between steps, in an evaluation, in the middle of a
+checkpoint write) and started again by the same command. Both must end with the same bits and the
+same records, evaluations included, every global batch must have held the same samples in every try,
+and nobody may outlive a try. In a round with exact reduction every start has another number of
+ranks.
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends what imports, without a traceback
 
 import argparse
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         prog="launch/torture.py", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--kills", type=int, default=20, help="kills in all (default: 20)")
+    parser.add_argument("--minutes", type=float, help="begin no round after this time")
     parser.add_argument("--seed", type=int, default=0, help="seed of the kill schedule")
     parser.add_argument("--output", type=Path, help="write the result to this JSON file")
     arguments = parser.parse_args(argv)
@@ -41,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="crash-test-") as folder:
         rounds: list[Round] = []
         generator = random.Random(arguments.seed)
-        for finished in crash_rounds(Path(folder), arguments.kills, generator):
+        last = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+        for finished in crash_rounds(Path(folder), arguments.kills, generator, last=last):
             rounds.append(finished)
             print(f"round {len(rounds)}: {asdict(finished)}", flush=True)
             if arguments.output is not None:  # after every round: a long test may be cut short

@@ -61,6 +61,7 @@ class Checkpointer:
         weights, trainer = capture(self.state, elapsed_seconds=self.log.elapsed_seconds)
         if not self.runtime.is_main:
             return
+        self.directory.check_there()
         score = self.selection.score(progress.metrics) if progress.just_evaluated else None
         position = Position(
             step=progress.step,

@@ -83,6 +83,7 @@ class RunLog:
         self.watch = watch
         self.end = end
         self.unwritten: Unwritten | None = None
+        self.summary_refused = False
 
     @property
     def elapsed_seconds(self) -> float:
@@ -195,10 +196,15 @@ class RunLog:
         try:
             self.directory.write_summary(content)
         except OSError as error:
-            where = f"{self.directory.path}/summary.json"
-            logger.error(f"{where} cannot be written ({error.strerror}); training goes on")
+            where, last = f"{self.directory.path}/summary.json", status != "running"
+            if last or not self.summary_refused:
+                more = "" if last else "; training goes on"
+                logger.error(f"{where} cannot be written ({error.strerror}){more}")
+            self.summary_refused = True
 
     def _start(self) -> Record:
+        if self.runtime.is_main:
+            self.directory.check_there()
         progress = self.state.progress
         return {
             "step": progress.step,

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from configs.errors import InputError
-from launch.entry import TRAIN, train_command
+from launch.entry import TRAIN, torchrun, train_command
 
 PEERS = TRAIN.parents[1] / "benchmarks" / "peers"
 
@@ -75,10 +75,7 @@ class Contender:
             if settings.max_steps is not None:
                 options.append(f"--train.max_steps={settings.max_steps}")
             return train_command(self.ranks, *options)
-        launcher = [sys.executable]
-        if self.torchrun:
-            launcher += ["-m", "torch.distributed.run", "--standalone"]
-            launcher += [f"--nproc_per_node={self.ranks}"]
+        launcher = torchrun(self.ranks) if self.torchrun else [sys.executable]
         options = [
             f"--epochs={settings.epochs}",
             f"--threads={settings.threads}",

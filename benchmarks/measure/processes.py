@@ -12,7 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from data.parent_death import signal_at_parent_death
 
 TIMEOUT_SECONDS = 1800.0
 GRACE_SECONDS = 40.0
@@ -66,6 +69,8 @@ def run(
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
+                # What kills a benchmark tells nobody; a launcher that is asked ends its ranks.
+                preexec_fn=partial(signal_at_parent_death, signal.SIGTERM),
             )
             try:
                 let_go()

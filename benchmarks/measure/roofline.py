@@ -10,7 +10,7 @@ from benchmarks.measure.peers import measure
 from benchmarks.measure.processes import run
 from benchmarks.measure.results import range_text, show
 from benchmarks.measure.rounds import collect, spread, steady
-from launch.entry import TRAIN
+from launch.entry import TRAIN, torchrun
 
 FLOORS = TRAIN.parents[1] / "benchmarks" / "floors.py"
 STEPS = (("convoy", "fp32", 1), ("convoy-bf16", "bf16", 1), ("convoy-2-ranks", "fp32", 2))
@@ -42,9 +42,7 @@ def measure_roofline(settings: Settings, rounds: int, *, series: int) -> dict[st
 
 
 def measure_floors(settings: Settings, ranks: int, series: int) -> dict[str, Any]:
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = torchrun(ranks) if ranks > 1 else [sys.executable]
     options = (f"--threads={settings.threads}", f"--device={settings.device}", f"--series={series}")
     finished = run([*command, str(FLOORS), *options], threads=settings.threads_per_rank(ranks))
     return finished.last_json()

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from benchmarks.measure.scaling_report import Findings, show_scaling, write_scal
 from benchmarks.measure.timed_runs import NOTHING_BUT_STEPS, time_step
 from configs.errors import InputError
 from configs.imports import import_extra
-from launch.entry import TRAIN
+from launch.entry import TRAIN, torchrun
 
 if TYPE_CHECKING:
     from benchmarks.measure.scaling_model import Fit, Link
@@ -176,8 +175,7 @@ def measure_link(ranks: int, largest_mb: float) -> dict[str, Any]:
     device = "cuda" if torch.cuda.device_count() >= ranks else "cpu"
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         output = Path(folder) / "link.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={ranks}", str(MEASURE_LINK), f"--output={output}"]
+        command = [*torchrun(ranks), str(MEASURE_LINK), f"--output={output}"]
         command += [f"--device={device}", f"--largest-mb={largest_mb}"]
         run(command, threads=max((os.cpu_count() or 1) // ranks, 1))
         measured: dict[str, Any] = json.loads(output.read_text())

@@ -83,8 +83,8 @@ def start_under_torchrun(arguments: argparse.Namespace) -> None:
     """Become `torchrun THIS PROGRAM` unless a launcher has started it already."""
     if "RANK" not in os.environ:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        more = [f"--nproc_per_node={arguments.ranks}", *sys.argv, f"--started={arguments.started}"]
-        os.execv(sys.executable, [*torchrun, *more])
+        torchrun += [f"--nproc_per_node={arguments.ranks}", f"--log-dir={os.devnull}"]
+        os.execv(sys.executable, [*torchrun, *sys.argv, f"--started={arguments.started}"])
 
 
 class Report:

@@ -58,7 +58,7 @@ class Fetcher:
     def _one_by_one(self, request: Request) -> Batch:
         samples = []
         indices = request.indices.tolist()
-        with _borrowed_rng():
+        with borrowed_rng():
             for index in indices or [0]:
                 sample_seed = derive_seed(self.seed, "sample", request.epoch, index)
                 torch.default_generator.manual_seed(sample_seed)
@@ -139,7 +139,7 @@ def end_workers() -> None:
 
 
 @contextmanager
-def _borrowed_rng() -> Iterator[None]:
+def borrowed_rng() -> Iterator[None]:
     """Seed the global generators freely inside, and find them as they were outside."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:

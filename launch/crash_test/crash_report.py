@@ -18,7 +18,17 @@ def show_rounds(rounds: Sequence[Round]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{sum(item.num_kills for item in rounds)} kills")
-    for heading in ("run", "kills", "starts", "steps repeated", "samples", "bits", "seconds"):
+    for heading in (
+        "run",
+        "kills",
+        "starts",
+        "steps repeated",
+        "samples",
+        "bits",
+        "records",
+        "left over",
+        "seconds",
+    ):
         table.add_column(heading)
     for item in rounds:
         table.add_row(
@@ -28,6 +38,8 @@ def show_rounds(rounds: Sequence[Round]) -> None:
             str(item.repeated_steps),
             "same" if item.same_samples else "DIFFERENT",
             "same" if item.same_bits else "DIFFERENT",
+            "same" if item.same_records else "DIFFERENT",
+            str(item.left_over),
             f"{item.seconds:.0f}",
         )
     Console().print(table)

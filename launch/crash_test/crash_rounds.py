@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from launch.crash_test.kills import kill_at_random
+from launch.crash_test.kills import kill_at_random, left_over
 from launch.crash_test.sample_recorder import Deliveries, read_deliveries
 from launch.crash_test.scenarios import (
     SCENARIOS,
     TIMEOUT_SECONDS,
     Scenario,
     last_output,
+    newest_try,
     start_training,
 )
 
 MOST_KILLS_OF_A_RUN = 12
 WEIGHTS = "run/checkpoints/latest/model.safetensors"
+VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second")
+"""What the clock says in a record."""
+ROUNDING = 1e-5
+"""By how much a loss may differ that other ranks have summed."""
+LEAVE_SECONDS = 20.0
+"""Ranks whose launcher was killed save, and leave."""
 
 
 @dataclass(slots=True)
@@ -34,6 +44,9 @@ class Round:
     repeated_steps: int = 0
     same_bits: bool = False
     same_samples: bool = False
+    same_records: bool = False
+    left_over: int = 0
+    """Processes that outlived a try of theirs."""
     seconds: float = 0.0
 
     @property
@@ -42,24 +55,28 @@ class Round:
 
     @property
     def is_same(self) -> bool:
-        """Whether the weights and the samples of every step are those of the run left alone."""
-        return self.same_bits and self.same_samples
+        """Whether weights, samples and records are those of the run left alone; nobody is left."""
+        same = self.same_bits and self.same_samples and self.same_records
+        return same and not self.left_over
 
 
-def crash_rounds(folder: Path, num_kills: int, generator: random.Random) -> Iterator[Round]:
+def crash_rounds(
+    folder: Path, num_kills: int, generator: random.Random, *, last: float | None = None
+) -> Iterator[Round]:
     """Rounds over all scenarios in turn until `num_kills` kills were dealt.
 
     Args:
         folder: An empty folder for the runs.
         num_kills: Kills in all.
         generator: Chooses ranks, moments and signals.
+        last: No round begins after this time of the monotonic clock.
 
     Raises:
         RuntimeError: If a start that was not disturbed fails.
     """
     references: dict[str, Path] = {}
     for number in itertools.count():
-        if num_kills <= 0:
+        if num_kills <= 0 or (last is not None and time.monotonic() > last):
             return
         scenario = SCENARIOS[number % len(SCENARIOS)]
         if scenario.name not in references:
@@ -73,6 +90,9 @@ def crash_rounds(folder: Path, num_kills: int, generator: random.Random) -> Iter
         found = _disturb(run, scenario, min(num_kills, MOST_KILLS_OF_A_RUN), generator)
         found.seconds = round(time.monotonic() - began, 1)
         _compare(found, run, references[scenario.name])
+        rounding = ROUNDING if len(scenario.ranks) > 1 else 0.0
+        records = (read_records(each) for each in (references[scenario.name], run))
+        found.same_records = same_records(*records, rounding=rounding)
         num_kills -= found.num_kills
         yield found
 
@@ -86,8 +106,11 @@ def _disturb(run: Path, scenario: Scenario, num_kills: int, generator: random.Ra
         found.starts += 1
         kind = None
         if found.num_kills < num_kills:
-            kind = kill_at_random(process, run, generator, launcher=ranks > 1)
+            kind = kill_at_random(
+                process, run, generator, launcher=ranks > 1, workers=scenario.workers
+            )
         status = process.wait(TIMEOUT_SECONDS)
+        found.left_over += left_over(newest_try(run), LEAVE_SECONDS)
         if kind is not None:
             found.kills[kind] = found.kills.get(kind, 0) + 1
         elif status == 0:
@@ -107,4 +130,35 @@ def same_samples(expected: Deliveries, found: Deliveries) -> bool:
     """Whether the last try of every global batch held all its samples, and no try held others."""
     return found.last == expected.last and all(
         ids <= set(expected.last[call]) for call, ids in found.every
+    )
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """The records of a run, evaluations included, without what the clock says."""
+    lines = (run / "run/metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in VOLATILE}
+        for line in lines
+    ]
+
+
+def same_records(
+    expected: list[dict[str, Any]], found: list[dict[str, Any]], *, rounding: float
+) -> bool:
+    """Whether both hold the same records in the same order.
+
+    Args:
+        expected: Of the run left alone.
+        found: Of the other one.
+        rounding: Largest relative difference of a value.
+    """
+    if len(expected) != len(found):
+        return False
+    return all(
+        ours.keys() == theirs.keys()
+        and all(
+            value == theirs[key] or math.isclose(value, theirs[key], rel_tol=rounding)
+            for key, value in ours.items()
+        )
+        for ours, theirs in zip(expected, found, strict=True)
     )

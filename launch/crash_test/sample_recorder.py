@@ -15,6 +15,8 @@ from data.datasets import ArrayDataset, Datasets
 
 NUM_FEATURES = 12
 STEP_SECONDS = 0.01
+EVALUATIONS = "evaluated.jsonl"
+"""Grows in the working folder with every batch of an evaluation."""
 
 
 def samples(num_samples: int = 203, num_test: int = 57) -> Datasets:
@@ -64,6 +66,10 @@ class SampleRecorder(nn.Module):
             with Path(f"delivered.{os.environ.get('RANK', '0')}.jsonl").open("a") as file:
                 file.write(line)
             self.calls += 1
+        elif not self.training:
+            time.sleep(STEP_SECONDS)
+            with Path(EVALUATIONS).open("a") as file:
+                file.write(f"{len(inputs)}\n")
         scaled = torch.cat([inputs[:, :1] / self.num_samples, inputs[:, 1:]], dim=1)
         logits: Tensor = self.layers(scaled)
         return logits

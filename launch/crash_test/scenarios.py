@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from data.parent_death import signal_at_parent_death
 from launch.entry import TRAIN, train_command
 
 TIMEOUT_SECONDS = 180.0
@@ -22,6 +25,11 @@ class Scenario:
     ranks: tuple[int, ...]
     options: tuple[str, ...] = ()
 
+    @property
+    def workers(self) -> bool:
+        """Whether its ranks have data workers."""
+        return any(option.startswith("--data.workers") for option in self.options)
+
 
 SCENARIOS = (
     Scenario("1 rank, cosine", (1,), ("--schedule.name=cosine",)),
@@ -31,6 +39,7 @@ SCENARIOS = (
     ),
     Scenario("3 ranks", (3,), ("--optimizer.name=sgd",)),
     Scenario("2 ranks, workers, fp16", (2,), ("--data.workers=1", "--precision.dtype=fp16")),
+    Scenario("1 rank, validation", (1,), ("--data.validation=0.2",)),
 )
 
 
@@ -57,6 +66,7 @@ def start_training(
         "--model.name=launch.crash_test.sample_recorder:SampleRecorder",
         f"--train.global_batch_size={BATCH}",
         f"--train.epochs={EPOCHS}",
+        "--evaluate.batch_size=4",
         "--checkpoint.every_steps=3",
         "--logging.every_steps=1",
         "--logging.progress=off",
@@ -72,10 +82,15 @@ def start_training(
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])},
             start_new_session=True,
+            preexec_fn=partial(signal_at_parent_death, signal.SIGTERM),
         )
+
+
+def newest_try(run: Path) -> Path:
+    """The working folder of the latest start."""
+    return max(run.glob("try-*"))
 
 
 def last_output(run: Path) -> str:
     """The end of what the latest try of a run printed, 3,000 characters at most."""
-    newest = max(run.glob("try-*/output.txt"))
-    return newest.read_text(errors="replace")[-3000:]
+    return (newest_try(run) / "output.txt").read_text(errors="replace")[-3000:]

@@ -33,7 +33,7 @@ from benchmarks.measure.seeds import moments
 from benchmarks.measure.timed_runs import time_mlp_step
 from benchmarks.run import parse
 from configs.errors import InputError
-from tests.support.processes import launch, python_command, start, wait
+from tests.support.processes import is_running, launch, python_command, start, wait
 
 SETTINGS = Settings(epochs=1, threads=1, max_steps=3)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -207,7 +207,10 @@ def test_a_command_that_fails_or_hangs_is_an_error_and_leaves_nothing(tmp_path: 
 
 
 @pytest.mark.process
-def test_a_benchmark_that_is_ended_takes_along_what_it_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_benchmark_that_is_ended_takes_along_what_it_started(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     output = tmp_path / "peers.json"
     command = ("--only=convoy", "--rounds=1", "--epochs=1000", f"--output={output}")
     process = start(python_command("launch/benchmark.py", *command))
@@ -217,18 +220,14 @@ def test_a_benchmark_that_is_ended_takes_along_what_it_started(tmp_path: Path) -
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it starts no run"
         time.sleep(0.05)
-    process.terminate()
-    assert wait(process).status == 128 + signal.SIGTERM
+    process.send_signal(number)
+    killed = number == signal.SIGKILL
+    assert wait(process).status == (-number if killed else 128 + number)
+    deadline = time.monotonic() + 120  # a killed one cannot wait: its run saves, and leaves
+    while killed and is_running(int(found[0])) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not is_running(int(found[0]))
     assert not output.exists()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and not just a zombie that nobody has asked about yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.process

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.entry import torchrun
 from tests.support.processes import (
     ROOT,
     Finished,
@@ -52,6 +53,19 @@ def test_a_rank_that_raises_ends_all_and_is_shown_once(small: Arguments, tmp_pat
     assert finished.output.count("KeyError: 'planted'") == 1
     assert "rank      : 1 (local_rank: 1)" in finished.stderr
     assert status_of(tmp_path / "run") == "failed"
+
+
+def test_a_launcher_without_a_folder_for_errors_hides_none(
+    small: Arguments, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Our own launches have none, and leave nothing in the folder for temporary files."""
+    command = [*torchrun(2), str(ROOT / "launch/train.py"), *small("run"), *faulty("raise")]
+    folder = tmp_path_factory.mktemp("t")
+    finished = wait(start(command, env=PROGRAMS | {"TMPDIR": str(folder)}))
+    assert finished.status != 0
+    assert finished.output.count("KeyError: 'planted'") == 1
+    assert "rank 1 failed" in finished.stderr
+    assert not list(folder.glob("torchelastic_*"))
 
 
 @pytest.mark.parametrize("fault", ["raise", "die"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import (
+    ROOT,
     children,
     launch,
     python_command,
@@ -166,6 +168,31 @@ def test_never_starts_afresh_and_keeps_the_old_run(small: Arguments, tmp_path: P
     assert "moved to" in finished.stderr
     assert records(tmp_path / "run.1")[-1]["step"] == 5
     assert records(tmp_path / "run")[0]["step"] == 1
+
+
+def test_an_evaluation_that_was_stopped_and_killed_is_recorded_once(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Law: stopped in it, continued, killed before its checkpoint was there: records are those of
+    a run left alone."""
+    slow = {"hidden": [24, 16], "evaluation_sleep": 0.05}
+    options = ["--model.name=faulty:Net", "--evaluate.batch_size=1"]
+    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/programs'}"}
+    command = small("run", *options, f"--model.kwargs={json.dumps(slow)}")
+    process = start(python_command("launch/train.py", *command), env=env)
+    wait_for_step(tmp_path / "run", 22, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert wait(process).status == 75
+    quick = [*options, '--model.kwargs={"hidden": [24, 16]}']
+    again = small("run", *quick, "--checkpoint.resume", tmp_path / "run")
+    killed = launch("tests/programs/dying.py", *again, env=env | {"KILLED_SAVING": "yes"})
+    assert killed.status == -signal.SIGKILL, killed.output
+    recorded = [record for record in records(tmp_path / "run") if "eval/loss" in record]
+    assert len(recorded) == 1  # it had come to it
+    train(*again, env=env)
+    train(*small("whole", *quick), env=env)
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
 
 
 def test_another_config_does_not_continue_an_unfinished_run(

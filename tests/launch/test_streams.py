@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -72,16 +73,23 @@ def test_a_closed_terminal_stops_a_run_in_order_unless_it_was_told_to_stay(
     assert status(tmp_path / "run") == "preempted"
 
 
-@pytest.mark.parametrize("after", [0.5, 0.9])
-def test_ctrl_c_at_the_very_start_is_one_line(
-    small: Arguments, tmp_path: Path, after: float
+COMMANDS = sorted(
+    path.stem for path in ROOT.glob("launch/*.py") if '__name__ == "__main__"' in path.read_text()
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [*((name, "launch.entry") for name in COMMANDS), ("doctor", "torch")]
+)
+def test_ctrl_c_while_packages_are_imported_shows_no_traceback(
+    small: Arguments, command: str, module: str
 ) -> None:
-    process = start(python_command("launch/doctor.py", *small("run")))
-    time.sleep(after)
-    process.send_signal(signal.SIGINT)
-    finished = wait(process)
-    assert finished.status in (130, -signal.SIGINT)
-    assert "Traceback" not in finished.stderr, finished.stderr
+    """Law: from the first line of every command on; before it Python itself is starting."""
+    env = {"PYTHONPATH": str(ROOT / "tests/programs/interrupting"), "INTERRUPT_AT": module}
+    arguments = small("run") if command == "doctor" else ["--help"]
+    finished = wait(start(python_command(f"launch/{command}.py", *arguments), env=env))
+    assert finished.status in (130, -signal.SIGINT), finished.output
+    assert len(finished.stderr.splitlines()) <= 1, finished.stderr
 
 
 def test_a_data_worker_dies_with_its_rank_from_the_first_moment(
@@ -168,3 +176,18 @@ def test_a_lock_that_is_a_link_is_not_followed(small: Arguments, tmp_path: Path)
     finished = wait(start(python_command("launch/train.py", *small("run"))))
     assert finished.status == 2, finished.output
     assert precious.read_text() == "content"
+
+
+def test_a_run_directory_that_is_deleted_is_missed_at_once(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Law: the run fails with a word at its next record, and makes no second one."""
+    process = start(python_command("launch/train.py", *small("run", "--train.epochs=4000")))
+    wait_for_step(tmp_path / "run", 5, process)
+    (tmp_path / "run").rename(tmp_path / "bin")
+    shutil.rmtree(tmp_path / "bin", ignore_errors=True)
+    finished = wait(process, timeout=60)
+    assert finished.status == 1, finished.output
+    assert "was deleted, moved or replaced" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "run").exists()

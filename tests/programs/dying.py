@@ -1,5 +1,5 @@
-"""launch/train.py, with a fault at a moment of its start: DIES says when rank 1 is killed, HANGS
-that loading the data takes for ever."""
+"""launch/train.py, with a fault at a moment: DIES says when rank 1 is killed in its start, HANGS
+that loading the data takes for ever, KILLED_SAVING that the first save is its end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from launch.entry import rank, run_command
 from launch.train import main
+from trainer.checkpoints.saver import Saver
 from trainer.ranks import load_data, runtime
 
 
@@ -33,4 +34,6 @@ if __name__ == "__main__":
         dist.init_process_group = die
     if "HANGS" in os.environ:
         load_data.load_datasets = hang
+    if "KILLED_SAVING" in os.environ:
+        Saver.submit = die
     run_command(main)

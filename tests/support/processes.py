@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +76,14 @@ def python_command(script: str | Path, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
+@functools.cache
+def _log_folder() -> str:
+    """Where torchrun puts its error files: it deletes none."""
+    folder = tempfile.TemporaryDirectory(prefix="torchrun-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
 def torchrun_command(ranks: int, script: str | Path, *arguments: object) -> list[str]:
     return [
         sys.executable,
@@ -80,6 +91,7 @@ def torchrun_command(ranks: int, script: str | Path, *arguments: object) -> list
         "torch.distributed.run",
         "--standalone",
         f"--nproc_per_node={ranks}",
+        f"--log-dir={_log_folder()}",
         str(ROOT / script),
         *map(str, arguments),
     ]

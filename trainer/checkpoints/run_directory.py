@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -19,9 +21,11 @@ from data.lock_file import open_lock
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
 from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
+from trainer.ranks.failures import RunFailed
 
 log = logging.getLogger("convoy")
 LOCK_SECONDS = 10.0
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ class RunDirectory:
             elif list_checkpoints(self.checkpoints) or self.status() is not None:
                 notes.append(f"the earlier run was moved to {self._move_aside()}")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "config.yaml", _yaml(config))
+            write_atomically(self.path / CONFIG, _yaml(config))
         except OSError as error:
             raise self.unwritable(error) from None
         return notes
@@ -140,10 +144,22 @@ class RunDirectory:
         write_atomically(self.path / "model.json", content)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json; while the run goes on without waiting for the disk."""
+        """Write summary.json; while the run goes on without waiting for the disk.
+
+        Raises:
+            OSError: If the disk refuses it. The last one then takes the room of the one before,
+                which said that the run goes on.
+        """
         last = summary["status"] != "running"  # others follow soon
-        content = json.dumps(summary, indent=2) + "\n"
-        write_atomically(self.path / "summary.json", content, durable=last)
+        path, content = self.path / "summary.json", json.dumps(summary, indent=2) + "\n"
+        try:
+            write_atomically(path, content, durable=last)
+        except OSError:
+            if not last:
+                raise
+            with path.open("r+b") as file:
+                file.write(content.encode())
+                file.truncate()
 
     def _explicit(self, given: Path) -> Resume:
         """Continue from a checkpoint directory, or from the newest good one of a run directory."""
@@ -164,8 +180,28 @@ class RunDirectory:
                 remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
             ) from None
 
+    def check_there(self) -> None:
+        """Fail if the directory is not there any more: nobody would find what goes into it.
+
+        Raises:
+            RunFailed: If it was deleted, moved or replaced since it was opened.
+        """
+        with contextlib.suppress(OSError):  # a file system that does not answer may come back
+            if not (self.path / CONFIG).exists():
+                raise RunFailed(
+                    f"the run directory {self.path} was deleted, moved or replaced while the run "
+                    "went on, and what it had saved with it"
+                )
+
     def unwritable(self, error: OSError) -> InputError:
         """The refusal to raise after an error of the file system in this directory."""
+        if error.errno == errno.ENAMETOOLONG:
+            return InputError(
+                "name",
+                given=self.path.name,
+                expected="one that the file system takes with 6 bytes more: often 249 bytes",
+                remedy="Choose a shorter --name.",
+            )
         return InputError(
             f"cannot write to {self.path} ({error.strerror})",
             expected="a folder this user may write to",
@@ -191,11 +227,17 @@ class RunDirectory:
                 time.sleep(0.2)
 
     def _move_aside(self) -> Path:
-        """Rename the directory to NAME.1, or the next number that is free."""
+        """Rename the directory to NAME.1, or the next number that is free.
+
+        A link to it stays, and leads to an empty directory: on the disk that was chosen for it.
+        """
+        path = self.path.resolve()
         number = 1
-        while (target := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        while (target := path.with_name(f"{path.name}.{number}")).exists():
             number += 1
-        self.path.rename(target)
+        path.rename(target)
+        if self.path.is_symlink():
+            path.mkdir()
         return target
 
 

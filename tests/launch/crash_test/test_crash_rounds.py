@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-from launch.crash_test.crash_rounds import same_samples
+import pytest
+
+from launch.crash_test.crash_rounds import same_records, same_samples
+from launch.crash_test.kills import left_over
 from launch.crash_test.sample_recorder import Deliveries, read_deliveries
 
 
@@ -24,3 +29,27 @@ def test_missing_repeated_and_other_samples_are_told_apart(tmp_path: Path) -> No
     for last in ({0: [1, 2], 1: [5, 6]}, {0: [1, 2, 3, 3], 1: [5, 6]}, {0: [1, 2, 3]}):
         assert not same_samples(good, Deliveries([], last))
     assert not same_samples(good, Deliveries([(1, {5, 9})], good.last))
+
+
+def test_records_that_are_missing_doubled_or_other_are_told_apart() -> None:
+    whole = [{"step": 1, "train/loss": 0.5}, {"step": 1, "eval/loss": 0.25}]
+    assert same_records(whole, [dict(record) for record in whole], rounding=0.0)
+    for found in (whole[:1], [*whole, whole[1]], whole[::-1], [whole[0], {"step": 1}]):
+        assert not same_records(whole, found, rounding=0.1)
+    near = [whole[0], {"step": 1, "eval/loss": 0.25 + 1e-9}]
+    assert not same_records(whole, near, rounding=0.0)
+    assert same_records(whole, near, rounding=1e-6)
+
+
+@pytest.mark.process
+def test_a_process_that_outlives_its_try_is_counted(tmp_path: Path) -> None:
+    assert left_over(tmp_path, 0.0) == 0
+    code = "import time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert left_over(tmp_path, 0.2) == 1
+        process.kill()
+        assert left_over(tmp_path, 10.0) == 0

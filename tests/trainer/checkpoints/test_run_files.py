@@ -121,14 +121,17 @@ def test_the_summary_is_replaced_as_a_whole(
     directory.write_summary({"status": "running", "step": 3})
     assert directory.status() == "running"
 
-    def fails(_: int) -> None:
+    def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fails)
+        patch.setattr(os, "replace", fails)
         with pytest.raises(OSError, match="No space"):
-            directory.write_summary({"status": "completed", "step": 4})
-    assert directory.status() == "running"
+            directory.write_summary({"status": "running", "step": 4})
+        assert directory.status() == "running"
+        assert json.loads((directory.path / "summary.json").read_text())["step"] == 3
+        directory.write_summary({"status": "completed", "step": 4})  # into the room of the other
+    assert directory.status() == "completed"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '"completed"'])

@@ -1,0 +1,86 @@
+"""Run directories that are links, that vanish, whose names or disks are full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.errors import InputError
+from configs.schema import RunConfig
+from tests.support.checkpoints import contents
+from tests.support.run_directories import earlier_run
+from trainer.checkpoints import run_directory
+from trainer.checkpoints.run_directory import Resume, RunDirectory
+from trainer.ranks.failures import RunFailed
+
+
+def test_a_link_keeps_leading_to_the_disk_that_was_chosen(
+    config: RunConfig, tmp_path: Path, opened: list[RunDirectory]
+) -> None:
+    """Law: what it leads to is moved aside there, and the link is not touched."""
+    disk = tmp_path / "disk"
+    (disk / "there").mkdir(parents=True)
+    (tmp_path / "run").symlink_to(disk / "there")
+    earlier_run(config, "completed")
+    old = contents(disk / "there")
+    directory = RunDirectory(config)
+    opened.append(directory)
+    (note,) = directory.open(config, Resume(None, 0, []))
+    assert contents(disk / "there.1") == old
+    assert str(disk / "there.1") in note
+    assert (tmp_path / "run").readlink() == disk / "there"
+    assert (disk / "there" / "config.yaml").is_file()
+    assert sorted(path.name for path in disk.iterdir()) == ["there", "there.1"]
+
+
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long_is_blamed_on_the_name(tmp_path: Path, length: int) -> None:
+    config = RunConfig(output_dir=str(tmp_path), name="n" * length)
+    with pytest.raises(InputError, match="Choose a shorter --name") as caught:
+        RunDirectory(config).claim()
+    assert "--output_dir" not in str(caught.value)
+
+
+def test_the_longest_name_is_taken(tmp_path: Path, opened: list[RunDirectory]) -> None:
+    config = RunConfig(output_dir=str(tmp_path), name="n" * 249)
+    opened.append(RunDirectory(config))
+    opened[0].open(config, Resume(None, 0, []))
+    opened[0].check_there()
+
+
+@pytest.mark.parametrize("what", ["deleted", "moved", "replaced"])
+def test_a_directory_that_is_not_there_any_more_fails_the_run(
+    config: RunConfig, tmp_path: Path, opened: list[RunDirectory], what: str
+) -> None:
+    directory = RunDirectory(config)
+    opened.append(directory)
+    directory.open(config, Resume(None, 0, []))
+    directory.check_there()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    if what == "replaced":
+        (tmp_path / "run").mkdir()
+    with pytest.raises(RunFailed, match="was deleted, moved or replaced"):
+        directory.check_there()
+
+
+def test_a_full_disk_does_not_leave_a_finished_run_running(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, opened: list[RunDirectory]
+) -> None:
+    """Law: the last summary takes the room of the one before; others keep it as it was."""
+    directory = RunDirectory(config)
+    opened.append(directory)
+    directory.open(config, Resume(None, 0, []))
+    directory.write_summary({"status": "running", "note": "x" * 100})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_directory, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        directory.write_summary({"status": "running"})
+    assert directory.status() == "running"
+    directory.write_summary({"status": "completed"})
+    assert directory.status() == "completed"
