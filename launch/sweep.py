@@ -25,10 +25,11 @@ from configs.errors import InputError
 from configs.load import load_config
 from launch.entry import EXIT_FAILED, EXIT_PREEMPTED, run_command
 from launch.run_arguments import positive
-from launch.sweeping.trials import Sweep, of_seeds, read_sweep
+from launch.sweeping.trials import Sweep, Trial, of_seeds, read_sweep, rungs
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
+    from launch.sweeping.running import Halved
 
 TRIALS, RESULT = "trials.json", "sweep.json"
 ARRAY = Path(__file__).resolve().parents[1] / "slurm" / "array.sbatch"
@@ -43,15 +44,17 @@ def main(argv: Sequence[str]) -> int:
     sweep = plan(arguments)
     if sweep.config and not any(o.startswith("--config") for o in overrides):
         overrides = [f"--config={sweep.config}", *overrides]
-    base = check(sweep, overrides)
+    base, epochs = check(sweep, overrides)
+    at = rungs(arguments.halving, arguments.factor, epochs) if arguments.halving else []
     folder = Path(base.output_dir).expanduser() / (arguments.name or default_name(arguments, base))
-    write_plan(folder, sweep, overrides)
+    halving = {"rungs": at, "factor": arguments.factor} if at else None
+    write_plan(folder, {"overrides": overrides, "halving": halving, **sweep.to_json()})
     if arguments.slurm:
         return submit(folder, sweep, overrides, jobs=arguments.jobs)
     from trainer.ranks.stop_signals import stop_on_signals
 
     with stop_on_signals() as stop:
-        return train(arguments, sweep, overrides, folder, base, stop)
+        return train(arguments, sweep, overrides, folder, at, stop)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive,
         metavar="EPOCHS",
         help="successive halving: look at all trials after this many epochs, and go on with the "
-        "best third, and so on; the others stay where they are",
+        "best third of the configs, and so on; the others stay where they are",
     )
     add("--factor", type=int, default=3, metavar="N", help="one in N goes on (default: 3)")
     add("--slurm", action="store_true", help="submit the trials as a Slurm array, --jobs at a time")
@@ -91,26 +94,37 @@ def plan(arguments: argparse.Namespace) -> Sweep:
     if arguments.slurm and (arguments.halving or arguments.nproc > 1):
         raise InputError("--slurm", expected="neither --halving nor --nproc: see slurm/README.md")
     if arguments.seeds is not None:
-        return of_seeds(arguments.seeds)
-    return read_sweep(arguments.sweep, count=arguments.trials, seed=arguments.sweep_seed)
+        sweep = of_seeds(arguments.seeds)
+    else:
+        sweep = read_sweep(arguments.sweep, count=arguments.trials, seed=arguments.sweep_seed)
+    if arguments.halving and len(sweep.configs) < 2:
+        raise InputError("--halving", expected="several configs: the luckiest seed tells nothing")
+    return sweep
 
 
 def default_name(arguments: argparse.Namespace, base: RunConfig) -> str:
     return f"{base.name}_{'seeds' if arguments.sweep is None else arguments.sweep.stem}"
 
 
-def check(sweep: Sweep, overrides: Sequence[str]) -> RunConfig:
-    """Refuse a config that any trial would refuse, before the first one is trained."""
+def check(sweep: Sweep, overrides: Sequence[str]) -> tuple[RunConfig, int]:
+    """Refuse a config that any trial would refuse, before the first one is trained.
+
+    Returns:
+        The base config, and the epochs of the shortest trial.
+    """
     base = load_config(overrides, prog="launch/sweep.py", description="")
+    epochs = []
     for trial in sweep.trials:
+        given = [*overrides, *trial.arguments]
         try:
-            load_config([*overrides, *trial.arguments], prog="launch/sweep.py", description="")
+            config = load_config(given, prog="launch/sweep.py", description="")
         except InputError as error:
             raise InputError(f"{trial.name}: {error}") from None
-    return base
+        epochs.append(config.train.epochs)
+    return base, min(epochs)
 
 
-def write_plan(folder: Path, sweep: Sweep, overrides: Sequence[str]) -> None:
+def write_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write the trials down, or find them there as they are.
 
     Raises:
@@ -119,7 +133,7 @@ def write_plan(folder: Path, sweep: Sweep, overrides: Sequence[str]) -> None:
     from trainer.checkpoints.atomic_files import write_atomically
 
     path = folder / TRIALS
-    content = json.dumps({"overrides": list(overrides), **sweep.to_json()}, indent=2) + "\n"
+    content = json.dumps(plan, indent=2) + "\n"
     if path.exists():
         if path.read_text(encoding="utf-8") != content:
             raise InputError(
@@ -140,70 +154,62 @@ def train(
     sweep: Sweep,
     overrides: list[str],
     folder: Path,
-    base: RunConfig,
+    at: Sequence[int],
     stop: Any,
 ) -> int:
-    """Train the trials on this machine."""
-    from launch.sweeping.running import Runner, Stopped, halve, rungs
-    from launch.sweeping.trial_progress import deciding_metric, read_finished
+    """Train the trials on this machine; at epochs `at` the better ones go on."""
+    from launch.sweeping.running import Halved, Runner, Stopped, halve
+    from launch.sweeping.trial_progress import deciding_metric, read_recorded
 
-    runner = Runner(folder, overrides, stop, say, ranks=arguments.nproc, jobs=arguments.jobs)
-    survivors = sweep.trials
+    def metric() -> tuple[str, bool]:
+        return deciding_metric(sweep, read_recorded(folder, sweep.trials))
+
+    runner = Runner(
+        folder, overrides, stop, say, metric, ranks=arguments.nproc, jobs=arguments.jobs
+    )
     try:
-        if arguments.halving:
-            survivors = halve(
-                runner,
-                sweep.trials,
-                lambda: deciding_metric(sweep, read_finished(folder, sweep)),
-                at=rungs(arguments.halving, arguments.factor, base.train.epochs),
-                factor=arguments.factor,
-            )
+        if at:
+            found = halve(runner, sweep.configs, at=at, factor=arguments.factor)
         else:
             runner.run(sweep.trials)
+            found = Halved(sweep.trials, {})
     except Stopped:
         say(f"Stopped on request; the same command continues the sweep in {folder}.")
         return EXIT_PREEMPTED
-    return conclude(sweep, overrides, folder, [t.name for t in survivors], runner.failures)
+    if stopped := runner.unfinished(found.survivors):
+        names = ", ".join(trial.name for trial in stopped)
+        say(f"Something else stopped {names}; the same command continues the sweep in {folder}.")
+        return EXIT_PREEMPTED
+    return conclude(sweep, overrides, folder, found, runner.failures)
 
 
 def conclude(
-    sweep: Sweep,
-    overrides: Sequence[str],
-    folder: Path,
-    survivors: Sequence[str],
-    failures: dict[str, str],
+    sweep: Sweep, overrides: Sequence[str], folder: Path, found: Halved, failures: dict[str, str]
 ) -> int:
-    """Compare the trials, write sweep.json, and print the command of the best one."""
+    """Compare the trials, write sweep.json, and print the command of the best config."""
     from launch.compare import show
-    from launch.comparing.comparison import compare
     from launch.comparing.metric_names import is_chosen_on
-    from launch.comparing.ranking import score
-    from launch.sweeping.trial_progress import deciding_metric, read_finished
+    from launch.sweeping.conclusion import conclusion
+    from launch.sweeping.trial_progress import deciding_metric, read_recorded
     from trainer.checkpoints.atomic_files import write_atomically
 
-    runs = read_finished(folder, sweep)
+    runs = read_recorded(folder, sweep.trials)
     if not runs:
         raise InputError(f"no trial in {folder} has recorded anything: {failures}")
     metric, higher = deciding_metric(sweep, runs)
-    comparison = compare(runs, metric=metric)
+    comparison, result = conclusion(sweep, runs, metric, higher, found.left)
     show(comparison, [f"{name} failed: {why}" for name, why in failures.items()])
-    values = {run.name: score(run, metric, comparison.by) for run in runs}
-    finished = [r for r in runs if r.name in survivors and r.status == "completed"]
-    ranked = sorted(
-        (run.name for run in finished if values[run.name] is not None),
-        key=lambda name: (-1 if higher else 1) * (values[name] or 0.0),
-    )
-    trials = [
-        {"name": t.name, "overrides": t.overrides, metric: values.get(t.name)} for t in sweep.trials
-    ]
-    result = {"metric": metric, "by": comparison.by, "best": next(iter(ranked), None)}
-    write_atomically(folder / RESULT, json.dumps(result | {"trials": trials}, indent=2) + "\n")
+    write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
     if not is_chosen_on(metric):
-        say(f"Chosen by {metric}, on the test set itself: better with --data.validation 0.1.")
-    if ranked and any(t.overrides.keys() - {"seed"} for t in sweep.trials):
-        [best] = [trial for trial in sweep.trials if trial.name == ranked[0]]
-        command = shlex.join(["python", "launch/train.py", *overrides, *best.arguments])
-        say(f"Best: {best.name} ({metric} {values[best.name]:.4g})\n    {command}")
+        say(f"Chosen by {metric}, not on validation samples: better with --data.validation 0.1.")
+    best = result["best"]
+    if best and len(sweep.configs) > 1:
+        chosen = next(t for t in sweep.trials if t.name == best["trials"][0])
+        same = Trial(chosen.name, best["overrides"])
+        command = shlex.join(["python", "launch/train.py", *overrides, *same.arguments])
+        spread = f" ± {best['std']:.2g}" if best["std"] is not None else ""
+        names = ", ".join(best["trials"])
+        say(f"Best: {names} ({metric} {best['mean']:.4g}{spread})\n    {command}")
     say(f"Written to {folder / RESULT}; look at it with: python launch/compare.py {folder}")
     return EXIT_FAILED if failures else 0
 

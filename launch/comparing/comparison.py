@@ -52,6 +52,9 @@ class Comparison:
     def runs(self) -> list[RunRecord]:
         return [run for group in self.groups for run in group.runs]
 
+    def is_lower_better(self, metric: str) -> bool:
+        return self.lower if metric == self.metric else lower_is_better(metric)
+
 
 class Absent:
     """Stands for a config key that a run does not have."""
@@ -68,6 +71,7 @@ def compare(
     *,
     metric: str | None = None,
     by: By | None = None,
+    lower: bool | None = None,
     by_seed: bool = True,
 ) -> Comparison:
     """Group, rank and test runs.
@@ -77,6 +81,7 @@ def compare(
         metric: The metric that ranks; None: the accuracy on held-out samples or the closest thing.
         by: Rank by the best or by the final value; None: by the best one of a metric on validation
             samples, else by the final one.
+        lower: Less of the metric is better; None: as its name tells.
         by_seed: Take runs together that differ only in their seed.
 
     Raises:
@@ -88,13 +93,14 @@ def compare(
         raise InputError("--metric", given=metric, expected=f"one of {', '.join(known)}")
     by = by or default_by(metric)
     groups, notes = group_runs(runs, by_seed=by_seed)
-    groups = rank(groups, metric, by)
+    lower = lower_is_better(metric) if lower is None else lower
+    groups = rank(groups, metric, by, lower)
     return Comparison(
         metric=metric,
         by=by,
-        lower=lower_is_better(metric),
+        lower=lower,
         groups=groups,
-        tests=[_test(groups[0], group, metric, by) for group in groups[1:]],
+        tests=[_test(groups[0], group, metric, by, lower) for group in groups[1:]],
         differences=find_differences(groups),
         notes=[
             *reservations(groups, metric, by),
@@ -124,7 +130,12 @@ def group_runs(runs: Sequence[RunRecord], *, by_seed: bool) -> tuple[list[Group]
             parts += [[run] for run in bucket]
             twice = ", ".join(run.name for run in bucket)
             notes.append(f"not grouped, because a seed occurs twice: {twice}")
-    names = _unique([_group_name(part) for part in parts], [part[0].source for part in parts])
+    names = [_group_name(part) for part in parts]
+    names = [
+        _several(part) if len(part) > 1 and names.count(name) > 1 else name
+        for name, part in zip(names, parts, strict=True)
+    ]
+    names = _unique(names, [part[0].source for part in parts])
     return [Group(name, tuple(part)) for name, part in zip(names, parts, strict=True)], notes
 
 
@@ -147,8 +158,8 @@ def _setting(run: RunRecord, key: str) -> Any:
     return run.config.get(key, run.execution.get(key, ABSENT))
 
 
-def _test(best: Group, group: Group, metric: str, by: By) -> Test:
-    ours, theirs = scores(best, metric, by), scores(group, metric, by)
+def _test(best: Group, group: Group, metric: str, by: By, lower: bool) -> Test:
+    ours, theirs = (scores(one, metric, by, lower) for one in (best, group))
     return Test(group, welch(ours, theirs), (len(ours), len(theirs)))
 
 
@@ -189,7 +200,11 @@ def _group_name(runs: Sequence[RunRecord]) -> str:
     common = "".join(letter for letter, *_ in letters)
     if len(set(names)) > 1:
         common = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", common)
-    return common or f"{runs[0].name} and {len(runs) - 1} more"
+    return common or _several(runs)
+
+
+def _several(runs: Sequence[RunRecord]) -> str:
+    return f"{runs[0].name} and {len(runs) - 1} more"
 
 
 def _unique(names: list[str], sources: list[str]) -> list[str]:

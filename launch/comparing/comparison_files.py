@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from configs.imports import import_extra
 from launch.comparing.comparison import ABSENT, Comparison
 from launch.comparing.history import AXES
-from launch.comparing.metric_names import all_metrics, lower_is_better
+from launch.comparing.metric_names import all_metrics, selected_on
 from launch.comparing.ranking import Group, scores
 from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
@@ -40,7 +40,12 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "test": TEST,
         "groups": list(_groups(comparison)),
         "runs": [
-            {"group": group.name, **_facts(run), "metrics": _metrics(run), "config": run.config}
+            {
+                "group": group.name,
+                **_facts(run),
+                "metrics": _metrics(comparison, run),
+                "config": run.config,
+            }
             for group in comparison.groups
             for run in group.runs
         ],
@@ -57,7 +62,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     for group in comparison.groups:
         for run in group.runs:
             row: dict[str, Any] = {"group": group.name, **_facts(run)}
-            for name, values in _metrics(run).items():
+            for name, values in _metrics(comparison, run).items():
                 row |= {f"{kind} {name}": value for kind, value in values.items()}
             for key in comparison.differences:
                 value = run.config.get(key, ABSENT)
@@ -154,7 +159,7 @@ def _plain(text: str) -> str:
 def _groups(comparison: Comparison) -> Iterator[dict[str, Any]]:
     tests = {test.group.name: test for test in comparison.tests}
     for rank, group in enumerate(comparison.groups, start=1):
-        values = scores(group, comparison.metric, comparison.by)
+        values = scores(group, comparison.metric, comparison.by, comparison.lower)
         found = spread(values) if values else None
         test = tests.get(group.name)
         result = test.result if test else None
@@ -163,6 +168,7 @@ def _groups(comparison: Comparison) -> Iterator[dict[str, Any]]:
             "name": group.name,
             "runs": [run.source for run in group.runs],
             "count": len(values),
+            "finished": len(group.finished),
             "mean": found.mean if found else None,
             "std": found.std if found else None,
             "difference_to_best": -result.difference if result else None,
@@ -178,6 +184,7 @@ def _facts(run: RunRecord) -> dict[str, Any]:
         "name": run.name,
         "source": run.source,
         "status": run.status,
+        "best_chosen_on": selected_on(run),
         "git_commit": run.git_commit,
         "world_size": run.world_size,
         "hardware": run.hardware,
@@ -186,11 +193,11 @@ def _facts(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _metrics(run: RunRecord) -> dict[str, dict[str, float | None]]:
+def _metrics(comparison: Comparison, run: RunRecord) -> dict[str, dict[str, float | None]]:
     """Final and best value of every metric, and the step of the best."""
     found = {}
     for name in all_metrics([run]):
-        best = run.best(name, lower=lower_is_better(name))
+        best = run.best(name, lower=comparison.is_lower_better(name))
         found[name] = {
             "final": run.final(name),
             "best": best[0] if best else None,

@@ -53,6 +53,13 @@ def is_chosen_on(metric: str) -> bool:
     return bool(VALIDATION & set(words_of(metric)))
 
 
+def selected_on(run: RunRecord) -> str | None:
+    """Which samples its best evaluation was chosen on: validation or test; None without any."""
+    if any(map(is_chosen_on, run.metrics)):
+        return "validation"
+    return "test" if any(map(is_held_out, run.metrics)) else None
+
+
 def default_metric(runs: Sequence[RunRecord]) -> str:
     """`val/accuracy` or else `eval/accuracy` if most runs have it, else the metric that looks most
     like it and that most runs have."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from launch.comparing.metric_names import is_chosen_on, lower_is_better, words_of
+from launch.comparing.metric_names import is_chosen_on, is_held_out, lower_is_better, words_of
 from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
 
@@ -16,6 +16,8 @@ UNFINISHED = ("running", "preempted", "failed", "crashed", "killed")
 """Words for a run that has not come to its end."""
 ALIKE = 1.02
 """Lengths of runs that differ by less than this factor are equal."""
+SAMPLES = ("data.dataset", "data.test")
+"""Config keys that decide on which samples a run is evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,13 @@ class Group:
         return self.finished or self.runs
 
 
-def has_diverged(run: RunRecord) -> bool:
-    """Whether it failed, or the last loss it recorded is not finite."""
-    losses = [
-        value for name in run.metrics if "loss" in words_of(name) for value in [run.final(name)]
-    ]
-    return run.status == "failed" or any(v is not None and not math.isfinite(v) for v in losses)
+def failure(run: RunRecord) -> str | None:
+    """What became of a run that failed, or whose last loss is not finite; None of any other."""
+    for name in run.metrics:
+        value = run.final(name)
+        if "loss" in words_of(name) and value is not None and not math.isfinite(value):
+            return f"diverged: its last {name} is {value}"
+    return "failed" if run.status == "failed" else None
 
 
 def default_by(metric: str) -> By:
@@ -49,59 +52,77 @@ def default_by(metric: str) -> By:
     return "best" if is_chosen_on(metric) else "final"
 
 
-def score(run: RunRecord, metric: str, by: By) -> float | None:
-    """Best or final value of a run; None without one."""
+def score(run: RunRecord, metric: str, by: By, lower: bool | None = None) -> float | None:
+    """Best or final value of a run; None without one. Which way is better the name tells, unless
+    `lower` does."""
     if by == "final":
         return run.final(metric)
-    best = run.best(metric, lower=lower_is_better(metric))
+    best = run.best(metric, lower=lower_is_better(metric) if lower is None else lower)
     return best[0] if best else None
 
 
-def scores(group: Group, metric: str, by: By) -> list[float]:
+def scores(group: Group, metric: str, by: By, lower: bool | None = None) -> list[float]:
     """The scores of the runs that count and have the metric."""
-    return [value for run in group.counted if (value := score(run, metric, by)) is not None]
+    found = (score(run, metric, by, lower) for run in group.counted)
+    return [value for value in found if value is not None]
 
 
-def rank(groups: Sequence[Group], metric: str, by: By) -> list[Group]:
+def rank(groups: Sequence[Group], metric: str, by: By, lower: bool) -> list[Group]:
     """Best first; then those that diverged, and those without a number last."""
 
     def key(group: Group) -> tuple[bool, bool, float]:
-        found = scores(group, metric, by)
+        found = scores(group, metric, by, lower)
         mean = spread(found).mean if found else math.nan
-        diverged = any(has_diverged(run) for run in group.counted)
-        return math.isnan(mean), diverged, mean if lower_is_better(metric) else -mean
+        diverged = any(failure(run) for run in group.counted)
+        return math.isnan(mean), diverged, mean if lower else -mean
 
     return sorted(groups, key=key)
 
 
 def reservations(groups: Sequence[Group], metric: str, by: By) -> Iterator[str]:
     """What is to be said beside a ranking: what is not in it, and what makes it unfair."""
-    if by == "best" and not is_chosen_on(metric):
-        yield (
-            f"The best {metric} was chosen on the samples it was measured on, so it is too good: "
-            "quote the final value (--by final), or train with data.validation."
-        )
-    for group in groups:
-        for run in group.counted:
-            if has_diverged(run):
-                yield f"{run.name} diverged or failed, so it ranks behind those that did not."
-        left = len(group.runs) - len(group.finished)
-        if left and len(group.runs) > 1:
-            what = "left out" if group.finished else "not finished"
-            done = f"{len(group.finished)} of {len(group.runs)} runs are finished"
-            yield f"{group.name}: {done}; the others are {what} in its numbers."
-        elif left:
-            yield f"{group.name} is {group.runs[0].status}, not finished."
-    lacking = [run.name for group in groups for run in group.runs if metric not in run.metrics]
+    runs = [run for group in groups for run in group.runs]
+    counted = [run for group in groups for run in group.counted]
+    if is_held_out(metric) and not is_chosen_on(metric):
+        where = "the order" if by == "best" else "its column"
+        if any(len(run.points(metric)) > 1 for run in runs):
+            yield (
+                f"The best {metric} ({where}) was chosen on the samples it was measured on, the "
+                "test set, so it is too good: quote the final value, or train with data.validation."
+            )
+    for run in counted:
+        if why := failure(run):
+            yield f"{run.name} {why}, so it ranks behind those that did not."
+    yield from _unfinished(groups)
+    lacking = [run.name for run in runs if metric not in run.metrics]
     if lacking:
         yield f"Without {metric}, and so not ranked: {', '.join(lacking)}."
-    lengths = [_length(run) for group in groups for run in group.counted]
-    known = [length for length in lengths if length]
-    if known and max(known) > ALIKE * min(known):
+    lengths = [length for run in counted if (length := _length(run))]
+    if lengths and max(lengths) > ALIKE * min(lengths):
         yield (
-            f"The runs are not equally long ({min(known):g} to {max(known):g} epochs): a longer "
-            "one had more to gain by."
+            f"The runs are not equally long ({min(lengths):g} to {max(lengths):g} epochs): a "
+            "longer one had more to gain by."
         )
+    for key in (*SAMPLES, *["data.validation"] * is_chosen_on(metric)):
+        values = {str(run.config[key]): None for run in counted if key in run.config}
+        if len(values) > 1:
+            yield f"The runs are not evaluated on the same samples: {key} {', '.join(values)}."
+
+
+def _unfinished(groups: Sequence[Group]) -> Iterator[str]:
+    """Seeds that their group's numbers leave out, and runs that have not come to their end."""
+    alone = []
+    for group in groups:
+        left = [run for run in group.runs if run.status in UNFINISHED]
+        if left and len(group.runs) == 1:
+            alone.append(f"{group.name} ({left[0].status})")
+        elif left:
+            what = "left out" if group.finished else "not finished"
+            done = f"{len(group.finished)} of {len(group.runs)} runs are finished"
+            others = ", ".join(f"{run.name} ({run.status})" for run in left)
+            yield f"{group.name}: {done}; the others are {what} in its numbers: {others}."
+    if alone:
+        yield f"Not finished: {', '.join(alone)}."
 
 
 def _length(run: RunRecord) -> float:

@@ -15,7 +15,6 @@ from launch.comparing.metric_names import (
     is_chosen_on,
     is_fraction,
     is_held_out,
-    lower_is_better,
     words_of,
 )
 from launch.comparing.ranking import By, Group, scores
@@ -70,9 +69,10 @@ def results_table(comparison: Comparison, now: float | None = None) -> Table:
     columns.append(("status", _texts(groups, lambda run: status_text(run, now))))
     for metric in shown_metrics(comparison):
         for kind in _kinds(comparison, metric):
-            values = [scores(group, metric, kind) for group in groups]
-            name = f"{kind} {metric}\u00a0{ARROW[lower_is_better(metric)]}"
-            columns.append((name, metric_cells(metric, values)))
+            lower = comparison.is_lower_better(metric)
+            values = [scores(group, metric, kind, lower) for group in groups]
+            name = f"{kind} {metric}\u00a0{ARROW[lower]}"
+            columns.append((name, metric_cells(metric, values, lower=lower)))
     columns.append(("samples/s", metric_cells("samples/s", [_speeds(group) for group in groups])))
     columns.append(("step", _texts(groups, lambda run: f"{run.records[-1]['step']:g}")))
     columns.append(("training time", [Cell(duration(_mean_seconds(group))) for group in groups]))
@@ -127,11 +127,11 @@ def shown_metrics(comparison: Comparison) -> list[str]:
     return [comparison.metric, *others[: MOST_METRICS - 1]]
 
 
-def metric_cells(metric: str, values: list[list[float]]) -> list[Cell]:
+def metric_cells(metric: str, values: list[list[float]], *, lower: bool = False) -> list[Cell]:
     """One cell per group: the value, or mean ± deviation; the best mean is marked."""
     means = [spread(found).mean if found else math.nan for found in values]
     known = [mean for mean in means if math.isfinite(mean)]
-    best = (min if lower_is_better(metric) else max)(known, default=math.nan)
+    best = (min if lower else max)(known, default=math.nan)
     marked = len(known) > 1 and len(set(known)) > 1
     finite = [value for found in values for value in found if math.isfinite(value)]
     percent = is_fraction(metric) and all(0 <= value <= 1 for value in finite)
@@ -231,11 +231,11 @@ def _kinds(comparison: Comparison, metric: str) -> tuple[By, ...]:
 
 
 def _speeds(group: Group) -> list[float]:
-    return [value for run in group.runs if (value := speed(run)) is not None]
+    return [value for run in group.counted if (value := speed(run)) is not None]
 
 
 def _mean_seconds(group: Group) -> float | None:
-    known = [run.seconds for run in group.runs if run.seconds is not None]
+    known = [run.seconds for run in group.counted if run.seconds is not None]
     return spread(known).mean if known else None
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.entry import EXIT_BAD_INPUT, EXIT_PREEMPTED, train_command
+from launch.sweeping.trial_progress import status
 from launch.sweeping.trials import Trial
 from trainer.ranks.stop_signals import stop_with_parent
 
-TAIL = 2000
+TAIL = 50_000
+REFUSED = re.compile(rf"exitcode\s*: {EXIT_BAD_INPUT} ")
+"""How torchrun reports it."""
 
 
 @dataclass(slots=True)
@@ -21,24 +25,37 @@ class Running:
     trial: Trial
     process: subprocess.Popen[bytes]
     log: Path
+    begin: int
+    """Bytes of the log that earlier tries have written."""
+    ranks: int
+    asked: bool = False
 
     def ask_to_stop(self) -> None:
-        """It saves and leaves with 75; asked twice within a second it has heard once."""
-        self.process.send_signal(signal.SIGTERM)
+        """It saves and leaves with 75; a second request would end it at once, so there is none."""
+        if not self.asked and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.asked = True
 
     @property
     def outcome(self) -> str:
         """completed, preempted, refused or failed, once it has ended."""
-        status = self.process.returncode
+        code = self.process.returncode
         known = {0: "completed", EXIT_PREEMPTED: "preempted", EXIT_BAD_INPUT: "refused"}
-        return known.get(status, "failed")
+        if code not in known and self.ranks > 1:  # torchrun keeps its ranks' statuses to itself
+            if self.asked and status(self.log.with_suffix("")) == "preempted":
+                return "preempted"
+            if REFUSED.search(self._said()):
+                return "refused"
+        return known.get(code, "failed")
 
     def last_words(self) -> str:
-        """The last line of its log that says something."""
-        text = self.log.read_bytes()[-TAIL:].decode(errors="replace")
-        lines = [line for line in text.splitlines() if line.strip()]
+        """The last line of this try that says something."""
+        lines = [line for line in self._said().splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error:")]
         return (errors or lines or [""])[-1].removeprefix("error: ")
+
+    def _said(self) -> str:
+        return self.log.read_bytes()[self.begin :][-TAIL:].decode(errors="replace")
 
 
 def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Running:
@@ -59,6 +76,7 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
     )
     log = folder / f"{trial.name}.log"
     with log.open("ab") as file:
+        begin = file.tell()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -67,4 +85,4 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
             start_new_session=True,
             preexec_fn=stop_with_parent,  # a sweep that is killed takes its trials along
         )
-    return Running(trial, process, log)
+    return Running(trial, process, log, begin, ranks)

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from configs.errors import InputError
 from configs.read_files import read_yaml
+from launch.sweeping.key_lines import key_lines
 
 METHODS = ("grid", "random")
 BASE = re.compile(r"--config[ =](\S+)")
@@ -48,12 +49,36 @@ class Sweep:
     trials: list[Trial]
     metric: str | None
     """Such as val/accuracy; None: what the runs themselves choose by."""
-    higher: bool
+    higher: bool | None
+    """Whether more of it is better; None: as its name tells."""
     config: str | None
     """The base config that the file's own command names."""
 
+    @property
+    def configs(self) -> list[list[Trial]]:
+        """Trials that differ in nothing but their seed, together."""
+        alike: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            essence = json.dumps(without_seed(trial.overrides))
+            key = essence if "seed" in trial.overrides else trial.name  # chosen twice: two configs
+            alike.setdefault(key, []).append(trial)
+        return list(alike.values())
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def without_seed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if key != "seed"}
+
+
+def rungs(first: int, factor: int, epochs: int) -> list[int]:
+    """Epochs at which a sweep looks at its trials: first, first * factor, ... below `epochs`."""
+    found = []
+    while first < epochs:
+        found.append(first)
+        first *= factor
+    return found
 
 
 def of_seeds(text: str) -> Sweep:
@@ -71,7 +96,7 @@ def of_seeds(text: str) -> Sweep:
         seeds += range(first, last + 1)
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError("--seeds", given=text, expected="one seed or more, none of them twice")
-    return Sweep(_named([{"seed": seed} for seed in seeds]), None, True, None)
+    return Sweep(_named([{"seed": seed} for seed in seeds]), None, None, None)
 
 
 def read_sweep(path: Path, *, count: int, seed: int) -> Sweep:
@@ -83,35 +108,43 @@ def read_sweep(path: Path, *, count: int, seed: int) -> Sweep:
         seed: Of its choices.
 
     Raises:
-        InputError: With the key that is missing, unknown or of another kind.
+        InputError: With the key that is missing, unknown or of another kind, and its line.
     """
     content = read_yaml(path.expanduser())
     if not isinstance(content, dict):
         raise InputError(str(path), given=content, expected="a mapping with method and parameters")
+    lines = key_lines(path.expanduser())
+
+    def at(key: str) -> str:
+        return f"{path}, line {lines[key]}: {key}" if key in lines else f"{path}: {key}"
+
     method, parameters = content.get("method"), content.get("parameters")
     if method not in METHODS:
-        raise InputError(f"{path}: method", given=method, expected=" or ".join(METHODS))
+        raise InputError(at("method"), given=method, expected=" or ".join(METHODS))
     if not isinstance(parameters, dict) or not parameters:
-        raise InputError(f"{path}: parameters", given=parameters, expected="one key or more")
-    spaces = {str(key): _space(path, str(key), given) for key, given in parameters.items()}
+        raise InputError(at("parameters"), given=parameters, expected="one key or more")
+    spaces = {str(key): _space(at(f"parameters.{key}"), v) for key, v in parameters.items()}
     metric = content.get("metric") or {}
-    name, goal = metric.get("name"), metric.get("goal", "minimize")
-    if goal not in ("maximize", "minimize"):
-        raise InputError(f"{path}: metric.goal", given=goal, expected="maximize or minimize")
-    chosen = _grid(path, spaces) if method == "grid" else _random(spaces, count, seed)
+    name, goal = metric.get("name"), metric.get("goal")
+    if goal not in ("maximize", "minimize", None):
+        raise InputError(at("metric.goal"), given=goal, expected="maximize or minimize")
+    higher = None if goal is None else goal == "maximize"
+    chosen = _grid(at, spaces) if method == "grid" else _random(spaces, count, seed)
     command = BASE.search(" ".join(map(str, content.get("command") or [])))
-    return Sweep(_named(chosen), name, goal == "maximize", command[1] if command else None)
+    return Sweep(_named(chosen), name, higher, command[1] if command else None)
 
 
 Space = Sequence[Any] | Mapping[str, Any]
 """Values to choose from, or a distribution with its bounds."""
 DISTRIBUTIONS = ("uniform", "int_uniform", "log_uniform_values", "q_uniform")
+WORDS = {"value", "values", "min", "max", "distribution", "q"}
 
 
-def _space(path: Path, key: str, given: Any) -> Space:
-    where = f"{path}: parameters.{key}"
+def _space(where: str, given: Any) -> Space:
     if not isinstance(given, dict):
         raise InputError(where, given=given, expected="value, values, or min and max")
+    if unknown := sorted(map(str, given.keys() - WORDS)):
+        raise InputError(where, given=", ".join(unknown), expected=", ".join(sorted(WORDS)))
     if "value" in given:
         return [given["value"]]
     if "values" in given:
@@ -120,7 +153,7 @@ def _space(path: Path, key: str, given: Any) -> Space:
         return list(given["values"])
     low: Any = given.get("min")
     high: Any = given.get("max")
-    whole = isinstance(low, int) and isinstance(high, int)
+    whole = type(low) is int and type(high) is int
     kind = given.get("distribution", "int_uniform" if whole else "uniform")
     if kind not in DISTRIBUTIONS:
         close = difflib.get_close_matches(str(kind), DISTRIBUTIONS, n=1)
@@ -138,14 +171,16 @@ def _space(path: Path, key: str, given: Any) -> Space:
             expected="two numbers, min below max"
             + (", both above 0" if kind == "log_uniform_values" else ""),
         )
+    if kind == "int_uniform" and not whole:
+        raise InputError(where, given={"min": low, "max": high}, expected="whole numbers")
     return {"distribution": kind, "min": low, "max": high, "q": given.get("q", 1)}
 
 
-def _grid(path: Path, spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
+def _grid(at: Callable[[str], str], spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
     for key, space in spaces.items():
         if isinstance(space, Mapping):
             raise InputError(
-                f"{path}: parameters.{key}",
+                at(f"parameters.{key}"),
                 given=dict(space),
                 expected="value or values in a grid",
                 remedy="Use method: random for a range.",

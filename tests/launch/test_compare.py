@@ -179,6 +179,7 @@ def test_csv_and_json_hold_the_numbers(folder: Path, tmp_path: Path) -> None:
         found = list(csv.DictReader(file))
     assert [row["name"] for row in found[:3]] == ["lr0.1-s0", "lr0.1-s1", "lr0.1-s2"]
     assert [float(row["best eval/accuracy"]) for row in found[:3]] == [0.9, 0.91, 0.92]
+    assert {row["best_chosen_on"] for row in found} == {"test"}
     assert {row["config note"] for row in found} == {"", NASTY}
     content = json.loads((tmp_path / "a.json").read_text())
     first, second = content["groups"]

@@ -123,6 +123,12 @@ def test_groups_of_one_name_are_told_apart() -> None:
     assert {group.name for group in compare(runs).groups} == {"a (runs/a)", "a (elsewhere/a)"}
 
 
+def test_groups_of_one_name_are_called_after_their_first_run() -> None:
+    """Law: as the trials of a sweep are, whose names are numbers."""
+    runs = [run(f"trial_{n}", [0.1], seed=n % 2, x=n // 2) for n in range(4)]
+    assert [g.name for g in compare(runs).groups] == ["trial_0 and 1 more", "trial_2 and 1 more"]
+
+
 def test_how_runs_were_executed_is_a_difference_if_all_of_them_say_so() -> None:
     ways = [{"runs as: steps": "one by one", "runs as: data": "on the device"}]
     ways.append({**ways[0], "runs as: steps": "up to 10 in a row"})

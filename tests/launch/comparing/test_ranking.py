@@ -44,8 +44,9 @@ def test_the_best_epoch_counts_on_validation_samples_only() -> None:
     theirs = run("lucky", lucky), run("steady", steady)
     assert order(*theirs) == ["steady", "lucky"]
     assert compare(theirs).by == "final"
-    [note] = compare(theirs, by="best").notes
-    assert "was chosen on the samples it was measured on" in note
+    for by, where in (("best", "the order"), ("final", "its column")):
+        [note] = compare(theirs, by=by).notes
+        assert f"({where}) was chosen on the samples it was measured on" in note
 
 
 def test_validation_ranks_where_most_runs_have_it() -> None:
@@ -63,35 +64,69 @@ def test_validation_ranks_where_most_runs_have_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "why"),
     [
-        run("bad", [0.9, 0.1], status="failed"),
-        run("bad", [0.9, 0.9], **{"train/loss": math.nan}),
-        run("bad", [0.9, 0.9], **{"eval/loss": math.inf}),
+        (run("bad", [0.9, 0.1], status="failed"), "bad failed, so it ranks"),
+        (
+            run("bad", [0.9, 0.9], **{"train/loss": math.nan}),
+            "bad diverged: its last train/loss is nan, so it ranks",
+        ),
+        (run("bad", [0.9, 0.9], **{"eval/loss": math.inf}), "bad diverged: its last eval/loss is"),
     ],
 )
-def test_a_run_that_diverged_ranks_behind_those_that_did_not(bad: RunRecord) -> None:
+def test_a_run_that_diverged_ranks_behind_those_that_did_not(bad: RunRecord, why: str) -> None:
     assert order(bad, run("good", [0.2, 0.3]), by="best") == ["good", "bad"]
-    assert any(note.startswith("bad diverged") for note in compare([bad]).notes)
+    assert any(note.startswith(why) for note in compare([bad]).notes)
 
 
 def test_seeds_that_are_not_finished_are_left_out_and_counted() -> None:
     runs = [
         run("a1", [0.8, 0.8], seed=1),
         run("a2", [0.6, 0.6], seed=2),
-        run("a3", [0.1, 0.1], seed=3, status="preempted"),
+        run("a3", [0.1, 0.1], seed=3, status="preempted", elapsed_seconds=999.0),
         run("b1", [0.5, 0.5], seed=1),
+        run("c1", [0.4, 0.4], seed=1, status="running"),
     ]
-    assert column("seeds", *runs) == ["2 of 3", "1"]
+    assert column("seeds", *runs) == ["2 of 3", "1", "1"]
     assert column("final eval/accuracy", *runs)[0].startswith("70.00")
     notes = compare(runs).notes
-    assert "a: 2 of 3 runs are finished; the others are left out in its numbers." in notes
+    assert column("training time", *runs)[0] == "-", "that of the seeds that count"
+    assert (
+        "a: 2 of 3 runs are finished; the others are left out in its numbers: a3 (preempted)."
+        in notes
+    )
+    assert "Not finished: c1 (running)." in notes
 
 
 def test_lengths_that_differ_are_said() -> None:
     long, short = run("long", [0.1, 0.9, 0.9, 0.9]), run("short", [0.1, 0.8])
     assert any("not equally long (2 to 4 epochs)" in note for note in compare([long, short]).notes)
-    assert not compare([long, run("other", [0.1, 0.2, 0.2, 0.3])]).notes
+    alike = compare([long, run("other", [0.1, 0.2, 0.2, 0.3])]).notes
+    assert not any("equally" in note for note in alike)
+
+
+def test_samples_that_differ_are_said() -> None:
+    """Law: an accuracy on other samples is another quantity."""
+    for key, metric, said in (
+        ("data.dataset", "eval/accuracy", True),
+        ("data.validation", "val/accuracy", True),
+        ("data.validation", "eval/accuracy", False),
+    ):
+        runs = [run("a", [0.1], metric), run("b", [0.2], metric)]
+        for one, value in zip(runs, (0.1, 0.2), strict=True):
+            one.config[key] = value
+        note = f"The runs are not evaluated on the same samples: {key} "
+        assert any(n.startswith(note) for n in compare(runs).notes) == said
+
+
+def test_less_is_better_where_the_reader_says_so() -> None:
+    """Law: of a metric whose name tells nothing; in the order and the mark alike."""
+    runs = run("far", [9.0], "val/distance"), run("near", [2.0, 3.0], "val/distance")
+    found = compare(runs, lower=True)
+    assert [group.name for group in found.groups] == ["near", "far"]
+    table = results_table(found)
+    assert [str(row[2]) for row in table.rows] == ["2 *", "9"]
+    assert order(*runs) == ["far", "near"]
 
 
 def test_a_value_that_is_not_a_number_leaves_the_others_as_they_are() -> None:

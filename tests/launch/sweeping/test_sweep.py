@@ -76,14 +76,17 @@ def test_halving_goes_on_with_what_is_best_on_validation_samples(
     content = {
         "method": "grid",
         "metric": {"name": "eval/accuracy", "goal": "maximize"},
-        "parameters": {"optimizer.lr": {"values": rates}},
+        "parameters": {"optimizer.lr": {"values": rates}, "train.epochs": {"value": 8}},
     }
     path.write_text(yaml.safe_dump(content))
-    more = ("--train.epochs=8", "--halving=2", "--factor=2", "--jobs=2", "--name=s")
+    more = ("--train.epochs=9", "--halving=2", "--factor=2", "--jobs=2", "--name=s")
     found = launch("launch/sweep.py", path, *arguments(small, tmp_path, *more))
     assert found.status == 0, found.output
     folder = tmp_path / "s"
-    assert result(folder)["best"] == "trial_2"
+    assert result(folder)["best"]["trials"] == ["trial_2"]
+    left = {t["name"]: t["epoch"] for t in result(folder)["trials"] if t["status"] == "left"}
+    assert "trial_2" not in left
+    assert sorted(left.values()) == [2, 2, 4], "rungs below the end that the file gives"
     assert result(folder)["metric"] == "val/accuracy"
     assert "after 2 epochs, by val/accuracy: 4 tried" in found.stdout
     assert "after 4 epochs, by val/accuracy: 2 tried, trial_2 go on" in found.stdout
@@ -118,6 +121,50 @@ def test_a_config_that_a_trial_would_refuse_is_refused_before_the_first(
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=r"trial_2: .*train\.epochs"):
         main([str(path), *arguments(small, tmp_path, "--name=s")])
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_trials_of_several_ranks_are_stopped_at_a_rung_and_refused(
+    small: Arguments, tmp_path: Path
+) -> None:
+    """Law: torchrun's own status stands for none of its ranks'."""
+    path = tmp_path / "rates.yaml"
+    content = {"method": "grid", "parameters": {"optimizer.lr": {"values": [1e-6, 3e-3]}}}
+    path.write_text(yaml.safe_dump(content))
+    more = ("--train.epochs=300", "--halving=1", "--factor=2", "--nproc=2", "--name=s")
+    found = sweep(path, *arguments(small, tmp_path, *more, "--train.max_steps=400"))
+    assert found.status == 0, found.output
+    assert "optimizer.lr 1e-06  preempted" in found.stdout
+    assert result(tmp_path / "s")["best"]["trials"] == ["trial_2"]
+    bad = arguments(small, tmp_path, "--seeds=0..1", "--nproc=2", "--name=t", "--data.root=none")
+    refused = sweep(*bad)
+    assert refused.status == 2, refused.output
+    assert "trial_1" in refused.stderr
+    assert not (tmp_path / "t" / "trial_2.log").exists()
+
+
+@pytest.mark.process
+def test_a_metric_that_no_run_records_is_refused_after_the_first(
+    small: Arguments, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.yaml"
+    content = {
+        "method": "grid",
+        "metric": {"name": "val/acuracy"},
+        "parameters": {"optimizer.lr": {"values": [1e-3, 3e-3]}},
+    }
+    path.write_text(yaml.safe_dump(content))
+    found = sweep(path, *arguments(small, tmp_path, "--name=s"))
+    assert found.status == 2, found.output
+    assert "metric.name: given 'val/acuracy', expected one of" in found.stderr
+    assert not (tmp_path / "s" / "trial_2.log").exists()
+
+
+def test_seeds_alone_are_not_halved(small: Arguments, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--halving: expected several configs"):
+        main(arguments(small, tmp_path, "--seeds=0..3", "--halving=1", "--name=s"))
     assert not (tmp_path / "s").exists()
 
 

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from configs.errors import InputError
-from launch.sweeping.running import rungs
-from launch.sweeping.trials import Sweep, of_seeds, read_sweep
+from launch.sweeping.trials import Sweep, of_seeds, read_sweep, rungs
 from tests.support.processes import ROOT
 
 SWEEPS = ROOT / "configs" / "sweeps"
@@ -89,6 +88,17 @@ GRID = {"method": "grid", "parameters": {"seed": {"values": [0]}}}
             },
             "Did you mean 'log_uniform_values'",
         ),
+        (
+            {"method": "random", "parameters": {"a": {"values": [1], "probabilities": [1.0]}}},
+            "parameters.a: given 'probabilities', expected distribution",
+        ),
+        (
+            {
+                "method": "random",
+                "parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 2}},
+            },
+            "expected whole numbers",
+        ),
         ({"metric": {"name": "x", "goal": "best"}}, "metric.goal: given 'best'"),
     ],
 )
@@ -98,6 +108,30 @@ def test_a_bad_file_is_refused_with_its_key(
     with pytest.raises(InputError) as refused:
         read(tmp_path, GRID | change)
     assert message in str(refused.value)
+
+
+def test_a_refusal_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("# rates\nmethod: grid\nparameters:\n  seed: {value: 0}\n\n  a: 3\n")
+    with pytest.raises(InputError, match=r"sweep.yaml, line 6: parameters.a: given 3"):
+        read_sweep(path, count=1, seed=0)
+    path.write_text("parameters: {a: {value: 1}}\nmethod: gird\n")
+    with pytest.raises(InputError, match=r"line 2: method: given 'gird'"):
+        read_sweep(path, count=1, seed=0)
+
+
+def test_a_goal_that_is_left_out_follows_from_the_name(tmp_path: Path) -> None:
+    assert read(tmp_path, GRID | {"metric": {"name": "val/accuracy"}}).higher is None
+    assert read(tmp_path, GRID | {"metric": {"name": "x", "goal": "minimize"}}).higher is False
+
+
+def test_trials_of_one_config_are_together(tmp_path: Path) -> None:
+    configs = read_sweep(SWEEPS / "grid.yaml", count=1, seed=0).configs
+    assert [len(trials) for trials in configs] == [3] * 6
+    assert all(len({trial.overrides["optimizer.lr"] for trial in one}) == 1 for one in configs)
+    assert len(of_seeds("0..4").configs) == 1
+    twice = read(tmp_path, {"method": "grid", "parameters": {"a": {"values": [1, 1]}}})
+    assert len(twice.configs) == 2
 
 
 def test_rungs_lie_below_the_last_epoch() -> None:
