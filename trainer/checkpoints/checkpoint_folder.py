@@ -58,7 +58,7 @@ def save_checkpoint(
     Raises:
         OSError: If the disk is full or gone; earlier checkpoints are as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # without parents: a run directory that was deleted stays so
     final = folder / folder_name(position.step)
     write_checkpoint(final, weights, trainer, position)
     replace_link(folder / "latest", final)
