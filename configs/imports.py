@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.trust import require_trust
 
 
 def is_import_path(name: str) -> bool:
@@ -26,9 +27,10 @@ def import_object(key: str, path: str) -> Any:
         path: The import path.
 
     Raises:
-        InputError: If the path is malformed or names nothing. An error inside the user's own module
-            keeps its traceback.
+        InputError: If the path is malformed, names nothing, or only a run directory names it. An
+            error inside the user's own module keeps its traceback.
     """
+    require_trust(key, path)
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
         raise InputError(key, given=path, expected="an import path `package.module:attribute`")

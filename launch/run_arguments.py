@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
+from configs.trust import FLAG
 from launch.entry import num_ranks
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ def build_run_parser(name: str, description: str, groups: Sequence[str]) -> argp
     parser.add_argument(
         "--checkpoint",
         help="Which checkpoint of the run: best (the default), latest, or the path of one.",
+    )
+    parser.add_argument(
+        FLAG,
+        action="store_true",
+        help="Let the run directory name code that is not Convoy's, such as a model of your own, "
+        "and run it. Without it nothing in the directory can (docs/security.md).",
     )
     return parser
 
@@ -105,4 +112,9 @@ def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained
         )
     from launch.using.trained import load_trained
 
-    return load_trained(arguments.run, checkpoint=arguments.checkpoint, overrides=overrides)
+    return load_trained(
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        overrides=overrides,
+        trust_code=arguments.trust_code,
+    )

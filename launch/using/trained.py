@@ -15,6 +15,7 @@ from configs.errors import InputError
 from configs.load import load_config
 from configs.read_files import parse_json
 from configs.schema import RunConfig
+from configs.trust import FLAG
 from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts
 from data.normalize import Normalize
@@ -62,7 +63,11 @@ class Trained:
 
 
 def load_trained(
-    given: Path, *, checkpoint: str | None = None, overrides: Sequence[str] = ()
+    given: Path,
+    *,
+    checkpoint: str | None = None,
+    overrides: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> Trained:
     """Load a run through the same code as training; needs its directory only, not its data.
 
@@ -71,10 +76,11 @@ def load_trained(
         checkpoint: `best`, `latest` or the path of a checkpoint; default: the one given, else the
             best, else (no evaluation came yet) the latest.
         overrides: Config keys as on a command line, such as `--parallel.device=cpu`.
+        trust_code: Whether the directory may name code that is not this project's.
 
     Raises:
-        InputError: If there is no such run or checkpoint, the checkpoint does not verify, or its
-            weights do not fit the model of config.yaml.
+        InputError: If there is no such run or checkpoint, the checkpoint does not verify, its
+            weights do not fit the model of config.yaml, or that is somebody's own code.
     """
     directory, path = find_checkpoint(given, checkpoint)
     try:
@@ -85,9 +91,8 @@ def load_trained(
             expected="the files as they were written",
             remedy="Choose another one with --checkpoint.",
         ) from None
-    command = ["--config", str(directory / "config.yaml"), *overrides]
-    config = load_config(command, prog="", description="")
-    facts = read_facts(directory)
+    facts = read_facts(directory, trust_code=trust_code)
+    config = load_run_config(directory, overrides, trust_code=trust_code)
     runtime = choose_device(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
     use_device(runtime, config.parallel)
     module = build_model(
@@ -183,27 +188,38 @@ def _choose(directory: Path, checkpoint: str | None) -> Path:
     return named.expanduser().resolve()
 
 
-def read_facts(directory: Path) -> InputFacts:
+def load_run_config(
+    directory: Path, overrides: Sequence[str] = (), *, trust_code: bool
+) -> RunConfig:
+    """The config of a run directory; from then on it runs no code that only it names."""
+    command = ["--config", str(directory / "config.yaml"), *([FLAG] if trust_code else [])]
+    return load_config([*command, *overrides], prog="", description="", of_run=True)
+
+
+def read_facts(directory: Path, *, trust_code: bool = False) -> InputFacts:
     """`model.json` of a run; an older run has none, then they are found from its data, or one that
     does not say what was done to pictures, then its config does.
+
+    Args:
+        directory: Of the run.
+        trust_code: See `load_trained`.
 
     Raises:
         InputError: If the file is damaged, or neither it nor the data are there.
     """
     path = directory / "model.json"
-    command = ["--config", str(directory / "config.yaml")]
     try:
         content: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         log.info(f"{path} is missing: reading the training data for shape and normalisation")
-        config = load_config(command, prog="", description="")
+        config = load_run_config(directory, trust_code=trust_code)
         return load_datasets(config.data, seed=config.seed).facts()
     except (OSError, ValueError) as error:
         content = f"unreadable: {error}"
     facts = InputFacts.from_json(content, str(path))
     if "fit" in content:
         return facts
-    config = load_config(command, prog="", description="")
+    config = load_run_config(directory, trust_code=trust_code)
     return replace(facts, fit=picture_fit(config.data, facts))
 
 
