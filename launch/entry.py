@@ -56,6 +56,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     What all ranks refuse or fail at alike is printed once, by rank 0. An error of one rank is
     shown once with its traceback, and a rank that only lost contact with it says so in one line.
     """
+    os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
     logging.basicConfig(
         format="%(message)s",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from configs.read_files import parse_json
+from configs.read_files import parse_json, read_json, read_text
 from launch.comparing.metric_names import default_metric, is_chosen_on, lower_is_better
-from launch.comparing.run_record import RunRecord, read_run_directory
+from launch.comparing.run_record import MOST_RECORDED_BYTES, RunRecord, read_run_directory
 from launch.sweeping.trials import Sweep
 
 
 def status(directory: Path) -> str:
     """What its summary says; empty if there is none yet."""
     try:
-        content: Any = parse_json((directory / "summary.json").read_text(encoding="utf-8"))
+        content: Any = read_json(directory / "summary.json")
         return str(content["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
@@ -23,8 +23,8 @@ def status(directory: Path) -> str:
 def value_at(directory: Path, metric: str, epoch: float) -> float | None:
     """The metric of the first evaluation at or after an epoch; None before it."""
     try:
-        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = read_text(directory / "metrics.jsonl", most=MOST_RECORDED_BYTES).splitlines()
+    except (OSError, ValueError):
         return None
     for line in lines:
         try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.load import load_config
-from configs.read_files import parse_json
+from configs.read_files import read_json
 from configs.schema import RunConfig
 from configs.trust import FLAG
 from data.datasets import load_datasets, picture_fit
@@ -209,7 +209,7 @@ def read_facts(directory: Path, *, trust_code: bool = False) -> InputFacts:
     """
     path = directory / "model.json"
     try:
-        content: Any = parse_json(path.read_text(encoding="utf-8"))
+        content: Any = read_json(path)
     except FileNotFoundError:
         log.info(f"{path} is missing: reading the training data for shape and normalisation")
         config = load_run_config(directory, trust_code=trust_code)

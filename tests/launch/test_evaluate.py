@@ -82,7 +82,7 @@ def test_an_average_in_bfloat16_with_batch_norm_is_evaluated_as_in_training(
     )
     trained_logits = torch.cat(RECORDED[-3:])
     RECORDED.clear()
-    content = evaluate(run, tmp_path, "--checkpoint=latest")
+    content = evaluate(run, tmp_path, "--checkpoint=latest", "--trust_code")
     assert content["weights"] == "average"
     assert torch.equal(torch.cat(RECORDED), trained_logits)
     RECORDED.clear()

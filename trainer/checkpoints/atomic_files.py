@@ -19,10 +19,12 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     A reader sees the old content or the new; after an error the old one, and nothing is left over.
     Waiting for the disk takes milliseconds, in which a small network is trained for an epoch.
+    A link that lies in its way in a folder of somebody else's is replaced, and not followed.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             if durable:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.read_files import parse_json
+from configs.read_files import read_json
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_directory
 
 FORMAT = 1
@@ -111,7 +111,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         Refused: With the reason, if the checkpoint is not as it was written.
     """
     try:
-        manifest = parse_json((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST)
         expected = {name: dict(facts) for name, facts in manifest["files"].items()}
         Position(**{name: manifest[name] for name in Position.__dataclass_fields__})
         untouched = manifest["manifest_sha256"] == _manifest_digest(manifest)

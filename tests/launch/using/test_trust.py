@@ -53,7 +53,6 @@ def run(
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield folder
     sys.modules.pop("harmful", None)
-    load_config([], prog="", description="")  # what this process works with now is its own
 
 
 def change(run: Path, group: str, values: dict[str, Any]) -> None:
@@ -100,7 +99,7 @@ def test_no_key_of_a_run_directory_runs_code(run: Path, mark: Path, what: str) -
 def test_no_command_runs_code_of_a_run_directory(run: Path, mark: Path, command: str) -> None:
     kwargs = {"cmd": f"touch {mark}"}
     change(run, "model", {"name": "subprocess:getoutput", "kwargs": kwargs})
-    with pytest.raises(InputError, match="'subprocess:getoutput'.*--trust_code"):
+    with pytest.raises(InputError, match=r"'subprocess:getoutput'.*--trust_code"):
         call(command, *arguments_of(command, run))
     assert not mark.exists()
 
