@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
+from configs.imports import is_import_path
 from configs.load import load_config
 from configs.read_files import read_json
 from configs.schema import RunConfig
@@ -20,8 +21,8 @@ from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
-from trainer.networks.models import build_model
-from trainer.networks.module_state import load_non_persistent_buffers
+from trainer.networks.models import MODELS, build_model
+from trainer.networks.module_state import load_non_persistent_buffers, no_larger_than
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.runtime import Runtime, choose_device, use_device
 
@@ -95,18 +96,13 @@ def load_trained(
     config = load_run_config(directory, overrides, trust_code=trust_code)
     runtime = choose_device(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
     use_device(runtime, config.parallel)
-    module = build_model(
-        config.model,
-        input_shape=facts.input_shape,
-        num_classes=facts.num_classes,
-        seed=config.seed,
-        weights_follow=True,
-    )
     raw, trainer = load_checkpoint(path)
+    module = _build_module(config, facts, raw, directory)
     averaged = config.train.ema_decay is not None or config.train.swa_from_epoch is not None
     average = trainer.get("ema") if averaged else None
-    _load_weights(module, average or raw, path)
-    load_non_persistent_buffers(module, trainer.get("buffers", {}))
+    if not isinstance(average, dict | None):
+        raise InputError(f"ema of {path}", given=type(average).__name__, expected="a mapping")
+    _load_weights(module, average or raw, trainer.get("buffers") or {}, path)
     return Trained(
         directory=directory,
         checkpoint=path,
@@ -119,6 +115,30 @@ def load_trained(
         precision=build_precision(config.precision, runtime.device),
         runtime=runtime,
     )
+
+
+def _build_module(
+    config: RunConfig, facts: InputFacts, weights: dict[str, Any], directory: Path
+) -> nn.Module:
+    """The module of a run, in the size of its weights: a config can ask for any."""
+
+    def build() -> nn.Module:
+        return build_model(
+            config.model,
+            input_shape=facts.input_shape,
+            num_classes=facts.num_classes,
+            seed=config.seed,
+            weights_follow=True,
+        )
+
+    if is_import_path(config.model.name):
+        return build()
+    with no_larger_than(weights, f"the model of {directory / 'config.yaml'}"):
+        if config.model.name not in MODELS:
+            return build()
+        with torch.device("meta"):
+            build()
+    return build()
 
 
 def require_classes(config: RunConfig) -> None:
@@ -240,10 +260,13 @@ def not_finite(name: str, inputs: Tensor, outputs: Tensor) -> InputError:
     )
 
 
-def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def _load_weights(
+    module: nn.Module, weights: dict[str, Any], buffers: dict[str, Any], path: Path
+) -> None:
     try:
         module.load_state_dict(weights)
-    except RuntimeError as error:
+        load_non_persistent_buffers(module, buffers)
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             f"the weights in {path} do not fit the model of config.yaml",
             given=" ".join(str(error).split())[:400],
