@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.visible import plain, visible
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, not_negative, split_overrides
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     for name, content in (files | {"evaluation.json": record.encode()}).items():
         write_atomically(folder / name, content)
     show(trained, found)
-    print(f"Written to {folder}: {', '.join(['evaluation.json', *files])}")
+    print(visible(f"Written to {folder}: {', '.join(['evaluation.json', *files])}"))
     return 0
 
 
@@ -100,9 +101,8 @@ def show(trained: Trained, found: Assessment) -> None:
 
     metrics, names = found.metrics, trained.facts.class_names
     average = " (moving average of the weights)" if trained.weights == "average" else ""
-    table = Table(
-        title=f"{trained.config.name}, {trained.checkpoint_name}{average}", title_justify="left"
-    )
+    title = plain(f"{trained.config.name}, {trained.checkpoint_name}{average}")
+    table = Table(title=title, title_justify="left")
     for heading in ("class", "precision", "recall", "F1", "samples", "most often taken for"):
         right = heading not in ("class", "most often taken for")
         table.add_column(heading, justify="right" if right else "left")
@@ -111,12 +111,12 @@ def show(trained: Trained, found: Assessment) -> None:
         row[number] = 0
         other = int(row.argmax())
         table.add_row(
-            name,
+            plain(name),
             f"{metrics.precision[number]:.4f}",
             f"{metrics.recall[number]:.4f}",
             f"{metrics.f1[number]:.4f}",
             f"{metrics.support[number]:,}",
-            f"{names[other]} ({row[other]})" if row[other] else "",
+            plain(f"{names[other]} ({row[other]})" if row[other] else ""),
         )
     console = Console()
     console.print(table)

@@ -11,6 +11,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.visible import visible
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, split_overrides
 
@@ -40,10 +41,11 @@ def main(argv: Sequence[str]) -> int:
         if arguments.format == "safetensors"
         else f"{exported.takes} -> logits (batch, {trained.facts.num_classes})"
     )
-    print(
+    line = (
         f"{output}: {what}, {trained.checkpoint_name}, {len(exported.content):,} bytes; read back, "
         f"differs from the model by at most {exported.difference:.2g}"
     )
+    print(visible(line))
     return 0
 
 

@@ -21,6 +21,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
+from configs.visible import csv_cell, plain
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
 
@@ -208,7 +209,6 @@ def look_inverted(images: Tensor, facts: InputFacts) -> int:
 def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
     """A line for each image, for a person: its class, and the next likely ones."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("input", "class", "probability", "then")
@@ -218,7 +218,7 @@ def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
         others = "  ".join(f"{names[label]} {probabilities[label]:.1%}" for label in ranked)
         where = f"{row['input']} [{row['index']}]" if row["index"] else row["input"]
         cells = where, row["name"], f"{row['probability']:.1%}", others
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(plain, cells))
     Console().print(table)
 
 
@@ -229,9 +229,9 @@ def write_rows(
     if kind == "csv":
         table = csv.writer(file, lineterminator="\n")
         fixed = ("input", "index", "class", "name", "probability")
-        table.writerow([*fixed, *(f"p_{name}" for name in names)])
+        table.writerow([*fixed, *(csv_cell(f"p_{name}") for name in names)])
         for row in rows:
-            table.writerow([*(row[key] for key in fixed), *row["probabilities"]])
+            table.writerow([*(csv_cell(row[key]) for key in fixed), *row["probabilities"]])
     elif kind == "jsonl":
         for row in rows:
             file.write(json.dumps(row) + "\n")

@@ -18,6 +18,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from configs.errors import InputError
 from configs.load import load_config
+from configs.visible import visible
 from launch.entry import EXIT_FAILED, EXIT_PREEMPTED, run_command
 from launch.run_arguments import positive
 from launch.sweeping.trials import Sweep, of_seeds, read_sweep
@@ -222,7 +223,7 @@ def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    print(visible(line), flush=True)
 
 
 if __name__ == "__main__":
