@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
     from data.datasets import load_datasets
     from launch.using.assess import assess, to_record
-    from trainer.checkpoints.atomic_files import check_output, write_atomically
+    from trainer.checkpoints.atomic_files import check_output, write_output
 
     trained = load_run(arguments, overrides)
     folder: Path = (arguments.output or trained.directory).expanduser()
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     files: dict[str, bytes] = draw(trained, found) if arguments.png else {}
     record = json.dumps(to_record(trained, found), indent=2, allow_nan=False) + "\n"
     for name, content in (files | {"evaluation.json": record.encode()}).items():
-        write_atomically(folder / name, content)
+        write_output(folder / name, content)
     show(trained, found)
     print(visible(f"Written to {folder}: {', '.join(['evaluation.json', *files])}"))
     return 0

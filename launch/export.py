@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(own)
 
     from launch.using.exporting import export
-    from trainer.checkpoints.atomic_files import check_output, write_atomically
+    from trainer.checkpoints.atomic_files import check_output, write_output
 
     if arguments.output is not None:
         check_output("--output", arguments.output)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     exported = export(
         trained, arguments.format, include_normalization=arguments.include_normalization
     )
-    write_atomically(output, exported.content)
+    write_output(output, exported.content)
     what = (
         "weights"
         if arguments.format == "safetensors"

@@ -246,13 +246,16 @@ def write_rows(
 @contextlib.contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
     """A text file that appears when it is complete."""
-    from trainer.checkpoints.atomic_files import replacing
+    from trainer.checkpoints.atomic_files import cannot_write, replacing
 
-    with replacing(path) as raw:
-        text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-        yield text
-        text.flush()
-        text.detach()
+    try:
+        with replacing(path) as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
+            yield text
+            text.flush()
+            text.detach()
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 if __name__ == "__main__":

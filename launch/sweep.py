@@ -112,7 +112,7 @@ def write_plan(folder: Path, sweep: Sweep, overrides: Sequence[str]) -> None:
     Raises:
         InputError: If another sweep lies there.
     """
-    from trainer.checkpoints.atomic_files import write_atomically
+    from trainer.checkpoints.atomic_files import write_output
 
     path = folder / TRIALS
     content = json.dumps({"overrides": list(overrides), **sweep.to_json()}, indent=2) + "\n"
@@ -126,7 +126,7 @@ def write_plan(folder: Path, sweep: Sweep, overrides: Sequence[str]) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_output(path, content)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror})") from None
 
@@ -175,7 +175,7 @@ def conclude(
     from launch.comparing.metric_names import is_chosen_on
     from launch.comparing.ranking import score
     from launch.sweeping.trial_progress import deciding_metric, read_finished
-    from trainer.checkpoints.atomic_files import write_atomically
+    from trainer.checkpoints.atomic_files import write_output
 
     runs = read_finished(folder, sweep)
     if not runs:
@@ -193,7 +193,7 @@ def conclude(
         {"name": t.name, "overrides": t.overrides, metric: values.get(t.name)} for t in sweep.trials
     ]
     result = {"metric": metric, "by": comparison.by, "best": next(iter(ranked), None)}
-    write_atomically(folder / RESULT, json.dumps(result | {"trials": trials}, indent=2) + "\n")
+    write_output(folder / RESULT, json.dumps(result | {"trials": trials}, indent=2) + "\n")
     if not is_chosen_on(metric):
         say(f"Chosen by {metric}, on the test set itself: better with --data.validation 0.1.")
     if ranked and any(t.overrides.keys() - {"seed"} for t in sweep.trials):
@@ -206,10 +206,10 @@ def conclude(
 
 def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -> int:
     """Hand the trials to Slurm as an array, a line each; they are named as here."""
-    from trainer.checkpoints.atomic_files import write_atomically
+    from trainer.checkpoints.atomic_files import write_output
 
     lines = "".join(shlex.join(trial.arguments) + "\n" for trial in sweep.trials)
-    write_atomically(folder / "trials.txt", lines)
+    write_output(folder / "trials.txt", lines)
     at_once = f"%{jobs}" if jobs > 1 else ""
     command = [
         *("sbatch", f"--array=1-{len(sweep.trials)}{at_once}", str(ARRAY)),

@@ -67,7 +67,9 @@ def of_seeds(text: str) -> Sweep:
         found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
         if found is None:
             raise InputError("--seeds", given=text, expected="0..4, or 0,2,5")
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = (int(end[:MOST_DIGITS]) for end in (found[1], found[2] or found[1]))
+        if last - first >= MOST_TRIALS:
+            raise InputError("--seeds", given=text, expected=f"at most {MOST_TRIALS} trials")
         seeds += range(first, last + 1)
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError("--seeds", given=text, expected="one seed or more, none of them twice")
@@ -95,14 +97,20 @@ def read_sweep(path: Path, *, count: int, seed: int) -> Sweep:
         raise InputError(f"{path}: parameters", given=parameters, expected="one key or more")
     spaces = {str(key): _space(path, str(key), given) for key, given in parameters.items()}
     metric = content.get("metric") or {}
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str | None):
+        raise InputError(f"{path}: metric", given=metric, expected="a mapping with name and goal")
     name, goal = metric.get("name"), metric.get("goal", "minimize")
     if goal not in ("maximize", "minimize"):
         raise InputError(f"{path}: metric.goal", given=goal, expected="maximize or minimize")
     chosen = _grid(path, spaces) if method == "grid" else _random(spaces, count, seed)
-    command = BASE.search(" ".join(map(str, content.get("command") or [])))
+    words = content.get("command") or []
+    command = BASE.search(" ".join(map(str, words if isinstance(words, list) else [words])))
     return Sweep(_named(chosen), name, goal == "maximize", command[1] if command else None)
 
 
+MOST_TRIALS = 10_000
+MOST_DIGITS = 18
+LARGEST = 2.0**53
 Space = Sequence[Any] | Mapping[str, Any]
 """Values to choose from, or a distribution with its bounds."""
 DISTRIBUTIONS = ("uniform", "int_uniform", "log_uniform_values", "q_uniform")
@@ -130,7 +138,7 @@ def _space(path: Path, key: str, given: Any) -> Space:
             expected=f"one of {', '.join(DISTRIBUTIONS)}",
             remedy=f"Did you mean {close[0]!r}?" if close else "",
         )
-    numbers = all(isinstance(bound, int | float) and math.isfinite(bound) for bound in (low, high))
+    numbers = all(isinstance(b, int | float) and abs(b) < LARGEST for b in (low, high))
     if not numbers or low >= high or (kind == "log_uniform_values" and low <= 0):
         raise InputError(
             where,
@@ -138,7 +146,10 @@ def _space(path: Path, key: str, given: Any) -> Space:
             expected="two numbers, min below max"
             + (", both above 0" if kind == "log_uniform_values" else ""),
         )
-    return {"distribution": kind, "min": low, "max": high, "q": given.get("q", 1)}
+    q = given.get("q", 1)
+    if not isinstance(q, int | float) or not 0 < q < LARGEST:
+        raise InputError(f"{where}.q", given=q, expected="a number above 0")
+    return {"distribution": kind, "min": low, "max": high, "q": q}
 
 
 def _grid(path: Path, spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
@@ -151,6 +162,8 @@ def _grid(path: Path, spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
                 remedy="Use method: random for a range.",
             )
     choices = [list(space) for space in spaces.values()]
+    if (count := math.prod(map(len, choices))) > MOST_TRIALS:
+        raise InputError(f"{path}: a grid", given=f"{count} trials", expected=f"{MOST_TRIALS}")
     return [dict(zip(spaces, chosen, strict=True)) for chosen in itertools.product(*choices)]
 
 

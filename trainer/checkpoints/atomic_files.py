@@ -41,6 +41,27 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_output(path: Path, content: str | bytes) -> None:
+    """Replace a file that a user asked for; see `write_atomically`.
+
+    Raises:
+        InputError: If it cannot be written: the folder is read-only, or the disk full.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """What to say of a file that an option named."""
+    return InputError(
+        f"cannot write {path} ({error.strerror})",
+        expected="a folder this user may write to, with room in it",
+        remedy="Choose another.",
+    )
+
+
 def replace_directory(temporary: Path, final: Path) -> None:
     """Rename a directory to `final`; an older directory of that name is deleted afterwards.
 
