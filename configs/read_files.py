@@ -52,7 +52,6 @@ def read_yaml(path: Path) -> Any:
 
     try:
         text = read_text(path, most=MOST_YAML_BYTES)
-        _measure_events(text)
         loader = _loader()(text)
         node = loader.get_single_node()
         if node is None:
@@ -116,10 +115,26 @@ def _unreadable(path: Path, kind: str, reason: object) -> InputError:
 
 @functools.cache
 def _loader() -> Any:
-    """A safe loader without keys that are given twice, of which the last would win."""
+    """A safe loader within bounds, without keys that are given twice: the last would win."""
     import yaml
 
     class Loader(yaml.SafeLoader):
+        depth = values = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """Depth and length are refused as they come: all that follows would recurse."""
+            self.depth, self.values = self.depth + 1, self.values + 1
+            deep = self.depth > DEEPEST + 1
+            if deep or self.values > MOST_VALUES:
+                why = (
+                    "it is nested too deeply" if deep else f"it has more than {MOST_VALUES} values"
+                )
+                event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+                raise _marked(why, event.start_mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
         def construct_object(self, node: Any, deep: bool = False) -> Any:
             if node.tag in NUMBERS and len(node.value) > MOST_DIGITS:
                 raise _marked(f"a number of {len(node.value)} digits", node.start_mark)
@@ -151,20 +166,6 @@ def _marked(problem: str, mark: Any) -> Exception:
     import yaml
 
     return yaml.constructor.ConstructorError(None, None, problem, mark)
-
-
-def _measure_events(text: str) -> None:
-    """Refuse depth and length before anything is built, which would recurse."""
-    import yaml
-
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise _marked("it is nested too deeply", event.start_mark)
-        if count > MOST_VALUES:
-            raise _marked(f"it has more than {MOST_VALUES} values", event.start_mark)
 
 
 def _measure_nodes(root: Any) -> None:
