@@ -73,7 +73,7 @@ def load_config(
     try:
         namespace = parser.parse_args(config_args + rest)
         groups = vars(parser.instantiate(namespace))
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
         raise _translate(str(error)) from None
     groups = {key: value for key, value in groups.items() if key in _names(RunConfig)}
     config = RunConfig(**groups)
