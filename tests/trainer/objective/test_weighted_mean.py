@@ -103,9 +103,7 @@ def concatenated(samples: list[Sentence], **options: object) -> tuple[list[Tenso
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 6])
-@pytest.mark.parametrize(
-    "loss", ["torch.nn.functional:cross_entropy", f"{token_loss.__module__}:token_loss"]
-)
+@pytest.mark.parametrize("loss", [ENTROPY, "tests.support.odd_losses:token_loss"])
 def test_padding_and_cuts_do_not_move_the_gradient(loss: str, micro: int) -> None:
     """Law: the gradient is that of the mean over all tokens, not of a mean of means."""
     task = build_task(TaskConfig(name="loss", loss=loss), label_smoothing=0.0)
