@@ -14,7 +14,7 @@ from configs.imports import call_with, import_object
 from configs.schema import DataConfig
 from data.samples import ArrayDataset, Datasets, dtype_name
 from data.splits import labels_of
-from data.structures import as_tensor_or_none, is_record, split, tensors
+from data.structures import as_tensor_or_none, is_record, outline, split, tensors
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
@@ -84,6 +84,7 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         scale=255.0 if held is not None and held.dtype == torch.uint8 else 1.0,
         classes=tuple(classes),
         dtype="" if held is None else dtype_name(held),
+        structure=outline(inputs) if held is None else "",
     )
 
 
