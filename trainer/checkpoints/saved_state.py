@@ -70,7 +70,7 @@ def check_trainer(trainer: Mapping[str, Any], progress: Mapping[str, Any]) -> No
     Raises:
         ValueError: With what is wrong, by its dotted name.
     """
-    for key in ("progress", "optimizer", "optimizer_class", "schedule", "ranks", "device_type"):
+    for key in ("progress", "optimizer", "optimizer_class", "ranks", "device_type"):
         _expect(key in trainer, key, "nothing", "a value")
     found = trainer["progress"]
     _expect(isinstance(found, dict), "progress", found, "a mapping")

@@ -18,7 +18,7 @@ from configs.schema_training import ScheduleConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.objective.selection import Selection
 from trainer.optim.optimizers import set_rate
-from trainer.optim.saved_schedule import alike
+from trainer.optim.saved_schedule import MOVING, alike
 
 Scheduler = lr_scheduler.LRScheduler
 
@@ -174,7 +174,9 @@ class TorchSchedule:
             return
         fresh, state = self.state_dict(), copy.deepcopy(state)
         if type(self.scheduler) in SCHEDULERS.values():  # it takes whatever attribute it is given
-            state["scheduler"] = alike("schedule.scheduler", state["scheduler"], fresh["scheduler"])
+            state["scheduler"] = alike(
+                "schedule.scheduler", state["scheduler"], fresh["scheduler"], MOVING
+            )
         options = {k: v for k, v in fresh["group"].items() if type(v) in (int, float, tuple, list)}
         group = alike("schedule.group", state["group"], options)  # the others are the optimizer's
         if not isinstance(state["count"], int) or state["count"] < 0:
