@@ -1,6 +1,6 @@
 """Whatever is thrown at it, a command gives a result or one message, and soon.
 
-Each case is drawn from a seed of its own, which a failure names: 2,300 of them, of which the first
+Each case is drawn from a seed of its own, which a failure names: 3,550 of them, of which the first
 ones of each kind are tried by the quick suite.
 """
 
@@ -29,7 +29,7 @@ from data.formats.idx import read_idx
 from launch import compare, evaluate, export, predict
 from launch.sweeping.trials import read_sweep
 from tests.support.checkpoints import sign
-from tests.support.data_sets import make_idx
+from tests.support.data_sets import make_arrays, make_idx, make_shards, make_tree
 from tests.support.hostile import NASTY, attempt, spoil_bytes, spoil_text
 
 FEW, ALL = 0.04, 1.0
@@ -113,6 +113,52 @@ def test_idx_files(tmp_path: Path, part: float) -> None:
         )
 
     assert attempt_all("idx", 400 * part, case)["accepted"]
+
+
+def make_tables(folder: Path, ending: str) -> Path:
+    lines = [f"{number / 7:.3f},{number % 5},{'xyz'[number % 3]}" for number in range(40)]
+    folder.mkdir()
+    for split in ("train", "test"):
+        path = folder / f"{split}.csv"
+        path.write_text("\n".join(["a,b,label", *lines]))
+        if ending == "parquet":
+            from pyarrow import csv, parquet
+
+            parquet.write_table(csv.read_csv(path), path.with_suffix(".parquet"))
+            path.unlink()
+    return folder
+
+
+SETS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "image_folder": (partial(make_tree, num_train=9, num_test=6), {"size": 16}),
+    "npy": (make_arrays, {}),
+    "webdataset": (make_shards, {"size": 16}),
+    "csv": (partial(make_tables, ending="csv"), {"target": "label"}),
+    "parquet": (partial(make_tables, ending="parquet"), {"target": "label"}),
+}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_data_of_your_own(tmp_path: Path, kind: str, part: float) -> None:
+    make, kwargs = SETS[kind]
+    folder = make(tmp_path / "set")
+    whole = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    config = DataConfig(dataset=kind, root=str(folder), kwargs=kwargs)
+
+    def read_all() -> None:
+        found = load_datasets(config, seed=0)
+        for split in (found.train, found.test):
+            for index in range(len(split)) if hasattr(split, "__getitem__") else ():
+                split[index]
+
+    def case(draw: random.Random) -> Callable[[], Any]:
+        for path, content in whole.items():
+            path.write_bytes(content)
+        chosen = draw.choice(list(whole))
+        chosen.write_bytes(spoil_bytes(whole[chosen], draw))
+        return read_all
+
+    attempt_all(kind, 250 * part, case)
 
 
 def test_run_directories(
