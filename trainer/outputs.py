@@ -11,6 +11,7 @@ from configs.errors import InputError
 from configs.identity import flatten
 from configs.read_files import read_json
 from configs.schema import RunConfig
+from configs.unused import unused_keys
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
@@ -95,6 +96,9 @@ def open_outputs(
     logger.info(found.line())
     if kept := modes_kept(components.model):
         logger.info(f"{kept} modules of the model stay in eval mode, as they came")
+    if idle := unused_keys(config, runtime.world_size):
+        named = ", ".join(f"{key} (takes {what})" for key, what in idle.items())
+        logger.info(f"without effect in this run: {named}")
     logger.info(components.execution.line())
     environment = describe_environment(runtime, components.execution.to_json())
     directory.write_environment(environment)
