@@ -133,16 +133,15 @@ def construct(
             given=config.weight_decay,
             expected=f"0 with optimizer.name={config.name}, which has none",
         )
-    offered: dict[str, Any] = {
-        "params": parameters,
-        "lr": config.lr,
-        "weight_decay": config.weight_decay,
-    }
+    offered: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if fused and not {"differentiable", "foreach", "fused"} & set(config.kwargs):
         offered["fused"] = True  # None, not False, elsewhere: torch then prefers foreach on a GPU
         offered["capturable"] = _on_gpu(parameters)  # fused ones are: CUDA graphs may record them
     try:
-        return call_with("optimizer.kwargs", kind, dict(config.kwargs), {**offered, **options})  # type: ignore[no-any-return]
+        found: torch.optim.Optimizer = call_with(
+            "optimizer.kwargs", kind, dict(config.kwargs), {**offered, **options}, parameters
+        )
+        return found
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # a value that it refuses
