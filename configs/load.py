@@ -168,7 +168,8 @@ def _check_flags(argv: Sequence[str]) -> None:
     for token in argv:
         key = token[2:].partition("=")[0].rstrip("+")
         if token.startswith("--") and not key.startswith(("help", "print_config")):
-            open_key = ".kwargs." in key  # a mapping with keys of the user's own
+            # A mapping with keys of the user's own, such as model.kwargs.
+            open_key = any(key.startswith(f"{name}.") and _is_mapping(name) for name in known)
             if key not in known and not open_key:
                 raise _unknown(key, known, " on the command line")
             if _is_group(key):
@@ -190,12 +191,13 @@ def _without_strange_kwargs(files: Sequence[Path], argv: Sequence[str]) -> list[
     contents = [read_yaml(file) for file in files]
     words = [["--config", str(file)] for file in files] + [list(argv)]
     for group, key in NAMES.items():
-        name, kwargs = getattr(getattr(RunConfig(), group), key), {}
+        name: str = getattr(getattr(RunConfig(), group), key)
+        kwargs: dict[str, Any] = {}
         chosen = [(content.get(group) or {}).get(key) for content in contents]
         for number, now in enumerate([*chosen, _value_of(f"--{group}.{key}", argv)]):
             if now not in (None, name):
                 name = now
-                if kwargs:
+                if kwargs and _value_of(f"--{group}.kwargs", argv) is None:
                     words[number][:0] = [f"--{group}.kwargs={{}}"]
                     log.info(f"{group}.kwargs {kwargs} are not those of {now}: left out")
                 kwargs = {}
@@ -250,6 +252,10 @@ def _hint(key: str) -> Any:
 
 def _is_group(key: str) -> bool:
     return is_dataclass(_hint(key))
+
+
+def _is_mapping(key: str) -> bool:
+    return get_origin(_hint(key)) is dict
 
 
 def _takes_null(key: str) -> bool:

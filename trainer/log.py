@@ -110,6 +110,7 @@ class RunLog:
     def training(self) -> None:
         """Average the metrics since the last record."""
         self.flush()
+        self.step.parts.check(self.state.progress.step)
         scaler = self.state.precision.scaler
         record = self._start() | {
             "train/lr": self.step.learning_rate,
@@ -163,6 +164,7 @@ class RunLog:
             Diverged: With the step whose loss it is, or the name of what holds it.
         """
         self.flush()
+        self.step.parts.check(self.state.progress.step)
         self._refuse(self.state.meter.first_bad_global_batch(self.runtime))
         culprit = self.finite.culprit()
         if culprit is not None:

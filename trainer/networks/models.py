@@ -11,12 +11,13 @@ from torch import nn
 from configs.errors import InputError
 from configs.imports import call_with, named, signature_of
 from configs.registry import resolve
-from configs.schema_training import ModelConfig
+from configs.schema_model import ModelConfig
 from trainer.networks import from_timm
 from trainer.networks.convnet import ConvNet
 from trainer.networks.mlp import MLP
 from trainer.networks.resnet import resnet18, resnet50
 from trainer.networks.resnet9 import ResNet9
+from trainer.networks.trained_parts import freeze
 from trainer.networks.vit import ViT
 from trainer.ranks.rng import seed_stream
 
@@ -55,7 +56,8 @@ def build_model(
 
     Returns:
         The model on the CPU, in training mode but for the parts that its author set to eval mode;
-        one that came wholly in eval mode, as pretrained ones do, is wholly in training mode.
+        one that came wholly in eval mode, as pretrained ones do, is wholly in training mode. What
+        `model.freeze` names is frozen.
 
     Raises:
         InputError: If the factory does not exist, refuses its arguments or makes no module.
@@ -77,7 +79,10 @@ def build_model(
         raise InputError(
             "model.name", given=config.name, expected="a callable that returns a torch.nn.Module"
         )
-    return model if model.training else model.train()
+    if not model.training:
+        model.train()
+    freeze(model, config)
+    return model
 
 
 def _unnamed(config: ModelConfig, factory: Callable[..., nn.Module], num_classes: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.registry import resolve
-from configs.schema_training import TaskConfig
+from configs.schema_model import TaskConfig
 from trainer.objective.losses import LOSS_PROTOCOL, Loss, summed
 from trainer.objective.metrics import (
     Accuracy,

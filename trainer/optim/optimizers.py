@@ -176,7 +176,7 @@ def _on_gpu(parameters: Parameters) -> bool:
 
 def one_kernel(config: OptimizerConfig) -> bool:
     """Whether one kernel can step all parameters in a flat buffer (see `flat.FlatKernel`)."""
-    one_group = config.groups is None and config.layer_decay is None
+    one_group = config.groups is None and config.layer_decay is None and not config.lr_factors
     alike = config.decay_norms_and_biases or not config.weight_decay
     named = config.name.lower() in ("sgd", "adam", "adamw")
     return named and one_group and alike and not config.kwargs

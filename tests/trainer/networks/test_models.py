@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from configs.errors import InputError
-from configs.schema_training import ModelConfig
+from configs.schema_model import ModelConfig
 from trainer.networks.models import build_model
 
 USER_MODULE = """
