@@ -21,6 +21,7 @@ from trainer.checkpoints.run_directory import CONFIG, Resume, RunDirectory
 from trainer.checkpoints.state import Progress, RunState, restore
 from trainer.components import Components
 from trainer.due import End
+from trainer.hook import Hook, find_hook
 from trainer.log import RunLog
 from trainer.networks.module_state import modes_kept
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
@@ -28,6 +29,7 @@ from trainer.ranks.runtime import Runtime
 from trainer.records.console import build_console
 from trainer.records.gradient_statistics import GradientLog
 from trainer.records.jsonl import JsonlSink
+from trainer.records.notes import NotesSink
 from trainer.records.sinks import RunFacts, Sink, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
@@ -111,6 +113,7 @@ def start_from(config: RunConfig, components: Components) -> None:
 
 def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -> list[str]:
     """Load a checkpoint into the finished parts; returns lines for the log."""
+    find_hook(config.logging)  # before the directory is opened
     if checkpoint is None:
         return []
     weights, trainer = load_checkpoint(checkpoint)
@@ -149,6 +152,8 @@ def open_outputs(
     directory.write_environment(environment)
     directory.write_model(components.data.facts(), found.to_json())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
+    if config.logging.hook is not None:
+        wanted.append(NotesSink())
     if config.logging.tensorboard:
         wanted.append(TensorBoardSink())
     if config.logging.wandb.mode != "disabled":
@@ -211,4 +216,12 @@ def build_log(
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
         end=end,
+        hook=Hook(
+            config.logging,
+            state=state,
+            normalize=components.normalize,
+            sinks=sinks,
+            watch=watch,
+            sharded="FSDP" in components.execution.engine,
+        ),
     )

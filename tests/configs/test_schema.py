@@ -420,6 +420,7 @@ EXECUTION: dict[str, Any] = {
     "logging.wandb.tags": ["a"],
     "logging.wandb.artifacts": True,
     "logging.gradients": 5,
+    "logging.hook": "mine:look",
     "logging.tensorboard": True,
     "profile.enabled": True,
     "profile.warmup_steps": 5,

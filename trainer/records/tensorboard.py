@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.imports import import_extra
 from configs.schema_records import LoggingConfig
-from trainer.records.sinks import Record, RunFacts
+from trainer.records.sinks import Note, Record, RunFacts
 
 log = logging.getLogger("convoy")
 FOLDER = "tensorboard"
@@ -52,6 +52,18 @@ class TensorBoardSink:
             for key, value in record.items():
                 if "/" in key or key == "epoch":
                     self.writer.add_scalar(key, value, step, walltime=when)
+            self.writer.flush()
+        except Exception as error:
+            self._give_up(error)
+
+    def note(self, note: Note) -> None:
+        if self.writer is None:
+            return
+        try:
+            if note.text is not None:
+                self.writer.add_text(note.name, note.text, note.step)
+            if note.pixels is not None:
+                self.writer.add_image(note.name, note.pixels, note.step, dataformats="HWC")
             self.writer.flush()
         except Exception as error:
             self._give_up(error)
