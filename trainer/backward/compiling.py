@@ -11,6 +11,7 @@ from torch import nn
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig
 from data.loading.order import Plan
+from trainer.backward.compile_cache import Recovering, cache_folder, drop_damaged
 
 
 def compile_model(model: nn.Module, config: CompileConfig, plan: Plan) -> nn.Module:
@@ -22,7 +23,9 @@ def compile_model(model: nn.Module, config: CompileConfig, plan: Plan) -> nn.Mod
     """
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(plan.micro_batch_sizes))
-    return torch.compile(model, dynamic=False, mode=config.mode)  # type: ignore[return-value]
+    drop_damaged(cache_folder())
+    compiled: nn.Module = torch.compile(model, dynamic=False, mode=config.mode)  # type: ignore[assignment]
+    return Recovering(compiled)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -77,7 +77,8 @@ class AccelerateEngine(Engine):
 
     def reduce(self) -> None:
         if self.checks:
-            check_used(self.module.named_parameters())
+            assert isinstance(self.model, DistributedDataParallel)
+            check_used(self.model.module.named_parameters())
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch

@@ -76,12 +76,15 @@ def unused_in_trial(loss: LossModule, example: Batch, device: torch.device) -> l
 def check_used(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Stop where ranks have not agreed on a parameter: its bucket was not reduced.
 
+    Args:
+        named: Parameters by their names in a LossModule, compiled or not.
+
     Raises:
         RunFailed: With the name of one that was expected to have a gradient and has none.
     """
     for name, parameter in named:
         if parameter.requires_grad and parameter.grad is None:
-            refuse_unused(name.removeprefix("_orig_mod.").removeprefix("module."))
+            refuse_unused(name.partition("module.")[2])
 
 
 def refuse_unused(name: str) -> NoReturn:
