@@ -16,6 +16,9 @@ class ModelConfig:
     path `package.module:attribute`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model, such as {hidden: [256, 128], dropout: 0.2}."""
+    forward: str | None = None
+    """Import path of a function (model, batch) -> outputs, for a model that is not called with the
+    inputs of a batch by position or by name."""
     weights: str | None = execution(None)
     """What a new run starts from: a file of safetensors or of a state dict, a checkpoint, or a run
     directory (its best checkpoint)."""
@@ -54,7 +57,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     name: str = "classification"
-    """What is learned: classification, multilabel, regression, or an import path."""
+    """What is learned: classification, multilabel, regression, loss (what task.loss says, and
+    nothing else), or an import path."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a task named by import path."""
     loss: str | None = None

@@ -39,6 +39,7 @@ class InputFacts:
 
     input_shape: tuple[int, ...]
     num_classes: int
+    """0: there are none, or their number is not known."""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 1.0
@@ -82,7 +83,7 @@ class InputFacts:
         numbers = (self.scale, *self.mean, *self.std)
         holds = {
             "input_shape": min(sizes, default=1) > 0 and max(map(math.prod, shapes)) <= MOST,
-            "num_classes": 0 < self.num_classes <= MOST,
+            "num_classes": 0 <= self.num_classes <= MOST,
             "mean, std and scale": all(map(math.isfinite, numbers)) and self.scale > 0,
             "dtype": re.fullmatch(DTYPES, self.dtype) is not None,
             "fit.crop": self.fit is None or 0 < self.fit.crop <= 1,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from configs.schema_execution import ParallelConfig
-from data.samples import Batch
+from data.samples import Example
 from trainer.backward.autograd import LossModule
 from trainer.networks.module_state import untouched
 from trainer.ranks.collectives import max_
@@ -26,7 +26,7 @@ def decide_unused(
     loss: LossModule,
     *,
     runtime: Runtime,
-    example: Batch,
+    example: Example,
     changes: bool,
 ) -> ParallelConfig:
     """The same with `find_unused_parameters` decided, on every rank alike.
@@ -35,7 +35,7 @@ def decide_unused(
         parallel: How ranks share the gradient.
         loss: The model with its normalisation and loss, whole and not compiled.
         runtime: This rank.
-        example: A batch as the data set gives it, of one sample or more.
+        example: The first sample.
         changes: Whether what is trained changes with the epoch.
     """
     chosen = parallel.find_unused_parameters
@@ -56,18 +56,20 @@ def decide_unused(
     return replace(parallel, find_unused_parameters=chosen)
 
 
-def unused_in_trial(loss: LossModule, example: Batch, device: torch.device) -> list[str]:
-    """Names of parameters without a gradient in a pass over a sample or in one over zeros.
+def unused_in_trial(loss: LossModule, example: Example, device: torch.device) -> list[str]:
+    """Names of parameters without a gradient in a pass over a sample or in one where its
+    floats are zeros.
 
     Leaves no trace but in the random generators.
     """
     named = {n: p for n, p in loss.module.named_parameters() if p.requires_grad}
-    inputs, targets = (torch.cat([part[:1], part[:1]]).to(device) for part in example)
+    batch = example.batch(2).to(device)
+    zeros = batch.map(lambda held: torch.zeros_like(held) if held.is_floating_point() else held)
     missing: dict[str, None] = {}
     with untouched(loss.module):
-        for batch in ((inputs, targets), (torch.zeros_like(inputs), torch.zeros_like(targets))):
+        for tried in (batch, zeros):
             loss.module.zero_grad(set_to_none=True)
-            loss(*batch)[0].backward()
+            loss(tried.inputs, tried.targets)[0].backward()
             missing |= dict.fromkeys(n for n, p in named.items() if p.grad is None)
         loss.module.zero_grad(set_to_none=True)
     return list(missing)

@@ -68,7 +68,7 @@ def build_model(
     seed_stream(seed, "weights")
     if line := _unnamed(config, factory, num_classes):
         log.info(line)
-    facts = {"input_shape": input_shape, "num_classes": num_classes}
+    facts = {"input_shape": input_shape, **({"num_classes": num_classes} if num_classes else {})}
     try:
         model = call_with("model.kwargs", factory, kwargs, facts)
     except Exception as error:  # sizes of any kind may be asked for
@@ -90,7 +90,12 @@ def _unnamed(config: ModelConfig, factory: Callable[..., nn.Module], num_classes
     torchvision do, and does not say so; else nothing."""
     signature = signature_of(factory)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    if not takes_any or "num_classes" in named(signature) or "num_classes" in config.kwargs:
+    if (
+        not num_classes
+        or not takes_any
+        or "num_classes" in named(signature)
+        or "num_classes" in config.kwargs
+    ):
         return ""
     return (
         f"{config.name} names no argument num_classes and is not given one; if it takes that all "
