@@ -79,6 +79,7 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         scale=255.0 if held is not None and held.dtype == torch.uint8 else 1.0,
         classes=tuple(classes),
         dtype="" if held is None else dtype_name(held),
+        structure=outline(split(sample)[0]) if held is None else "",
     )
 
 

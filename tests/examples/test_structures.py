@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.processes import ROOT, train
+from tests.support.processes import ROOT, launch, train
 from tests.support.runs import assert_same_bits, latest_weights, series
 
 EXAMPLES = ROOT / "examples"
@@ -67,3 +67,21 @@ def test_they_learn(name: str, tmp_path: Path) -> None:
     found = json.loads((run(tmp_path, name) / "summary.json").read_text())
     key, least, most = LEARNED[name]
     assert least <= found[key] <= most
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["sentences", "detection"])
+def test_commands_know_them_or_refuse_at_once(name: str, tmp_path: Path) -> None:
+    """Law: an evaluation afterwards has the values of the run; what takes one tensor says so."""
+    folder = run(tmp_path, name, "--train.max_steps=3")
+    env = {"PYTHONPATH": str(EXAMPLES)}
+    found = launch("launch/evaluate.py", folder, "--trust_code", env=env)
+    assert found.status == 0, found.output
+    metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert metrics["loss"] == summary["eval/loss"]
+    weights = launch("launch/export.py", folder, "--trust_code", "--format=safetensors", env=env)
+    assert weights.status == 0, weights.output
+    program = launch("launch/export.py", folder, "--trust_code", "--format=torch_export", env=env)
+    assert program.status == 2
+    assert "Traceback" not in program.output

@@ -99,7 +99,7 @@ def concatenated(samples: list[Sentence], **options: object) -> tuple[list[Tenso
     tokens, tags = (torch.cat([sample[part] for sample in samples])[None] for part in (0, 1))
     loss = F.cross_entropy(model(tokens, tokens), tags, **options)  # type: ignore[arg-type]
     loss.backward()  # type: ignore[no-untyped-call]
-    return [p.grad for p in model.parameters() if p.grad is not None], float(loss)
+    return [p.grad for p in model.parameters() if p.grad is not None], float(loss.detach())
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 6])
