@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from configs.schema import RunConfig
@@ -35,14 +36,15 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     (kwargs, a batch schedule) are one leaf."""
     flat: dict[str, Any] = {}
 
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and not prefix.endswith(("kwargs", "_schedule")):
-            for key, child in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, child)
-        else:
-            flat[prefix] = list(value) if isinstance(value, tuple) else value
+    def walk(prefix: str, group: Any) -> None:
+        for item in fields(group):
+            key, value = f"{prefix}{item.name}", getattr(group, item.name)
+            if is_dataclass(value):
+                walk(f"{key}.", value)
+            else:
+                flat[key] = list(value) if isinstance(value, tuple) else copy.deepcopy(value)
 
-    walk("", asdict(config))
+    walk("", config)
     return flat
 
 

@@ -149,22 +149,25 @@ def import_extra(module: str, extra: str) -> Any:
 
 
 def call_with(
-    key: str, target: Callable[..., Any], kwargs: dict[str, Any], offered: dict[str, Any]
+    key: str,
+    target: Callable[..., Any],
+    kwargs: dict[str, Any],
+    offered: dict[str, Any],
+    *positional: Any,
 ) -> Any:
-    """Call `target` with `kwargs` and with those of the `offered` arguments that it accepts.
+    """Call `target` with `kwargs` and with those of the `offered` arguments that it names.
+
+    What only its `**kwargs` would take is not offered: whoever they are passed on to may refuse it.
 
     Raises:
         InputError: If the arguments do not fit its signature, which the message shows.
     """
-    try:
-        signature = inspect.signature(target, eval_str=True)
-    except Exception:  # an annotation may be anything, and only type checkers need resolve it
-        signature = inspect.signature(target)
+    signature = signature_of(target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    accepted = {name: v for name, v in offered.items() if name in signature.parameters or takes_any}
+    accepted = {name: v for name, v in offered.items() if name in named(signature)}
     arguments = {**accepted, **kwargs}
     try:
-        signature.bind(**arguments)
+        signature.bind(*positional, **arguments)
     except TypeError as error:
         reason = str(error)[:1].upper() + str(error)[1:]
         strange = not takes_any and not kwargs.keys() <= signature.parameters.keys()
@@ -176,7 +179,21 @@ def call_with(
             expected=f"arguments of {_name(target)}{signature}",
             remedy=f"{reason}.",
         ) from None
-    return target(**arguments)
+    return target(*positional, **arguments)
+
+
+def signature_of(target: Callable[..., Any]) -> inspect.Signature:
+    """What a callable takes."""
+    try:
+        return inspect.signature(target, eval_str=True)
+    except Exception:  # an annotation may be anything, and only type checkers need resolve it
+        return inspect.signature(target)
+
+
+def named(signature: inspect.Signature) -> set[str]:
+    """The arguments that can be given by name; those of `**kwargs` have none."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name for name, parameter in signature.parameters.items() if parameter.kind in kinds}
 
 
 def _name(thing: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,8 @@ from configs.trust import FLAG, judge, lies_in_run
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+log = logging.getLogger("convoy")
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_RECIPE = RECIPES / "mnist.yaml"
@@ -69,9 +72,8 @@ def load_config(
     files = [file for file in files if _check_file(file)]
     _check_flags(rest)
     parser = build_parser(prog, description)
-    config_args = [arg for file in files for arg in ("--config", str(file))]
     try:
-        namespace = parser.parse_args(config_args + rest)
+        namespace = parser.parse_args(_without_strange_kwargs(files, rest))
         groups = vars(parser.instantiate(namespace))
     except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
         raise _translate(str(error)) from None
@@ -172,7 +174,8 @@ def _check_flags(argv: Sequence[str]) -> None:
     for token in argv:
         key = token[2:].partition("=")[0].rstrip("+")
         if token.startswith("--") and not key.startswith(("help", "print_config")):
-            open_key = ".kwargs." in key  # a mapping with keys of the user's own
+            # A mapping with keys of the user's own, such as model.kwargs.
+            open_key = any(key.startswith(f"{name}.") and _is_mapping(name) for name in known)
             if key not in known and not open_key:
                 raise _unknown(key, known, " on the command line")
             if _is_group(key):
@@ -182,6 +185,41 @@ def _check_flags(argv: Sequence[str]) -> None:
                 f"argument {token!r}", expected="options of the form --key value", remedy=SEE_HELP
             )
         previous = token
+
+
+NAMES = dict.fromkeys(("model", "task", "optimizer", "schedule"), "name") | {"data": "dataset"}
+"""Groups with `kwargs`, and their keys that say whose arguments these are."""
+
+
+def _without_strange_kwargs(files: Sequence[Path], argv: Sequence[str]) -> list[str]:
+    """The whole command line, in which another name of a model (or task, ...) than that of the
+    files before it also drops the arguments that these gave to that one."""
+    contents = [read_yaml(file) for file in files]
+    words = [["--config", str(file)] for file in files] + [list(argv)]
+    for group, key in NAMES.items():
+        name: str = getattr(getattr(RunConfig(), group), key)
+        kwargs: dict[str, Any] = {}
+        chosen = [(content.get(group) or {}).get(key) for content in contents]
+        for number, now in enumerate([*chosen, _value_of(f"--{group}.{key}", argv)]):
+            if now not in (None, name):
+                name = now
+                if kwargs and _value_of(f"--{group}.kwargs", argv) is None:
+                    words[number][:0] = [f"--{group}.kwargs={{}}"]
+                    log.info(f"{group}.kwargs {kwargs} are not those of {now}: left out")
+                kwargs = {}
+            given = (contents[number].get(group) or {}).get("kwargs") if contents[number:] else None
+            kwargs |= given if isinstance(given, dict) else {}
+    return [word for part in words for word in part]
+
+
+def _value_of(option: str, argv: Sequence[str]) -> str | None:
+    """What a command line says last of an option."""
+    said = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name == option:
+            said = value if equals else following
+    return said
 
 
 SEE_HELP = "`python launch/train.py --help` lists every key."
@@ -220,6 +258,10 @@ def _hint(key: str) -> Any:
 
 def _is_group(key: str) -> bool:
     return is_dataclass(_hint(key))
+
+
+def _is_mapping(key: str) -> bool:
+    return get_origin(_hint(key)) is dict
 
 
 def _takes_null(key: str) -> bool:

@@ -13,15 +13,9 @@ from typing import Any, Literal
 from configs.errors import InputError, expect
 from configs.fields import EXECUTION, execution
 from configs.schema_execution import CompileConfig, DryRunConfig, ParallelConfig, ProfileConfig
+from configs.schema_model import ModelConfig, TaskConfig
 from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
-from configs.schema_training import (
-    ModelConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-    TaskConfig,
-    TrainConfig,
-)
+from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig, TrainConfig
 from configs.visible import is_unseen
 
 

@@ -96,6 +96,9 @@ class LoggingConfig:
     """Live display, plain lines or neither; auto: live on a terminal, plain lines elsewhere."""
     gradients: int | None = None
     """Record gradient norm and update-to-weight ratio of every parameter each this many steps."""
+    hook: str | None = None
+    """Import path of a function that is called after records and evaluations with the model, to
+    show texts and pictures (docs/your_own.md); it cannot change the run."""
     tensorboard: bool = False
     """Write event files for TensorBoard to RUN/tensorboard."""
     wandb: WandbConfig = field(default_factory=WandbConfig)

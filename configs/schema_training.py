@@ -1,4 +1,4 @@
-"""What is learned and how: model, optimizer, learning rate, steps and precision."""
+"""How it is learned: optimizer, learning rate, steps and precision."""
 
 from __future__ import annotations
 
@@ -8,31 +8,6 @@ from typing import Any, Literal
 
 from configs.errors import expect
 from configs.fields import execution
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    name: str = "mlp"
-    """Registered name (mlp, convnet, resnet9, resnet18, resnet50, vit), timm/NAME or an import
-    path `package.module:attribute`."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the model, such as {hidden: [256, 128], dropout: 0.2}."""
-    forward: str | None = None
-    """Import path of a function (model, batch) -> outputs, for a model that is not called with the
-    inputs of a batch by position or by name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    name: str = "classification"
-    """What is learned: classification, multilabel, regression, loss (what task.loss says, and
-    nothing else), or an import path."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of a task named by import path."""
-    loss: str | None = None
-    """Import path of a loss (outputs, targets) that replaces the task's own."""
-    metrics: list[str] = field(default_factory=list)
-    """Import paths of further metrics (protocol: trainer/objective/metrics.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +24,9 @@ class OptimizerConfig:
     """Whether weight decay applies to biases, norms and other vectors too."""
     layer_decay: float | None = None
     """Factor of the learning rate for every layer further away from the output."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Factors of the learning rate of some parameters, by pattern of their names, such as
+    {backbone.*: 0.1}; the first that fits holds."""
     groups: str | None = None
     """Import path of a function model -> parameter groups, as torch.optim takes them."""
     momentum: float = 0.9
@@ -84,6 +62,13 @@ class OptimizerConfig:
             decay is None or 0 < decay <= 1,
             "0 < layer_decay <= 1, or null",
         )
+        expect(
+            self,
+            "optimizer.lr_factors",
+            all(0 < factor < float("inf") for factor in self.lr_factors.values()),
+            "{pattern: factor} with factors above 0",
+            "What is not to be trained is named by model.freeze.",
+        )
         own = [key for key in ("lr", "weight_decay", "params") if key in self.kwargs]
         expect(
             self,
@@ -95,8 +80,10 @@ class OptimizerConfig:
         expect(
             self,
             "optimizer.groups",
-            self.groups is None or (self.decay_norms_and_biases and decay is None),
-            "null with optimizer.decay_norms_and_biases=false or optimizer.layer_decay",
+            self.groups is None
+            or (self.decay_norms_and_biases and decay is None and not self.lr_factors),
+            "null with optimizer.decay_norms_and_biases=false, optimizer.layer_decay or "
+            "optimizer.lr_factors",
             "Groups of your own say it all.",
         )
 

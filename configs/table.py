@@ -35,6 +35,8 @@ WORDS: dict[Any, str] = {
     NoneType: "null",
     list[str]: "list of texts",
     dict[int, int]: "mapping of whole numbers",
+    dict[str, int]: "mapping to whole numbers",
+    dict[str, float]: "mapping to numbers",
     dict[str, Any]: "mapping",
     tuple[float, float]: "two numbers",
 }

@@ -25,17 +25,21 @@ from trainer.due import End
 from trainer.engines.accelerate import AccelerateEngine, build_sharded
 from trainer.engines.engine import Engine
 from trainer.engines.native import NativeEngine
+from trainer.engines.unused import decide_unused
 from trainer.evaluator import Evaluator
 from trainer.loop import Run
 from trainer.networks.blocks import prepare_blocks
+from trainer.networks.trained_parts import TrainedParts
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
 from trainer.outputs import (
     build_log,
     continue_from,
     decide_resume,
+    identify_weights,
     normalised_as_before,
     open_outputs,
+    start_from,
 )
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
@@ -71,6 +75,7 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
     """
     config, components = _prepare(config, runtime)
     use_training_timeout(runtime, config.parallel)
+    raise_on_all_ranks(runtime, lambda: start_from(config, components))
     state = build_state(config, runtime, components)
     return Workbench(
         config=config,
@@ -102,6 +107,8 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
     )
     use_training_timeout(runtime, config.parallel)
     components = normalised_as_before(components, resume)
+    if resume.checkpoint is None:
+        raise_on_all_ranks(runtime, lambda: start_from(config, components))
     state = build_state(config, runtime, components)
     finite = FiniteCheck(state)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
@@ -172,6 +179,7 @@ def _assemble_run(
 
 def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components]:
     """Data and model on every rank, or one refusal on all of them."""
+    config = identify_weights(config, runtime)
     data = load_data(config, runtime)
     if config.train.auto_batch:
         config = fit_micro_batch(
@@ -201,12 +209,21 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         task=components.task,
         call=components.call,
     )
-    prepare_blocks(components.model, config.parallel, runtime.world_size)
+    parallel = config.parallel
+    if components.flat is None:  # passes written out use all parameters
+        parallel = decide_unused(
+            parallel,
+            loss,
+            runtime=runtime,
+            example=components.example,
+            changes=bool(config.model.train_from),
+        )
+    prepare_blocks(components.model, parallel, runtime.world_size)
     engine = _engine(components, average)(
         loss,
         compiled=components.execution.compiled,
         runtime=runtime,
-        parallel=config.parallel,
+        parallel=parallel,
         compile_=config.compile,
         plan=components.plan,
         example=components.example,
@@ -265,6 +282,7 @@ def _build_step(
         meter=state.meter,
         progress=state.progress,
         clip_norm=config.train.clip_norm,
+        parts=TrainedParts(state.engine.module, config.model.train_from),
         runtime=runtime,
         max_steps=execution.max_steps,
         loader=loader,

@@ -282,7 +282,8 @@ def build_plan(
 
 def check_batch_norm(model: nn.Module, plan: Plan) -> None:
     """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
-    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    normed = any(norm.training for norm in norms)  # one that is frozen has its statistics
     smallest = plan.micro_batch_sizes[0]
     if normed and smallest < 2:
         raise InputError(

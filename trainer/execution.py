@@ -172,12 +172,11 @@ def _gradients(config: RunConfig, subject: Subject, engine: Engine) -> tuple[Gra
         )
     if obstacle is None and compile_.backward != "autograd":
         return "written out", "linear layers with ReLU and dropout, and a plain cross-entropy"
-    if obstacle is None:
-        obstacle = "compile.backward autograd"
+    obstacle = obstacle or "compile.backward autograd"
     if not compiles:
         return "autograd", obstacle
-    asked = f"compile.enabled {str(compile_.enabled).lower()}"
-    return "compiled autograd", f"{asked} on {subject.device.type}; {obstacle}"
+    asked = f"compile.enabled {str(compile_.enabled).lower()} on {subject.device.type}"
+    return "compiled autograd", f"{asked}; {obstacle}"
 
 
 def _obstacles_to_writing_out(config: RunConfig, subject: Subject, engine: Engine) -> Iterator[str]:
@@ -185,12 +184,13 @@ def _obstacles_to_writing_out(config: RunConfig, subject: Subject, engine: Engin
     parallel, task = config.parallel, subject.task
     if engine != "native" or parallel.strategy != "ddp":
         yield f"parallel.engine {parallel.engine}, parallel.strategy {parallel.strategy}"
-    if config.compile.enabled is True:
-        yield "compile.enabled true"
-    if parallel.activation_checkpointing:
-        yield "parallel.activation_checkpointing true"
-    if parallel.compression == "powersgd":
-        yield "parallel.compression powersgd"
+    asked = {
+        "compile.enabled true": config.compile.enabled is True,
+        "model.train_from": bool(config.model.train_from),
+        "parallel.activation_checkpointing true": parallel.activation_checkpointing,
+        "parallel.compression powersgd": parallel.compression == "powersgd",
+    }
+    yield from (name for name, met in asked.items() if met)
     if task.label_smoothing is None:
         yield f"the loss of task {task.name} is not a plain cross-entropy"
     if not one_kernel(config.optimizer):
@@ -217,11 +217,11 @@ def _reduction(
 
 
 def _kernel(config: RunConfig, subject: Subject, gradients: Gradients) -> tuple[KernelKind, str]:
-    scaled = config.precision.dtype == "fp16"
     if gradients == "written out":
         return "flat", "written-out passes keep all parameters in one buffer"
-    if config.parallel.strategy != "ddp":
+    if config.parallel.strategy == "fsdp" and subject.world_size > 1:
         return "own", "parallel.strategy fsdp"
+    scaled = config.precision.dtype == "fp16"
     if has_fused_kernel(config.optimizer, subject.device, scaled=scaled):
         return "direct", f"{config.optimizer.name} on {subject.device.type}"
     return "own", f"torch has no fused kernel of {config.optimizer.name} for this run"
@@ -279,15 +279,15 @@ def _needs_the_host(config: RunConfig, subject: Subject, engine: Engine) -> Iter
 
 def _obstacles_to_recording(config: RunConfig, subject: Subject, engine: Engine) -> Iterator[str]:
     """What a run would have to be for its steps to be recorded."""
-    augment = config.data.augment
     needs = {
         "a CUDA device": subject.device.type == "cuda",
         "one rank": subject.world_size == 1,
         "parallel.engine native": engine == "native",
         "parallel.reduction fast": config.parallel.reduction == "fast",
         "parallel.activation_checkpointing false": not config.parallel.activation_checkpointing,
+        "no model.train_from": not config.model.train_from,
         "data in device memory (see data.placement)": subject.resident[0],
-        "no mixup and no cutmix": not (augment.mixup or augment.cutmix),
+        "no mixup and no cutmix": not (config.data.augment.mixup or config.data.augment.cutmix),
         "compile.mode default": config.compile.mode == "default",
         "compile.capture auto or true": config.compile.capture is not False,
     }

@@ -14,6 +14,7 @@ from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.due import Boundary, End, steps_until
+from trainer.hook import After, Hook
 from trainer.objective.meter import HostCopies, UnreadMetrics
 from trainer.objective.selection import Selection
 from trainer.objective.task import Task
@@ -64,6 +65,7 @@ class RunLog:
         gradients: GradientLog,
         watch: Stopwatch,
         end: End,
+        hook: Hook,
     ) -> None:
         self.config = config
         self.runtime = runtime
@@ -82,6 +84,9 @@ class RunLog:
         self.gradients = gradients
         self.watch = watch
         self.end = end
+        self.hook = hook
+        self.written: Record = {}
+        """The latest training record."""
         self.unwritten: Unwritten | None = None
         self.summary_refused = False
 
@@ -110,6 +115,7 @@ class RunLog:
     def training(self) -> None:
         """Average the metrics since the last record."""
         self.flush()
+        self.step.parts.check(self.state.progress.step)
         scaler = self.state.precision.scaler
         record = self._start() | {
             "train/lr": self.step.learning_rate,
@@ -121,8 +127,9 @@ class RunLog:
             scale = HostCopies([loss_scale(scaler)])
         norm = HostCopies([self.step.gradient_norm()])
         self.unwritten = Unwritten(record, self.state.meter.unread(), norm, scale)
-        if self.runtime.device.type == "cpu":
+        if self.runtime.device.type == "cpu" or self.hook.wanted:
             self.flush()
+            self._show("training", self.written)
 
     def flush(self) -> None:
         """Write the training record that is still unwritten, when its numbers have come.
@@ -141,7 +148,8 @@ class RunLog:
             more = {"train/loss": totals.loss, **score, **more}
         if pending.scale is not None:
             more["train/loss_scale"] = float(pending.scale.wait()[0])
-        self.sinks.record(pending.record | more)
+        self.written = pending.record | more
+        self.sinks.record(self.written)
 
     def gradient_sizes(self) -> None:
         """Record the gradient and the update of every parameter. Waits for the device."""
@@ -149,13 +157,21 @@ class RunLog:
         self.sinks.record(self._start() | self.gradients.measure())
 
     def evaluation(self, values: Mapping[str, float]) -> None:
-        self.sinks.record(self._start() | under(self.group, values))
+        record = self._start() | under(self.group, values)
+        self.sinks.record(record)
         self.summary("running")
+        self._show("evaluation", record)
 
     def test(self, final: Mapping[str, float], best: Mapping[str, float]) -> None:
         """Record what the final weights and the chosen ones reach on the test set."""
-        self.sinks.record(self._start() | under("test", final) | under("test_best", best))
+        record = self._start() | under("test", final) | under("test_best", best)
+        self.sinks.record(record)
         self.summary("running")
+        self._show("evaluation", record)
+
+    def _show(self, after: After, record: Record) -> None:
+        self.hook(after, record)
+        self.step.parts.check(self.state.progress.step)
 
     def check_finite(self) -> None:
         """Stop before a number that is not finite is recorded, saved or evaluated.
@@ -164,6 +180,7 @@ class RunLog:
             Diverged: With the step whose loss it is, or the name of what holds it.
         """
         self.flush()
+        self.step.parts.check(self.state.progress.step)
         self._refuse(self.state.meter.first_bad_global_batch(self.runtime))
         culprit = self.finite.culprit()
         if culprit is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.identity import flatten
-from configs.read_files import read_json
+from configs.read_files import read_json, read_yaml
 from configs.schema import RunConfig
 from configs.unused import unused_keys
 from data.found import describe, first_not_finite
@@ -17,16 +17,20 @@ from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
-from trainer.checkpoints.run_directory import Resume, RunDirectory
+from trainer.checkpoints.initial_weights import load_weights, read_weights, weights_digest
+from trainer.checkpoints.run_directory import CONFIG, Resume, RunDirectory
 from trainer.checkpoints.state import Progress, RunState, restore
 from trainer.components import Components
 from trainer.due import End
+from trainer.hook import Hook, find_hook
 from trainer.log import RunLog
 from trainer.networks.module_state import modes_kept
+from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
 from trainer.records.console import build_console
 from trainer.records.gradient_statistics import GradientLog
 from trainer.records.jsonl import JsonlSink
+from trainer.records.notes import NotesSink
 from trainer.records.sinks import RunFacts, Sink, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
@@ -61,8 +65,56 @@ def normalised_as_before(components: Components, resume: Resume) -> Components:
     return replace(components, data=data, normalize=Normalize(data, device))
 
 
+def identify_weights(config: RunConfig, runtime: Runtime) -> RunConfig:
+    """The config with the digest of `model.weights`, which is part of what the run is.
+
+    Raises:
+        InputError: On every rank, if the weights cannot be read.
+    """
+    if config.model.weights is None or config.model.weights_sha256 is not None:
+        return config
+
+    def find() -> str | None:
+        return _digest(config) if runtime.is_main else None
+
+    digest = broadcast_object(runtime, raise_on_all_ranks(runtime, find))
+    return replace(config, model=replace(config.model, weights_sha256=digest))
+
+
+def _digest(config: RunConfig) -> str:
+    """Of the weights; a run that goes on does without them: its directory knows the digest."""
+    given, file = config.model.weights, RunDirectory(config).path / CONFIG
+    assert given is not None
+    if not Path(given).expanduser().exists() and file.is_file():
+        known = (read_yaml(file) or {}).get("model") or {}
+        if known.get("weights") == given and known.get("weights_sha256"):
+            return str(known["weights_sha256"])
+    return weights_digest(read_weights(given))
+
+
+def start_from(config: RunConfig, components: Components) -> None:
+    """Load `model.weights` into the model of a new run, and say what was loaded.
+
+    Raises:
+        InputError: If they do not fit, or are not those of the digest.
+    """
+    if config.model.weights is None:
+        return
+    weights = read_weights(config.model.weights)
+    if (found := weights_digest(weights)) != config.model.weights_sha256:
+        raise InputError(
+            f"model.weights {config.model.weights}",
+            given=f"weights of digest {found}",
+            expected=f"{config.model.weights_sha256}, as model.weights_sha256 says",
+            remedy="They are other weights than before: leave that key out, and choose another "
+            "--name.",
+        )
+    logger.info(load_weights(components.model, weights, config.model))
+
+
 def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -> list[str]:
     """Load a checkpoint into the finished parts; returns lines for the log."""
+    find_hook(config.logging)  # before the directory is opened
     if checkpoint is None:
         return []
     weights, trainer = load_checkpoint(checkpoint)
@@ -104,6 +156,8 @@ def open_outputs(
     directory.write_environment(environment)
     directory.write_model(components.data.facts(), found.to_json())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
+    if config.logging.hook is not None:
+        wanted.append(NotesSink())
     if config.logging.tensorboard:
         wanted.append(TensorBoardSink())
     if config.logging.wandb.mode != "disabled":
@@ -166,4 +220,12 @@ def build_log(
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
         end=end,
+        hook=Hook(
+            config.logging,
+            state=state,
+            normalize=components.normalize,
+            sinks=sinks,
+            watch=watch,
+            sharded="FSDP" in components.execution.engine,
+        ),
     )

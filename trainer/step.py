@@ -22,6 +22,7 @@ from trainer.checkpoints.state import Progress
 from trainer.closure import Closure, total_over_ranks
 from trainer.engines.dtensor import full_tensor
 from trainer.engines.engine import Engine
+from trainer.networks.trained_parts import TrainedParts
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average
 from trainer.optim.fused import Kernel
@@ -73,6 +74,7 @@ class TrainStep:
         progress: Counts steps and global batches.
         clip_norm: Largest norm of the gradient.
         runtime: This rank.
+        parts: Says what is trained in which epoch; None: the same in all of them.
         max_steps: Steps in a row at most. More than one only where neither schedule nor optimizer
             has to know whether fp16 has skipped a step.
         loader: Where the samples of a row of steps come from at once; None: from the stream.
@@ -93,6 +95,7 @@ class TrainStep:
         progress: Progress,
         clip_norm: float | None,
         runtime: Runtime,
+        parts: TrainedParts | None = None,
         max_steps: int = 1,
         loader: ResidentLoader | None = None,
         watched: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
@@ -107,6 +110,7 @@ class TrainStep:
         self.meter = meter
         self.progress = progress
         self.clip_norm = clip_norm
+        self.parts = parts or TrainedParts(engine.module, {})
         self.runtime = runtime
         self.max_steps = max_steps
         self.loader = loader
@@ -121,6 +125,7 @@ class TrainStep:
     def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
         """Take the steps, then note on the host what happened; with fp16 this waits for the
         device."""
+        self.parts.enter(global_batches[0].epoch)
         hyperparameters = self.next_hyperparameters(len(global_batches))
         ready: Hyperparameters = hyperparameters
         if self.precision.scaler.is_enabled() and self.max_steps > 1:

@@ -51,30 +51,25 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
     train, *others = made
     classes = getattr(train, "classes", None) or ()
     num_classes = getattr(train, "num_classes", None) or len(classes)
-    for part in made:
-        if isinstance(part, IterableDataset):
-            raise InputError(
-                f"data.dataset {config.dataset}",
-                given=f"{type(part).__name__}, a stream",
-                expected="samples by index",
-                remedy="A stream has no order to shuffle, share out and continue from: read it "
-                "into a list or an array first.",
-            )
-        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__") or not len(part):
-            raise refusal
+    names = ("train", "validation", "test") if len(made) == 3 else ("train", "test")
+    for name, part in zip(names, made, strict=False):
+        _check_part(f"data.dataset {config.dataset}, {name}", part)
     sample = train[0]
-    if isinstance(sample, int | float | str | bytes) or sample is None or not _is_filled(sample):
-        raise refusal
-    inputs, target = split(sample)
-    held, goal = (as_tensor_or_none(part) for part in (inputs, target))
-    if held is None and not config.collate and next(tensors(inputs), None) is None:
-        raise refusal
+    where = f"data.dataset {config.dataset}, train[0]"
+    held, goal = _take_apart(where, sample, collated=config.collate is not None)
     if goal is not None and (goal.ndim or goal.is_floating_point()):
         num_classes = num_classes or goal.numel()  # outputs of the model
     if goal is not None and not num_classes:
         labels = labels_of(train)
         if labels is None and not is_record(sample):
-            raise refusal
+            raise InputError(
+                f"data.dataset {config.dataset}, number of classes",
+                given=f"targets that are whole numbers ({goal.item()} for train[0]), and neither "
+                "`num_classes` nor `classes` on the training set",
+                expected="one of the two, for so many outputs of the model",
+                remedy="Set it: `train.num_classes = 10`. For anything else than classes let "
+                "targets be floats.",
+            )
         num_classes = 0 if labels is None else int(labels.max()) + 1
     return Datasets(
         train=train,
@@ -84,8 +79,53 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         scale=255.0 if held is not None and held.dtype == torch.uint8 else 1.0,
         classes=tuple(classes),
         dtype="" if held is None else dtype_name(held),
-        structure=outline(inputs) if held is None else "",
+        structure=outline(split(sample)[0]) if held is None else "",
     )
+
+
+def _check_part(name: str, part: Any) -> None:
+    """Refuse what samples cannot be taken from by index.
+
+    Raises:
+        InputError: With what it lacks.
+    """
+    streams = hasattr(part, "__iter__") and not hasattr(part, "__getitem__")
+    if isinstance(part, IterableDataset) or streams:
+        raise InputError(
+            name,
+            given=f"{type(part).__name__}, a stream",
+            expected="samples by index",
+            remedy="A stream has no order to shuffle, share out and continue from: read it into a "
+            "list or an array first.",
+        )
+    lacks = [method for method in ("__len__", "__getitem__") if not hasattr(part, method)]
+    if lacks or not len(part):
+        raise InputError(
+            name,
+            given=f"{type(part).__name__} {'without ' + ' and '.join(lacks) if lacks else 'of 0'}",
+            expected="a data set with a length and samples by index, and one sample at least",
+        )
+
+
+def _take_apart(where: str, sample: Any, *, collated: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The input and the target of a sample, as far as they are one tensor each.
+
+    Raises:
+        InputError: With what the sample is, if nothing can be learned from it.
+    """
+    plain = isinstance(sample, int | float | str | bytes) or sample is None
+    inputs, target = (None, None) if plain or not _is_filled(sample) else split(sample)
+    held, goal = (as_tensor_or_none(part) for part in (inputs, target))
+    if held is None and (inputs is None or not collated) and next(tensors(inputs), None) is None:
+        raise InputError(
+            where,
+            given=outline(sample),
+            expected="an (input, target) pair, or a tuple, list, mapping or dataclass, with a "
+            "tensor or an array among its inputs",
+            remedy="Let the data set give tensors, or turn its samples into a batch of them with "
+            "data.collate.",
+        )
+    return held, goal
 
 
 def _held(part: Any) -> Any:

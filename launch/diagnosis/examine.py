@@ -22,6 +22,7 @@ from launch.diagnosis.findings import Finding
 from launch.diagnosis.subject import Subject, collect, plan_alone, predict
 from launch.diagnosis.trial import Trial, run_trial
 from launch.using.trained import require_classes
+from trainer.checkpoints.initial_weights import load_weights, read_weights
 from trainer.components import check_batch_norm
 from trainer.networks.models import build_model
 from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
@@ -88,6 +89,8 @@ def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int
         num_classes=data.num_classes,
         seed=config.seed,
     ).to(runtime.device)
+    if config.model.weights is not None:
+        load_weights(model, read_weights(config.model.weights), config.model)
     check_batch_norm(model, plan_alone(config, data))
     batches, loading_seconds = collect(config, data, runtime.device, steps)
     subject = Subject(

@@ -24,7 +24,8 @@ from trainer.checkpoints.state import Progress
 from trainer.engines.native import NativeEngine
 from trainer.objective.meter import Meter
 from trainer.objective.tasks import classification
-from trainer.optim.optimizers import build_optimizer, needs_closure
+from trainer.optim.fused import DirectKernel
+from trainer.optim.optimizers import build_optimizer, has_fused_kernel, needs_closure
 from trainer.optim.parameter_groups import group_parameters
 from trainer.optim.schedule import PureSchedule, constant
 from trainer.ranks.precision import build_precision
@@ -104,7 +105,7 @@ def run_trial(
 def _train_step(
     subject: Subject, model: nn.Module, *, lr: float, steps: int, fp32: bool
 ) -> TrainStep:
-    """The step of a run (trainer/step.py) on this device alone: autograd, the optimizer's own step.
+    """The step of a run (trainer/step.py) on this device alone: autograd, a kernel that steps.
 
     Raises:
         InputError: If the optimizer asks for the loss several times a step.
@@ -112,11 +113,11 @@ def _train_step(
     config, runtime = subject.config, Runtime(launcher="python", device=subject.device)
     dtype = "fp32" if fp32 else config.precision.dtype
     precision = build_precision(replace(config.precision, dtype=dtype), subject.device)
+    scaled = precision.scaler.is_enabled()
+    fused = has_fused_kernel(config.optimizer, subject.device, scaled=scaled)
+    groups = group_parameters(model, config.optimizer)
     optimizer = build_optimizer(
-        replace(config.optimizer, lr=lr),
-        group_parameters(model, config.optimizer),
-        subject.device,
-        scaled=precision.scaler.is_enabled(),
+        replace(config.optimizer, lr=lr), groups, subject.device, scaled=scaled
     )
     if needs_closure(optimizer):
         raise InputError(
@@ -147,7 +148,7 @@ def _train_step(
     return TrainStep(
         engine=engine,
         optimizer=optimizer,
-        kernel=optimizer,
+        kernel=DirectKernel(optimizer) if fused else optimizer,
         schedule=PureSchedule(constant, rising, lr, steps, plan.epoch_schedule),
         precision=precision,
         augment=as_is,

@@ -243,7 +243,8 @@ def wants_names(hiddenSize: int, *, root: str = "here") -> dict[str, Any]:  # no
         (wants_nothing, {}, {}),
         (wants_seed, {}, {"seed": 5}),
         (wants_seed, {"seed": 6}, {"seed": 6}),
-        (wants_any, {"x": 1}, {"seed": 5, "root": "r", "x": 1}),
+        (wants_any, {"x": 1}, {"x": 1}),  # whoever they are passed on to may refuse the others
+        (wants_any, {"x": 1, "seed": 6}, {"x": 1, "seed": 6}),
         (wants_names, {"hiddenSize": 3}, {"hiddenSize": 3, "root": "r"}),
         (wants_names, {"hiddenSize": 3, "root": "mine"}, {"hiddenSize": 3, "root": "mine"}),
     ],

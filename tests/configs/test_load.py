@@ -411,3 +411,36 @@ def test_loading_a_config_does_not_load_torch() -> None:
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"width": 7}),
+        (["--model.name=mlp"], {"width": 7}),
+        (["--model.name", "convnet"], {}),
+        (["--model.kwargs.depth=2", "--model.name=convnet"], {"depth": 2}),
+        (["--model.name=convnet", "--model.kwargs", '{"depth": 3}'], {"depth": 3}),
+        (["--model.name=convnet", "--model.name=mlp"], {"width": 7}),
+    ],
+)
+def test_arguments_of_another_model_go_with_its_name(
+    options: list[str], expected: dict[str, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Law: a recipe's arguments are those of the model that it names, and that is said."""
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {name: mlp, kwargs: {width: 7}}\nseed: 1\n")
+    with caplog.at_level("INFO", logger="convoy"):
+        config = load_config([*options, "--config", str(file)], prog="", description="")
+    assert config.model.kwargs == expected
+    said = expected in ({}, {"depth": 2})  # kwargs given as a whole replace them anyway
+    assert ("model.kwargs {'width': 7} are not those of convnet" in caplog.text) == said
+
+
+def test_arguments_of_another_optimizer_in_a_file_before_are_dropped_too(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("optimizer: {name: rmsprop, kwargs: {alpha: 0.9}}\n")
+    second.write_text("optimizer: {name: nadam, kwargs: {momentum_decay: 0.01}}\n")
+    files = [f"--config={first}", f"--config={second}"]
+    config = load_config(files, prog="", description="")
+    assert config.optimizer.kwargs == {"momentum_decay": 0.01}

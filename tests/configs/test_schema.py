@@ -13,20 +13,15 @@ from typing import Any
 
 import pytest
 
-from configs import schema, schema_execution, schema_records, schema_training
+from configs import schema, schema_execution, schema_model, schema_records, schema_training
 from configs.errors import InputError
 from configs.identity import defines_mathematics, digest, flatten, identity
 from configs.load import build_parser, known_keys
 from configs.schema import DataConfig, RunConfig
 from configs.schema_execution import DryRunConfig, ParallelConfig, ProfileConfig
+from configs.schema_model import ModelConfig
 from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
-from configs.schema_training import (
-    ModelConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig, TrainConfig
 
 INF, NAN = math.inf, math.nan
 
@@ -274,7 +269,7 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
 def documented_fields() -> dict[str, str | None]:
     """Docstring under each field of the schema, by `Class.field`."""
     found: dict[str, str | None] = {}
-    modules = (schema, schema_training, schema_execution, schema_records)
+    modules = (schema, schema_model, schema_training, schema_execution, schema_records)
     for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if not isinstance(node, ast.ClassDef):
             continue
@@ -331,6 +326,10 @@ MATHS: dict[str, Any] = {
     "model.name": "package.module:Net",
     "model.forward": "package.module:forward",
     "model.kwargs": {"width": 48},
+    "model.weights_sha256": "0" * 64,
+    "model.weights_partial": ["head"],
+    "model.freeze": ["a.*"],
+    "model.train_from": {"a.*": 3},
     "task.name": "regression",
     "task.kwargs": {"beta": 2},
     "task.loss": "package.module:loss",
@@ -341,6 +340,7 @@ MATHS: dict[str, Any] = {
     "optimizer.kwargs": {"amsgrad": True},
     "optimizer.decay_norms_and_biases": False,
     "optimizer.layer_decay": 0.75,
+    "optimizer.lr_factors": {"a.*": 0.1},
     "optimizer.groups": "package.module:groups",
     "optimizer.momentum": 0.5,
     "optimizer.nesterov": True,
@@ -398,6 +398,8 @@ EXECUTION: dict[str, Any] = {
     "parallel.device": "cpu",
     "parallel.backend": "gloo",
     "parallel.threads": 2,
+    "model.weights": "w.pt",
+    "parallel.find_unused_parameters": True,
     "parallel.bucket_mb": 5.0,
     "parallel.drift_every_steps": 5,
     "parallel.init_timeout_seconds": 5.0,
@@ -421,6 +423,7 @@ EXECUTION: dict[str, Any] = {
     "logging.wandb.tags": ["a"],
     "logging.wandb.artifacts": True,
     "logging.gradients": 5,
+    "logging.hook": "mine:look",
     "logging.tensorboard": True,
     "profile.enabled": True,
     "profile.warmup_steps": 5,
@@ -443,7 +446,8 @@ def test_every_key_is_classified_as_maths_or_execution() -> None:
 
 @pytest.mark.parametrize("key", MATHS)
 def test_a_key_of_the_maths_changes_the_digest(key: str) -> None:
-    other = changed(RunConfig(), key, MATHS[key])
+    start = changed(RunConfig(), "model.weights", "w.pt")  # some keys are about them
+    other = changed(start, key, MATHS[key])
     assert digest(other) != digest(RunConfig())
     assert key in identity(other)
 

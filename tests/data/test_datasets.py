@@ -169,6 +169,9 @@ class Broken(Points):
 
 class Stream:
     num_classes = 3
+
+    def __iter__(self):
+        return iter([(torch.zeros(2), 1)])
 """
 
 
@@ -220,7 +223,7 @@ def test_whole_datasets_of_the_users_are_taken_as_they_are(user: Callable[[str],
 
 @pytest.mark.parametrize(
     ("signature", "expected"),
-    [("", 0), ("seed", 5), ("*, seed, root", 5), ("root='x', **kwargs", 0)],
+    [("", 0), ("seed", 5), ("*, seed, root", 5), ("root='x', **kwargs", 0)],  # no seed in **kwargs
 )
 def test_root_and_seed_are_given_to_those_who_ask(
     signature: str, expected: int, tmp_path: Path, user: Callable[[str], str]
@@ -244,32 +247,38 @@ def test_options_are_the_keyword_arguments_of_the_users_callable(
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "words"),
     [
-        "build = 5",
-        "def build(missing): return Points(9), Points(4)",
-        "def build(): return None",
-        "def build(): return Points(9)",
-        "def build(): return Points(9), Points(4), Points(4), Points(4)",
-        "def build(): return Points(9), Points(0), Points(4)",
-        "def build(): return {'train': Points(9), 'test': Points(4)}",
-        "def build(): return 'ab'",
-        "def build(): return 1, 2",
-        "def build(): return None, None",
-        "def build(): return Points(0), Points(4)",
-        "def build(): return Points(9), Points(0)",
-        "def build(): return Unnamed(9), Points(4)",
-        "def build(): return Nameless(9), Points(4)",
-        "def build(): return Stream(), Stream()",
-        "def build(): return Unlabelled(9), Unlabelled(4)",
-        "def build(): return Words(9), Words(4)",
+        ("build = 5", "given"),
+        ("def build(missing): return Points(9), Points(4)", "missing"),
+        ("def build(): return None", "given 'NoneType', expected a callable"),
+        ("def build(): return Points(9)", "given 'Points', expected a callable"),
+        ("def build(): return Points(9), Points(4), Points(4), Points(4)", "given 'tuple'"),
+        (
+            "def build(): return Points(9), Points(0), Points(4)",
+            ", validation: given 'Points",
+        ),
+        ("def build(): return {'train': Points(9), 'test': Points(4)}", "given 'dict'"),
+        ("def build(): return 'ab'", ", train[0]: given 'str', expected an (input, target) pair"),
+        ("def build(): return 1, 2", ", train: given 'int without __len__ and __getitem__'"),
+        ("def build(): return None, None", ", train: given 'NoneType without"),
+        ("def build(): return Points(0), Points(4)", ", train: given 'Points of 0'"),
+        ("def build(): return Points(9), Points(0)", ", test: given 'Points of 0'"),
+        ("def build(): return Unnamed(9), Points(4)", ", number of classes: given"),
+        ("def build(): return Nameless(9), Points(4)", ", number of classes: given"),
+        ("def build(): return Stream(), Stream()", ", train: given 'Stream, a stream'"),
+        ("def build(): return Unlabelled(9), Unlabelled(4)", ", train[0]: given 'int'"),
+        ("def build(): return Words(9), Words(4)", ", train[0]: given '(str, "),
     ],
 )
-def test_anything_else_of_the_users_is_refused_with_what_is_expected(
-    build: str, user: Callable[[str], str]
+def test_anything_else_of_the_users_is_refused_with_what_is_wrong_with_it(
+    build: str, words: str, user: Callable[[str], str]
 ) -> None:
-    """Law: a data set that cannot be trained on is refused before a step is taken."""
-    assert refusal(user(build)).startswith("data.dataset")
+    """Law: a data set that cannot be trained on is refused before a step is taken, and the message
+    names the part, or the sample, and what is wrong with it."""
+    message = refusal(user(build))
+    assert message.startswith("data.dataset")
+    assert words in message
 
 
 @pytest.mark.parametrize(

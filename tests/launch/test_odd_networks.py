@@ -181,7 +181,7 @@ def test_parts_in_eval_mode_stay_so(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_a_model_that_came_in_eval_mode_is_trained(tmp_path: Path) -> None:
-    from configs.schema_training import ModelConfig
+    from configs.schema_model import ModelConfig
     from trainer.networks.models import build_model
 
     config = ModelConfig(name=f"{ODD}:Pretrained")

@@ -10,12 +10,13 @@ from configs.load import load_config
 from trainer.ranks.stop_signals import StopRequest
 
 ODD = "tests.support.odd_networks"
+CHANGING = "tests.support.changing_networks"
 
 
 def arguments(folder: Path, model: str, *more: object) -> list[str]:
     return [
         f"--data.dataset={ODD}:toy",
-        f"--model.name={ODD}:{model}",
+        f"--model.name={model if ':' in model else f'{ODD}:{model}'}",
         "--model.kwargs={}",
         "--name=run",
         f"--output_dir={folder}",

@@ -46,7 +46,10 @@ class Passes(Protocol):
         ...
 
     def set_gradient(self, flat: Tensor) -> None:
-        """Make a flat tensor, as `pop_gradient` gives it, the gradient of the step."""
+        """Make a flat tensor, as `pop_gradient` gives it, the gradient of the step.
+
+        A parameter without any gradient in what was popped has none: its optimizer leaves it alone.
+        """
         ...
 
 
@@ -117,6 +120,8 @@ class AutogradPasses:
         self.example = example
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.size = sum(parameter.numel() for parameter in self.parameters)
+        self.used = [False] * len(self.parameters)
+        """Which of them had a gradient when it was popped, since one was set."""
 
     def clear(self) -> None:
         for parameter in self.parameters:
@@ -138,11 +143,15 @@ class AutogradPasses:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def pop_gradient(self, out: Tensor) -> None:
+        self.used = [
+            u or p.grad is not None for u, p in zip(self.used, self.parameters, strict=True)
+        ]
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         torch.cat([part.reshape(-1) for part in parts], out=out)
         self.clear()
 
     def set_gradient(self, flat: Tensor) -> None:
         parts = torch.split(flat.clone(), [parameter.numel() for parameter in self.parameters])
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        for parameter, part, used in zip(self.parameters, parts, self.used, strict=True):
+            parameter.grad = part.view_as(parameter) if used else None
+        self.used = [False] * len(self.parameters)

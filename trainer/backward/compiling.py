@@ -11,6 +11,7 @@ from torch import nn
 from configs.errors import InputError
 from configs.schema_execution import CompileConfig
 from data.loading.order import Plan
+from trainer.backward.compile_cache import Recovering, cache_folder, drop_damaged
 
 
 def compile_model(model: nn.Module, config: CompileConfig, plan: Plan) -> nn.Module:
@@ -18,10 +19,13 @@ def compile_model(model: nn.Module, config: CompileConfig, plan: Plan) -> nn.Mod
 
     Every size of a micro-batch gets a graph of its own, since a dynamic one would be slower for
     all: usually two, full and short, and with train.batch_schedule more than torch would allow.
+    With model.train_from so has every set of parameters that is trained.
     """
     dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(plan.micro_batch_sizes))
-    return torch.compile(model, dynamic=False, mode=config.mode)  # type: ignore[return-value]
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(plan.micro_batch_sizes))
+    drop_damaged(cache_folder())
+    compiled: nn.Module = torch.compile(model, dynamic=False, mode=config.mode)  # type: ignore[assignment]
+    return Recovering(compiled)
 
 
 def check_compiler(device: torch.device) -> None:

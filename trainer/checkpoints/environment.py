@@ -78,6 +78,8 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":  # with its build, such as +cu130, which the metadata may lack
+        return str(torch.__version__)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

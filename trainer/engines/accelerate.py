@@ -24,8 +24,9 @@ from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.compiling import compile_model
 from trainer.engines.accelerate_config import MIXED_PRECISION
-from trainer.engines.ddp import freeze_buckets
+from trainer.engines.ddp import freeze_buckets, graph_options
 from trainer.engines.engine import Engine
+from trainer.engines.unused import check_used
 from trainer.ranks.launcher import MPI_SIZES, RANK_VARIABLES
 from trainer.ranks.precision import DTYPES
 from trainer.ranks.runtime import Runtime
@@ -71,7 +72,13 @@ class AccelerateEngine(Engine):
             assert isinstance(self.model, DistributedDataParallel)
             self.gradient_scale = float(runtime.world_size)  # it averages, we want the sum
             freeze_buckets(self.model, self.module, plan, example, runtime.device)
+        self.checks = runtime.world_size > 1 and parallel.find_unused_parameters is not True
         self.passes = AcceleratedPasses(self.model, loss, self.accelerator, example)
+
+    def reduce(self) -> None:
+        if self.checks:
+            assert isinstance(self.model, DistributedDataParallel)
+            check_used(self.model.module.named_parameters())
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
@@ -136,7 +143,7 @@ def build_accelerator(
                     AutocastKwargs(enabled=False),  # LossModule casts, and only the model
                     DistributedDataParallelKwargs(
                         gradient_as_bucket_view=True,
-                        static_graph=plan.micro_batches_per_step == 1,
+                        **graph_options(parallel, plan),
                         bucket_cap_mb=parallel.bucket_mb,
                     ),
                 ],

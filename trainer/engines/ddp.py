@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema_execution import ParallelConfig
 from data.loading.order import Plan
 from data.samples import Example
+from trainer.networks.module_state import untouched
 from trainer.ranks.runtime import Runtime
 
 
@@ -37,11 +38,18 @@ def distribute(
         model,
         device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        static_graph=plan.micro_batches_per_step == 1,
+        **graph_options(parallel, plan),
         bucket_cap_mb=parallel.bucket_mb,
     )
     freeze_buckets(ddp, module, plan, example, runtime.device)
     return ddp
+
+
+def graph_options(parallel: ParallelConfig, plan: Plan) -> dict[str, Any]:
+    """What DDP is told of the passes to come: whether all of them use the same parameters."""
+    if parallel.find_unused_parameters is True:
+        return {"find_unused_parameters": True}
+    return {"static_graph": plan.micro_batches_per_step == 1}
 
 
 def freeze_buckets(
@@ -56,15 +64,10 @@ def freeze_buckets(
     DDP lays its buckets out anew after the first backward pass (with a static graph the second
     one), and with three ranks or more the order of additions depends on the layout: without this
     the first steps after a restart would not have the bits of the same steps in an undisturbed run.
+    (With `find_unused_parameters` DDP never lays them out anew.)
     """
     batch = example.batch(max(plan.global_batch(0).micro_batches[0].size, 1)).to(device)
-    before = [buffer.clone() for buffer in module.buffers()]
-    counted = {
-        n: copy.deepcopy(v) for n, v in module.state_dict().items() if not isinstance(v, Tensor)
-    }
-    for _ in range(2):
-        ddp(batch.inputs, batch.targets)[0].backward()
-    module.zero_grad(set_to_none=True)
-    for buffer, value in zip(module.buffers(), before, strict=True):
-        buffer.copy_(value)
-    module.load_state_dict(counted, strict=False)
+    with untouched(module):
+        for _ in range(2):
+            ddp(batch.inputs, batch.targets)[0].backward()
+        module.zero_grad(set_to_none=True)

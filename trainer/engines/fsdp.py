@@ -27,6 +27,7 @@ from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
+from trainer.backward.compile_cache import cache_folder, drop_damaged, recovering
 from trainer.engines.dtensor import (
     full_optimizer_state,
     full_state,
@@ -94,8 +95,11 @@ class ShardedEngine(Engine):
         parameters = list(self.module.parameters())
         state = optimizer.state_dict()
         if compiled:
+            drop_damaged(cache_folder())
             for block in blocks(self.module) or [self.module]:
                 block.compile(dynamic=False, mode=compile_.mode)
+                assert block._compiled_call_impl is not None
+                block._compiled_call_impl = recovering(block._compiled_call_impl)
         for module in (self.module, average):
             if module is not None:
                 shard(module, loss.precision.dtype, runtime, parallel)

@@ -78,7 +78,12 @@ class NativeEngine(Engine):
             self.passes = AutogradPasses(model, self.module, loss.precision.scaler, example)
         if exact:
             reduction = PairwiseTree(
-                self.module, self.passes, runtime, shards=parallel.shards, seed=plan.seed
+                self.module,
+                self.passes,
+                runtime,
+                shards=parallel.shards,
+                seed=plan.seed,
+                finds_unused=parallel.find_unused_parameters is True,
             )
         self.reduction = reduction
         self.gradient_scale = reduction.gradient_scale

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loading.order import GlobalBatch, MicroBatch
-from trainer.backward.autograd import Passes
+from trainer.backward.autograd import AutogradPasses, Passes
+from trainer.engines.unused import check_used, refuse_unused
 from trainer.networks.module_state import Buffers
+from trainer.ranks.collectives import max_
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
@@ -55,6 +57,10 @@ class AllReduce(Reduction):
     ) -> AbstractContextManager[Any]:
         return nullcontext() if micro.ends_global_batch else self.ddp.no_sync()
 
+    def finish(self) -> None:
+        if not self.ddp.find_unused_parameters:
+            check_used(self.ddp.module.named_parameters())
+
 
 class FlatAllReduce(Reduction):
     """One all-reduce of all gradients, which lie in one buffer.
@@ -92,9 +98,18 @@ class PairwiseTree(Reduction):
     """
 
     def __init__(
-        self, module: nn.Module, passes: Passes, runtime: Runtime, *, shards: int, seed: int
+        self,
+        module: nn.Module,
+        passes: Passes,
+        runtime: Runtime,
+        *,
+        shards: int,
+        seed: int,
+        finds_unused: bool = False,
     ) -> None:
+        self.module = module
         self.passes = passes
+        self.finds_unused = finds_unused
         self.buffers = Buffers(module, floating=True)
         self.counters = Buffers(module, floating=False)
         self.runtime = runtime
@@ -128,6 +143,8 @@ class PairwiseTree(Reduction):
             distance *= 2
         sizes = [buffer.numel() for buffer in self.buffers]
         gradient, *means = torch.split(total, [len(total) - sum(sizes), *sizes])
+        if self.runtime.world_size > 1:
+            self._agree()
         self.passes.set_gradient(gradient)
         for buffer, mean in zip(self.buffers, means, strict=True):
             buffer.copy_((mean / self.shards).view_as(buffer))
@@ -135,6 +152,18 @@ class PairwiseTree(Reduction):
             buffer.copy_(value)
         self.counted = []
         self.spare.append(total)
+
+    def _agree(self) -> None:
+        """On which parameters had a gradient in some shard, on whatever rank."""
+        if not isinstance(self.passes, AutogradPasses):
+            return  # passes written out use all of them
+        used = self.passes.used
+        if self.finds_unused:
+            found = torch.tensor(used, dtype=torch.int32, device=self.runtime.device)
+            self.passes.used = [bool(number) for number in max_(self.runtime, found).tolist()]
+        elif not all(used):
+            names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+            refuse_unused(names[used.index(False)])
 
     @torch.no_grad()
     def _push(self) -> None:

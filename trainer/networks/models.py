@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 
 from torch import nn
 
 from configs.errors import InputError
-from configs.imports import call_with
+from configs.imports import call_with, named, signature_of
 from configs.registry import resolve
-from configs.schema_training import ModelConfig
+from configs.schema_model import ModelConfig
 from trainer.networks import from_timm
 from trainer.networks.convnet import ConvNet
 from trainer.networks.mlp import MLP
 from trainer.networks.resnet import resnet18, resnet50
 from trainer.networks.resnet9 import ResNet9
+from trainer.networks.trained_parts import freeze
 from trainer.networks.vit import ViT
 from trainer.ranks.rng import seed_stream
+
+log = logging.getLogger("convoy")
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -39,9 +43,9 @@ def build_model(
 ) -> nn.Module:
     """Build the model with initial weights that depend on the seed alone, on every rank alike.
 
-    A factory named by import path is called with `input_shape` and `num_classes` if it accepts
-    them, and with `model.kwargs`. It must return a module whose output is `(B, num_classes)`
-    logits.
+    A factory named by import path is called with `input_shape` and `num_classes` if it names them
+    among its arguments, and with `model.kwargs`. It must return a module whose output is
+    `(B, num_classes)` logits.
 
     Args:
         config: The name of the model and its arguments.
@@ -52,7 +56,8 @@ def build_model(
 
     Returns:
         The model on the CPU, in training mode but for the parts that its author set to eval mode;
-        one that came wholly in eval mode, as pretrained ones do, is wholly in training mode.
+        one that came wholly in eval mode, as pretrained ones do, is wholly in training mode. What
+        `model.freeze` names is frozen.
 
     Raises:
         InputError: If the factory does not exist, refuses its arguments or makes no module.
@@ -61,6 +66,8 @@ def build_model(
     if weights_follow and config.name.startswith(from_timm.PREFIX):
         kwargs = {key: kwargs[key] for key in kwargs if key not in from_timm.WEIGHTS}
     seed_stream(seed, "weights")
+    if line := _unnamed(config, factory, num_classes):
+        log.info(line)
     facts = {"input_shape": input_shape, **({"num_classes": num_classes} if num_classes else {})}
     try:
         model = call_with("model.kwargs", factory, kwargs, facts)
@@ -72,7 +79,28 @@ def build_model(
         raise InputError(
             "model.name", given=config.name, expected="a callable that returns a torch.nn.Module"
         )
-    return model if model.training else model.train()
+    if not model.training:
+        model.train()
+    freeze(model, config)
+    return model
+
+
+def _unnamed(config: ModelConfig, factory: Callable[..., nn.Module], num_classes: int) -> str:
+    """A line about a factory that has `num_classes` among its **kwargs perhaps, as those of
+    torchvision do, and does not say so; else nothing."""
+    signature = signature_of(factory)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    if (
+        not num_classes
+        or not takes_any
+        or "num_classes" in named(signature)
+        or "num_classes" in config.kwargs
+    ):
+        return ""
+    return (
+        f"{config.name} names no argument num_classes and is not given one; if it takes that all "
+        f"the same, add --model.kwargs.num_classes {num_classes}"
+    )
 
 
 def _find(name: str) -> Callable[..., nn.Module]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
@@ -25,6 +27,40 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+PLAIN = (bool, int, float, complex, str, type(None))
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Give a module its buffers, modes, extra state and plain attributes back afterwards.
+
+    Passes within leave no trace in it, be it that a model counts them in Python.
+    """
+    buffers = [
+        (part._buffers, key, buffer, buffer.clone())
+        for part in module.modules()
+        for key, buffer in part.named_buffers(recurse=False)
+    ]
+    extra = {
+        n: copy.deepcopy(v) for n, v in module.state_dict().items() if not isinstance(v, Tensor)
+    }
+    plain = [
+        (part, {k: v for k, v in vars(part).items() if isinstance(v, PLAIN)})
+        for part in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for place, key, buffer, value in buffers:
+                buffer.copy_(value)
+                place[key] = buffer  # a pass may have put another one in its place
+        if extra:
+            module.load_state_dict(extra, strict=False)
+        for part, attributes in plain:
+            vars(part).update(attributes)
 
 
 def modes_kept(module: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.registry import resolve
-from configs.schema_training import TaskConfig
+from configs.schema_model import TaskConfig
 from data.collate import IGNORED
 from data.structures import fields_of, floats_as, is_record, tensors
 from trainer.objective.losses import (

@@ -162,11 +162,16 @@ class DirectKernel(Kernel):
         scaling = {name: value for name, value in self.scaling().items() if value is not None}
         for name, value in scaling.items():
             setattr(self.optimizer, name, value)
+        late = [group for group in self.param_groups if _has_late_momentum(self.optimizer, group)]
+        for group in late:
+            group["fused"] = False
         try:
             self.optimizer.step()
         finally:
             for name in scaling:
                 delattr(self.optimizer, name)
+            for group in late:
+                group["fused"] = True
 
     @torch.no_grad()
     def take(self, *, in_pieces: bool) -> bool:
@@ -240,6 +245,16 @@ def _columns(optimizer: torch.optim.Optimizer) -> list[_Column] | None:
             )
         )
     return found
+
+
+def _has_late_momentum(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether some parameters of SGD get their first gradient later than others: its fused kernel
+    takes a momentum of all or of none."""
+    if not isinstance(optimizer, torch.optim.SGD) or not group["momentum"] or not group["fused"]:
+        return False
+    with_gradient = [p for p in group["params"] if p.grad is not None]
+    begun = [optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in with_gradient]
+    return any(begun) and not all(begun)
 
 
 def _hooked(optimizer: torch.optim.Optimizer) -> bool:

@@ -133,16 +133,15 @@ def construct(
             given=config.weight_decay,
             expected=f"0 with optimizer.name={config.name}, which has none",
         )
-    offered: dict[str, Any] = {
-        "params": parameters,
-        "lr": config.lr,
-        "weight_decay": config.weight_decay,
-    }
+    offered: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if fused and not {"differentiable", "foreach", "fused"} & set(config.kwargs):
         offered["fused"] = True  # None, not False, elsewhere: torch then prefers foreach on a GPU
         offered["capturable"] = _on_gpu(parameters)  # fused ones are: CUDA graphs may record them
     try:
-        return call_with("optimizer.kwargs", kind, dict(config.kwargs), {**offered, **options})  # type: ignore[no-any-return]
+        found: torch.optim.Optimizer = call_with(
+            "optimizer.kwargs", kind, dict(config.kwargs), {**offered, **options}, parameters
+        )
+        return found
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # a value that it refuses
@@ -177,7 +176,7 @@ def _on_gpu(parameters: Parameters) -> bool:
 
 def one_kernel(config: OptimizerConfig) -> bool:
     """Whether one kernel can step all parameters in a flat buffer (see `flat.FlatKernel`)."""
-    one_group = config.groups is None and config.layer_decay is None
+    one_group = config.groups is None and config.layer_decay is None and not config.lr_factors
     alike = config.decay_norms_and_biases or not config.weight_decay
     named = config.name.lower() in ("sgd", "adam", "adamw")
     return named and one_group and alike and not config.kwargs

@@ -12,6 +12,7 @@ from configs.errors import InputError
 from configs.imports import import_object
 from configs.schema_training import OptimizerConfig
 from trainer.networks.blocks import blocks
+from trainer.networks.trained_parts import check_patterns, matches
 
 Group = dict[str, Any]
 """`params`, and what is special about them: `weight_decay`, `lr_scale` (factor of the learning
@@ -32,7 +33,7 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[nn.Param
     if config.groups is not None:
         return _own_groups(model, config, named)
     kept = _undecayed(model) if config.weight_decay and not config.decay_norms_and_biases else set()
-    scales = _layer_scales(model, named, config.layer_decay)
+    scales = _scales(model, named, config)
     found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         key = (scales.get(name, 1.0), parameter in kept)
@@ -57,15 +58,21 @@ def _undecayed(model: nn.Module) -> set[nn.Parameter]:
     }
 
 
-def _layer_scales(
-    model: nn.Module, named: dict[str, nn.Parameter], decay: float | None
+def _scales(
+    model: nn.Module, named: dict[str, nn.Parameter], config: OptimizerConfig
 ) -> dict[str, float]:
-    """decay ** (layers between a parameter and the output), by name."""
-    if decay is None:
-        return {}
-    depths = layer_depths(model, named)
-    top = max(depths.values(), default=0)
-    return {name: decay ** (top - depth) for name, depth in depths.items()}
+    """layer_decay ** (layers between a parameter and the output), times its own factor, by name."""
+    scales = dict.fromkeys(named, 1.0)
+    if config.layer_decay is not None:
+        depths = layer_depths(model, named)
+        top = max(depths.values(), default=0)
+        scales = {name: config.layer_decay ** (top - depth) for name, depth in depths.items()}
+    factors = config.lr_factors
+    check_patterns("optimizer.lr_factors", factors, (name for name, _ in model.named_parameters()))
+    return {
+        name: scale * next((f for pattern, f in factors.items() if matches(name, pattern)), 1.0)
+        for name, scale in scales.items()
+    }
 
 
 def layer_depths(model: nn.Module, named: Iterable[str]) -> dict[str, int]:

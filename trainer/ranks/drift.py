@@ -22,7 +22,9 @@ def weight_digest(module: nn.Module) -> torch.Tensor:
     """
     total = None
     for parameter in module.parameters():
-        bits = parameter.detach().reshape(-1).view(INTEGERS[parameter.itemsize]).to(torch.int64)
+        held = parameter.detach()
+        held = held.to_local() if hasattr(held, "to_local") else held  # of a DTensor
+        bits = held.reshape(-1).view(INTEGERS[held.itemsize]).to(torch.int64)
         place = torch.arange(1, bits.numel() + 1, device=bits.device) * 0x9E3779B1
         part = torch.stack([bits.sum(), (bits * place).sum()])
         # Times an odd number first: the sum depends on the order of the parameters.

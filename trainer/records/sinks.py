@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from trainer.objective.selection import Selection
 
@@ -32,6 +37,41 @@ class RunFacts:
     """Step the run starts or continues from; records after it from an earlier try are void."""
     void: tuple[str, ...] = ()
     """Groups of metrics, such as eval, whose records at that step are void too: they come again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Something else than numbers that a hook shows: a text or a picture."""
+
+    step: int
+    name: str
+    text: str | None = None
+    pixels: NDArray[np.uint8] | None = None
+    """`(H, W, C)`."""
+
+    @classmethod
+    def of_pixels(cls, step: int, name: str, pixels: Tensor) -> Note:
+        """A picture `(H, W)` or `(C, H, W)` of uint8, or of floats from 0 to 1.
+
+        Raises:
+            ValueError: For another shape.
+        """
+        found = pixels.detach().cpu()
+        if found.ndim == 2:
+            found = found[None]
+        if found.ndim != 3 or found.shape[0] not in (1, 3, 4):
+            raise ValueError(f"a picture (H, W) or (C, H, W), not {tuple(pixels.shape)}")
+        if found.is_floating_point():
+            found = (found.float().clamp(0, 1) * 255).round()
+        array = found.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        return cls(step=step, name=name, pixels=array)
+
+
+@runtime_checkable
+class NoteTaker(Protocol):
+    """A sink that takes notes too."""
+
+    def note(self, note: Note) -> None: ...
 
 
 class Sink(Protocol):
@@ -63,6 +103,11 @@ class Sinks:
     def record(self, record: Record) -> None:
         for sink in self.sinks:
             sink.record(record)
+
+    def note(self, note: Note) -> None:
+        for sink in self.sinks:
+            if isinstance(sink, NoteTaker):
+                sink.note(note)
 
     def finish(self, status: str) -> None:
         for sink in self.sinks:

@@ -14,7 +14,7 @@ from typing import Any
 from configs.imports import import_extra
 from configs.schema_records import LoggingConfig
 from trainer.records.append_file import AppendFile
-from trainer.records.sinks import Record, RunFacts
+from trainer.records.sinks import Note, Record, RunFacts
 
 log = logging.getLogger("convoy")
 FOLDER = "tensorboard"
@@ -77,6 +77,21 @@ class TensorBoardSink:
                     if "/" in key or key == "epoch"
                 ]
             )
+        except Exception as error:
+            self._give_up(error)
+
+    def note(self, note: Note) -> None:
+        if self.file is None:
+            return
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from torch.utils.tensorboard.summary import image, text
+
+            if note.pixels is None:
+                shown = text(note.name, note.text)  # type: ignore[no-untyped-call]
+            else:
+                shown = image(note.name, note.pixels, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._append([Event(summary=shown, step=note.step, wall_time=time.time())])
         except Exception as error:
             self._give_up(error)
 

@@ -15,7 +15,7 @@ from configs.read_files import read_json
 from configs.schema_records import WandbConfig
 from trainer.checkpoints.atomic_files import write_atomically
 from trainer.objective.selection import Selection
-from trainer.records.sinks import Record, RunFacts
+from trainer.records.sinks import Note, Record, RunFacts
 
 log = logging.getLogger("convoy")
 ID_FILE, SENT_FILE = "wandb.json", "wandb_sent.json"
@@ -113,6 +113,20 @@ class WandbSink:
             _save_sent(self.directory, self.sent)
         except Exception as error:
             self._give_up("could not record", error)
+
+    def note(self, note: Note) -> None:
+        key = f"notes/{note.name}"
+        if self.run is None or note.step <= self.sent.get(key, -1):
+            return
+        try:
+            import wandb
+
+            shown = note.text if note.pixels is None else wandb.Image(note.pixels)
+            self.run.log({"step": note.step, key: shown})
+            self.sent[key] = note.step
+            _save_sent(self.directory, self.sent)
+        except Exception as error:
+            self._give_up("could not show a note", error)
 
     def finish(self, status: str) -> None:
         if self.run is not None:

@@ -8,13 +8,8 @@ from typing import Any
 import torch
 
 from configs.schema import DataConfig, RunConfig
-from configs.schema_training import (
-    ModelConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from configs.schema_model import ModelConfig
+from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig, TrainConfig
 from launch.diagnosis.examine import check_run
 from launch.diagnosis.findings import Finding
 from trainer.ranks.runtime import Runtime

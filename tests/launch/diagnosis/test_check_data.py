@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.schema import DataConfig
-from configs.schema_training import ModelConfig
+from configs.schema_model import ModelConfig
 from data.samples import ArrayDataset, Datasets
 from launch.diagnosis.check_copies import check_copies
 from launch.diagnosis.check_data import check_classes

@@ -20,8 +20,9 @@ from configs.errors import InputError
 from configs.identity import flatten
 from configs.load import load_config
 from configs.schema import DataConfig, RunConfig
+from configs.schema_model import ModelConfig
 from configs.schema_records import CheckpointConfig, LoggingConfig
-from configs.schema_training import ModelConfig, OptimizerConfig, TrainConfig
+from configs.schema_training import OptimizerConfig, TrainConfig
 from tests.support.checkpoints import contents
 from tests.support.processes import ROOT, environment, wait
 from tests.support.run_directories import earlier_run, release

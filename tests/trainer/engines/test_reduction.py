@@ -227,11 +227,12 @@ def test_every_global_batch_and_every_shard_draw_their_own_numbers() -> None:
     assert not torch.equal(masks[0], masks[1])
 
 
-def test_a_parameter_that_took_no_part_has_a_gradient_of_zero() -> None:
+def test_a_parameter_that_took_no_part_has_no_gradient() -> None:
+    """Law: zeros would be a step of momentum and weight decay."""
     module = network()
+    names = dict(module.named_parameters())
     module.register_parameter("idle", nn.Parameter(torch.ones(3)))
-    sizes = [gradient.shape for gradient in run_rank(module, size=8, shards=2).gradient]
-    assert sizes == [parameter.shape for parameter in module.parameters()]
+    assert len(run_rank(module, size=8, shards=2).gradient) == len(names)
 
 
 def test_a_frozen_parameter_has_no_gradient() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from configs.errors import InputError
-from configs.schema_training import ModelConfig
+from configs.schema_model import ModelConfig
 from tests.support.processes import train
 from tests.support.runs import records
 from trainer.networks.blocks import declared_blocks

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from configs.errors import InputError
-from configs.schema_training import ModelConfig
+from configs.schema_model import ModelConfig
 from trainer.networks.models import build_model
 
 USER_MODULE = """
@@ -143,7 +143,7 @@ def test_initial_weights_may_come_from_any_generator(user_module: str) -> None:
         ),
         ("takes_classes", {}, {"num_classes": 5}),
         ("takes_nothing", {}, {}),
-        ("takes_anything", {"depth": 2}, {"input_shape": (1, 4, 3), "num_classes": 5, "depth": 2}),
+        ("takes_anything", {"depth": 2}, {"depth": 2}),
     ],
 )
 def test_a_users_factory_is_given_what_it_accepts(
@@ -151,6 +151,18 @@ def test_a_users_factory_is_given_what_it_accepts(
 ) -> None:
     build(f"{user_module}:{factory}", **kwargs)
     assert sys.modules[user_module].seen == expected
+
+
+def test_a_factory_that_does_not_name_its_arguments_gets_none_and_that_is_said(
+    user_module: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Law: as `torchvision.models:resnet18` passes them on to a class that has no input_shape."""
+    with caplog.at_level("INFO", logger="convoy"):
+        build(f"{user_module}:takes_anything", depth=2)
+        build(f"{user_module}:takes_anything", depth=2, num_classes=5)
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        f"{user_module}:takes_anything names no argument num_classes and is not given one"
+    ]
 
 
 @pytest.mark.parametrize(

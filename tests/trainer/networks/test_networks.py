@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.schema_training import ModelConfig
+from configs.schema_model import ModelConfig
 from tests.support.data_sets import make_idx
 from tests.support.processes import launch, train
 from tests.support.runs import assert_same_bits, records

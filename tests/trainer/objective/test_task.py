@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import InputError
-from configs.schema_training import TaskConfig
+from configs.schema_model import TaskConfig
 from trainer.objective.selection import Selection, choose_selection
 from trainer.objective.tasks import build_task
 

@@ -280,3 +280,17 @@ def test_a_closure_is_needed_by_lbfgs_alone() -> None:
 def test_one_kernel_steps_one_plain_group_only(keys: dict[str, Any]) -> None:
     assert one_kernel(OptimizerConfig(name="adam"))
     assert not one_kernel(OptimizerConfig(**{"name": "adam", **keys}))
+
+
+class OtherName(torch.optim.SGD):
+    """Its first argument is not called `params`, as in some libraries."""
+
+    def __init__(self, weights: Any, lr: float) -> None:
+        super().__init__(weights, lr=lr)
+
+
+def test_an_optimizer_may_call_its_parameters_as_it_likes() -> None:
+    config = OptimizerConfig(name=f"{__name__}:OtherName", lr=0.5)
+    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.ones(2))], torch.device("cpu"))
+    assert isinstance(optimizer, OtherName)
+    assert optimizer.param_groups[0]["lr"] == 0.5

@@ -12,7 +12,8 @@ import torch._dynamo  # the first optimizer imports it, and it sets an environme
 from torch import nn
 
 from configs.errors import InputError
-from configs.schema_training import ModelConfig, OptimizerConfig
+from configs.schema_model import ModelConfig
+from configs.schema_training import OptimizerConfig
 from trainer.networks.mlp import MLP
 from trainer.networks.models import build_model
 from trainer.optim.optimizers import build_optimizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Literal
 
 import pytest
@@ -16,6 +17,7 @@ from trainer.ranks.runtime import (
     Runtime,
     choose_device,
     process_group,
+    use_training_timeout,
 )
 
 
@@ -135,3 +137,14 @@ def test_the_device_of_another_maker_is_taken_under_accelerate_only(
 def test_the_native_engine_refuses_such_a_device(device: Literal["mps", "xpu"]) -> None:
     with pytest.raises(InputError, match=r"parallel\.device.*engine accelerate"):
         ParallelConfig(device=device)
+
+
+def test_the_public_name_for_a_timeout_is_used_where_torch_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Since torch 2.14; the older name warns there, once per rank."""
+    asked: list[timedelta] = []
+    monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
+    runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
+    use_training_timeout(runtime, ParallelConfig(timeout_seconds=7))
+    assert asked == [timedelta(seconds=7)]

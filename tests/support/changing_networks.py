@@ -1,0 +1,70 @@
+"""Networks whose parameters do not all learn in every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.support.odd_networks import Base
+
+
+class LateBranch(Base):
+    """A branch that is used from a pass on, counted in a buffer: its first gradient comes late."""
+
+    def __init__(self, late: int = 3) -> None:
+        super().__init__()
+        self.branch, self.late = nn.Linear(16, 16), late
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.a(inputs))
+        if int(self.passes) >= self.late:
+            hidden = hidden + self.branch(hidden)
+        if self.training:
+            self.passes += 1
+        out: Tensor = self.c(torch.tanh(self.b(hidden)))
+        return out
+
+
+class EarlyBranch(Base):
+    """A branch that is left out from a pass on."""
+
+    def __init__(self, until: int = 3) -> None:
+        super().__init__()
+        self.branch, self.until = nn.Linear(16, 16), until
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.a(inputs))
+        if int(self.passes) < self.until:
+            hidden = hidden + self.branch(hidden)
+        if self.training:
+            self.passes += 1
+        out: Tensor = self.c(torch.tanh(self.b(hidden)))
+        return out
+
+
+class Unfreezing(Base):
+    """Trains its first layer from a pass on, as people do by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.requires_grad_(False)
+        self.passes = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += self.training
+        if self.passes > 4:
+            self.a.requires_grad_(True)
+        return super().forward(inputs)
+
+
+class Normed(Base):
+    """A batch norm in front, to be frozen with its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(self.norm(inputs))
