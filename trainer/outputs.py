@@ -9,9 +9,9 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.identity import flatten
+from configs.idle_keys import unused_keys
 from configs.read_files import read_json, read_yaml
 from configs.schema import RunConfig
-from configs.unused import unused_keys
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint

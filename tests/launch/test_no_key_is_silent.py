@@ -12,9 +12,9 @@ import yaml
 
 from configs.errors import InputError
 from configs.identity import flatten
+from configs.idle_keys import NEEDS, OF_SEVERAL_RANKS, unused_keys
 from configs.load import load_config
 from configs.schema import RunConfig
-from configs.unused import NEEDS, OF_SEVERAL_RANKS, unused_keys
 from tests.support.odd_runs import run
 from tests.support.runs import comparable, latest_weights
 
