@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.given import given_object, is_given, with_objects
 
 IMPORT_PATH = re.compile(r"(?!timm:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`timm:NAME` is a name of that library's, and runs nothing else."""
@@ -26,12 +27,14 @@ def import_object(key: str, path: str) -> Any:
 
     Args:
         key: The config key that holds the path, for the message.
-        path: The import path.
+        path: The import path, or the reference to an object of this program (configs/given.py).
 
     Raises:
         InputError: If the path is malformed or names nothing. An error inside the user's own module
             keeps its traceback.
     """
+    if is_given(path):
+        return given_object(key, path)
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
         raise InputError(key, given=path, expected="an import path `package.module:attribute`")
@@ -199,7 +202,7 @@ def call_with(
         signature = inspect.signature(target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = {name: v for name, v in offered.items() if name in signature.parameters or takes_any}
-    arguments = {**accepted, **kwargs}
+    arguments = {**accepted, **{name: with_objects(key, value) for name, value in kwargs.items()}}
     try:
         signature.bind(**arguments)
     except TypeError as error:
