@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from configs.errors import InputError
@@ -34,7 +35,7 @@ from trainer.engines.dtensor import full_state
 from trainer.loop import Run
 from trainer.networks.models import build_model
 from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
-from trainer.objects import SHORT, Handed
+from trainer.objects import SHORT, Handed, task_of
 from trainer.ranks.collectives import broadcast_, broadcast_object
 from trainer.ranks.launcher import guess
 from trainer.ranks.process_state import process_state_kept
@@ -130,15 +131,13 @@ def fit(
         "batch_size": batch_size,
         "name": name,
     }
-    arguments = {key: value for key, value in arguments.items() if value is not None}
+    arguments = {key: value for key, value in arguments.items() if value is not None} | keys
     if config is None:
-        _require(arguments, keys)
+        _complete(arguments)
     handed = Handed()
-    for key, value in (arguments | keys).items():
+    for key, value in arguments.items():
         handed.put(key, value)
-    loaded = load_keys(
-        handed.keys, config=None if config is None else str(config), also=[*arguments_of_fit()]
-    )
+    loaded = load_keys(handed.keys, config=None if config is None else str(config), also=[*SHORT])
     _check_process(loaded)
     try:
         return _fit(loaded, handed)
@@ -146,19 +145,26 @@ def fit(
         gc.collect()  # threads of gloo that live on may abort an interpreter that ends
 
 
-def arguments_of_fit() -> list[str]:
-    """Names that are no keys of a config."""
-    return [*SHORT]
+def _complete(arguments: dict[str, Any]) -> None:
+    """What follows from the arguments where no config says it.
 
-
-def _require(arguments: dict[str, Any], keys: dict[str, Any]) -> None:
+    Raises:
+        InputError: If there is nothing to train, or to train on.
+    """
     for what, example in (("model", "Net()"), ("data", "(train_set, test_set)")):
-        if what not in arguments and not any(key.startswith(f"{what}.") for key in keys):
+        if not any(key.partition(".")[0] == what for key in arguments):
             raise InputError(
                 f"{what} of fit()",
                 expected=f"one: {what}={example}",
                 remedy="Or name a config that has it: config='configs/mnist.yaml'.",
             )
+    loss = arguments.get("loss")
+    if any(key.partition(".")[0] == "task" for key in arguments):
+        return
+    if loss is F.cross_entropy:  # a classification's own
+        del arguments["loss"]
+    elif task := task_of(loss):
+        arguments["task"] = task
 
 
 def _check_process(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -43,6 +44,19 @@ NAMES = {
     "schedule": "schedule.name",
 }
 """What a group is called by, where `fit` is given something else than its keys."""
+TASKS = {
+    F.mse_loss: "regression",
+    F.l1_loss: "regression",
+    F.smooth_l1_loss: "regression",
+    F.huber_loss: "regression",
+    F.binary_cross_entropy_with_logits: "multilabel",
+    nn.MSELoss: "regression",
+    nn.L1Loss: "regression",
+    nn.SmoothL1Loss: "regression",
+    nn.HuberLoss: "regression",
+    nn.BCEWithLogitsLoss: "multilabel",
+}
+"""Tasks whose targets and metrics go with a loss of torch's."""
 DIGITS = 12
 """Of a digest in a reference."""
 
@@ -69,6 +83,8 @@ class Handed:
             for name, item in value.items():
                 self.put(f"{key}.{name}", item)
             return
+        if is_group(key) and key not in NAMES:
+            raise InputError(key, given=value, expected="a mapping of keys under it")
         key = NAMES.get(key, key)
         *groups, leaf = key.split(".")
         place = self.keys
@@ -110,6 +126,12 @@ class Handed:
         facts = {"key": key, "type": f"{type(value).__module__}.{type(value).__qualname__}"}
         self.objects[reference] = Given(given.value, facts | {"sha256": digest} | given.facts)
         return reference
+
+
+def task_of(loss: Any) -> str | None:
+    """The task that goes with a loss of torch's, if one other than classification does."""
+    kind = type(loss) if isinstance(loss, nn.Module) else loss
+    return TASKS.get(kind) if callable(kind) else None
 
 
 def adopt(key: str, value: Any) -> tuple[Given, str]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.schema import DataConfig
 from data.samples import Datasets, dtype_name
+from data.splits import labels_of
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
     "data.datasets.Datasets, a pair (train, test) or a triple (train, validation, test) of "
     "map-style data sets of (input tensor, target), or one of them with data.test; a target is a "
-    "whole number, the first then with `num_classes` or `classes`, or a tensor of numbers"
+    "whole number, the first then with `num_classes` or `classes` unless it knows all labels, or a "
+    "tensor of numbers"
 )
 
 
@@ -67,6 +70,7 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         raise refusal from None
     if target.ndim or target.is_floating_point():
         num_classes = num_classes or target.numel()  # outputs of the model
+    num_classes = num_classes or classes_seen(train)
     if not num_classes:
         raise refusal
     return Datasets(
@@ -78,3 +82,16 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         classes=tuple(classes),
         dtype=dtype_name(inputs),
     )
+
+
+def classes_seen(data: Any) -> int:
+    """One more than the largest label, where labels are known without reading samples; else 0."""
+    base = getattr(data, "dataset", None)
+    if base is not None and hasattr(data, "indices"):  # a part has the classes of the whole
+        return classes_seen(base)
+    labels = labels_of(data)
+    if labels is None and isinstance(data, TensorDataset):
+        labels = data.tensors[-1].numpy()
+    elif labels is None and isinstance(data, list):
+        labels = np.array([int(target) for _, target in data])
+    return 0 if labels is None else int(labels.max()) + 1
