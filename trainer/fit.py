@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,7 +42,12 @@ from trainer.ranks.launcher import guess
 from trainer.ranks.process_state import process_state_kept
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.start_watch import watched_start
-from trainer.ranks.stop_signals import in_main_thread, stop_on_signals, stop_with_parent
+from trainer.ranks.stop_signals import (
+    StopRequest,
+    in_main_thread,
+    stop_on_signals,
+    stop_with_parent,
+)
 from trainer.records.jsonl import FILE_NAME
 from trainer.records.quiet_stream import QuietStream
 from trainer.session import joined, train_to_end
@@ -139,10 +145,7 @@ def fit(
         handed.put(key, value)
     loaded = load_keys(handed.keys, config=None if config is None else str(config), also=[*SHORT])
     _check_process(loaded)
-    try:
-        return _fit(loaded, handed)
-    finally:
-        gc.collect()  # threads of gloo that live on may abort an interpreter that ends
+    return _fit(loaded, handed)
 
 
 def _complete(arguments: dict[str, Any]) -> None:
@@ -201,8 +204,26 @@ def _fit(config: RunConfig, handed: Handed) -> Outcome:
         runtime = stack.enter_context(joined(config))
         if handed.model is not None:
             share_weights(runtime, handed.model)
-        run, status = train_to_end(config, runtime, stop, started)
-        return _outcome(run, status)
+        try:
+            return _trained(config, runtime, stop, started)
+        finally:
+            gc.collect()  # while there is a process group: see `_trained`
+
+
+def _trained(
+    config: RunConfig, runtime: Runtime, stop: StopRequest, started: Callable[[], None]
+) -> Outcome:
+    """The outcome of a run, of which nothing is left when this returns.
+
+    What DDP keeps of a process group must go before the group does: it would end the group's
+    threads with Python's lock in its hands, for which one of them may be waiting.
+    """
+    try:
+        return _outcome(*train_to_end(config, runtime, stop, started))
+    except BaseException as error:
+        if runtime.world_size > 1:
+            traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def share_weights(runtime: Runtime, model: nn.Module) -> None:
