@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from configs.identity import flatten
 from configs.imports import find_beside
 from configs.read_files import read_yaml
 from configs.schema import RunConfig
+from configs.trust import FLAG, judge, lies_in_run
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -36,22 +38,26 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file of the run: a path, or the name of a recipe in configs/ (default: mnist).",
+        help="YAML file of the run: a path, or the name of a recipe in configs/ (default: mnist). "
+        f"One that lies in a run directory may name code of one's own only with {FLAG}.",
     )
     parser.add_class_arguments(RunConfig)
     return parser
 
 
 def load_config(
-    argv: Sequence[str], *, prog: str, description: str, trusted: bool = True
+    argv: Sequence[str], *, prog: str, description: str, of_run: bool = False
 ) -> RunConfig:
     """Parse a command line. Overrides win over `--config` wherever they stand on the line.
+
+    From then on this process imports what the user names, and nothing that only the config of a run
+    directory names (configs/trust.py).
 
     Args:
         argv: Arguments after the program's name.
         prog: Program name shown by `--help`.
         description: First line of `--help`.
-        trusted: Whether import paths may lead to modules that lie beside the file.
+        of_run: The config files are of a run directory, wherever they lie.
 
     Raises:
         InputError: For an unknown key, a wrong type or range, or an unreadable file.
@@ -59,16 +65,17 @@ def load_config(
     """
     import argparse
 
-    paths, rest = _split_config(argv)
+    paths, rest = _split_config([token for token in argv if token != FLAG])
     files = [_find_recipe(path) for path in paths] or [DEFAULT_RECIPE]
     files = [file for file in files if _check_file(file)]
     _check_flags(rest)
     parser = build_parser(prog, description)
     try:
         config = _instantiate(parser, parser.parse_args(_config_args(files) + rest))
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
         raise _translate(str(error)) from None
-    for file in files if trusted else ():
+    foreign = [] if FLAG in argv else [file for file in files if of_run or lies_in_run(file)]
+    for file in judge(files, foreign, rest):
         find_beside(file, flatten(config).values())
     return config
 
@@ -96,15 +103,14 @@ def load_keys(keys: dict[str, Any], *, config: str | None, also: Sequence[str] =
         namespace = parser.parse_args(_config_args(files))
         for group in ("model", "data", "task", "optimizer", "schedule"):
             given, name = keys.get(group, {}), "dataset" if group == "data" else "name"
-            if (
-                "kwargs" not in given
-                and given.get(name, namespace[group][name]) != (namespace[group][name])
-            ):
+            known = namespace[group][name]
+            if "kwargs" not in given and given.get(name, known) != known:
                 namespace[group]["kwargs"] = {}
         loaded = _instantiate(parser, parser.parse_object(keys, namespace))
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
         raise _translate(str(error)) from None
-    for file in files:
+    foreign = [] if FLAG in sys.argv else [file for file in files if lies_in_run(file)]
+    for file in judge(files, foreign, [str(keys)]):
         find_beside(file, flatten(loaded).values())
     return loaded
 

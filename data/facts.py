@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from configs.errors import InputError
-from configs.read_files import parse_json
+from configs.read_files import parse_json, read_text
+
+MOST = 2**31
+"""Numbers in one sample, or classes."""
+DTYPES = r"(u?int(8|16|32|64)|b?float(16|32|64)|bool|)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,26 @@ class InputFacts:
         given = self.classes[: self.num_classes]
         return (*given, *(str(number) for number in range(len(given), self.num_classes)))
 
+    def check(self) -> None:
+        """Refuse sizes and scales that no data have.
+
+        Raises:
+            ValueError: With the field.
+        """
+        shapes = (self.input_shape, self.fit.size if self.fit else ())
+        sizes = [size for shape in shapes for size in shape]
+        numbers = (self.scale, *self.mean, *self.std)
+        holds = {
+            "input_shape": min(sizes, default=1) > 0 and max(map(math.prod, shapes)) <= MOST,
+            "num_classes": 0 < self.num_classes <= MOST,
+            "mean, std and scale": all(map(math.isfinite, numbers)) and self.scale > 0,
+            "dtype": re.fullmatch(DTYPES, self.dtype) is not None,
+            "fit.crop": self.fit is None or 0 < self.fit.crop <= 1,
+        }
+        for field, is_so in holds.items():
+            if not is_so:
+                raise ValueError(field)
+
     def to_json(self) -> dict[str, Any]:
         """The fields, in types that JSON has: a user's data set may hold numpy's."""
         return {
@@ -96,7 +122,7 @@ class InputFacts:
             if fit is not None:
                 height, width = (int(side) for side in fit["size"])
                 fit = PictureFit(size=(height, width), crop=float(fit["crop"]))
-            return cls(
+            facts = cls(
                 input_shape=tuple(int(size) for size in known["input_shape"]),
                 num_classes=int(known["num_classes"]),
                 mean=tuple(float(value) for value in known["mean"]),
@@ -107,7 +133,9 @@ class InputFacts:
                 fit=fit,
                 features=tuple(str(name) for name in known["features"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            facts.check()
+            return facts
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{where} is not as it was written ({type(error).__name__}: {error})",
                 expected="the facts of a run's data",
@@ -123,7 +151,7 @@ def read_model(path: Path) -> tuple[InputFacts, Any]:
         FileNotFoundError: If it is missing.
     """
     try:
-        content: Any = parse_json(path.read_text(encoding="utf-8"))
+        content: Any = parse_json(read_text(path))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

@@ -26,6 +26,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
+from configs.visible import csv_cell, plain
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
 
@@ -213,7 +214,6 @@ def look_inverted(images: Tensor, facts: InputFacts) -> int:
 def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
     """A line for each image, for a person: its class, and the next likely ones."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("input", "class", "probability", "then")
@@ -223,7 +223,7 @@ def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
         others = "  ".join(f"{names[label]} {probabilities[label]:.1%}" for label in ranked)
         where = f"{row['input']} [{row['index']}]" if row["index"] else row["input"]
         cells = where, row["name"], f"{row['probability']:.1%}", others
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(plain, cells))
     Console().print(table)
 
 
@@ -234,9 +234,9 @@ def write_rows(
     if kind == "csv":
         table = csv.writer(file, lineterminator="\n")
         fixed = ("input", "index", "class", "name", "probability")
-        table.writerow([*fixed, *(f"p_{name}" for name in names)])
+        table.writerow([*fixed, *(csv_cell(f"p_{name}") for name in names)])
         for row in rows:
-            table.writerow([*(row[key] for key in fixed), *row["probabilities"]])
+            table.writerow([*(csv_cell(row[key]) for key in fixed), *row["probabilities"]])
     elif kind == "jsonl":
         for row in rows:
             file.write(json.dumps(row) + "\n")
@@ -251,13 +251,16 @@ def write_rows(
 @contextlib.contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
     """A text file that appears when it is complete."""
-    from trainer.checkpoints.atomic_files import replacing
+    from trainer.checkpoints.atomic_files import cannot_write, replacing
 
-    with replacing(path) as raw:
-        text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-        yield text
-        text.flush()
-        text.detach()
+    try:
+        with replacing(path) as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
+            yield text
+            text.flush()
+            text.detach()
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 if __name__ == "__main__":

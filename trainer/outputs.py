@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from configs.given import handed_over
 from configs.identity import flatten
-from configs.read_files import parse_json
+from configs.read_files import read_json
 from configs.schema import RunConfig
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
-from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
@@ -67,6 +68,14 @@ def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -
         return []
     weights, trainer = load_checkpoint(checkpoint)
     notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
+    step = read_json(checkpoint / MANIFEST)["step"]
+    if state.progress.step != step:
+        raise InputError(
+            f"checkpoint {checkpoint} does not fit this run: trainer.pt",
+            given=f"step {state.progress.step}",
+            expected=f"step {step}, as its manifest says",
+            remedy="Choose another with --checkpoint.resume PATH.",
+        )
     return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
 
 
@@ -131,8 +140,8 @@ def _what_was_given(directory: RunDirectory, resume: Resume) -> dict[str, Any]:
     )
     before: dict[str, Any] = {}
     if resume.checkpoint is not None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # missing or damaged
-            before = parse_json((directory.path / "environment.json").read_text()).get("given", {})
+        with contextlib.suppress(OSError, InputError, AttributeError):  # missing or damaged
+            before = read_json(directory.path / "environment.json").get("given", {})
     for reference, facts in given.items():
         weights = before.get(reference, {}).get("weights_sha256", facts.get("weights_sha256"))
         if weights != facts.get("weights_sha256"):
