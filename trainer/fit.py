@@ -110,10 +110,8 @@ def fit(
         loss: (outputs, targets) -> the loss of each sample or output, or its mean.
         metrics: A list of metrics (protocol: trainer/objective/metrics.py).
         task: classification, multilabel, regression, or a Task.
-        optimizer: A name, or a class of torch's or one's own.
-        schedule: A name, or what makes a scheduler.
-        lr: Peak learning rate.
-        epochs: Passes over the training set.
+        optimizer, schedule: A name, or a class of torch's or one's own.
+        lr, epochs: Peak learning rate; passes over the training set.
         batch_size: Samples per optimizer step, over all ranks.
         name: Name of the run; its directory is runs/NAME unless `output_dir` is given.
         config: A YAML file or a recipe; what is given here wins.
@@ -140,9 +138,7 @@ def fit(
     arguments = {key: value for key, value in arguments.items() if value is not None} | keys
     if config is None:
         _complete(arguments)
-    handed = Handed()
-    for key, value in arguments.items():
-        handed.put(key, value)
+    handed = Handed.of(arguments)
     loaded = load_keys(handed.keys, config=None if config is None else str(config), also=[*SHORT])
     _check_process(loaded)
     return _fit(loaded, handed)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -71,6 +71,14 @@ class Handed:
     """What the references lead to."""
     model: nn.Module | None = None
     """The module that was passed, if it was not what makes one."""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Those of `fit` by name; see `put`."""
+        handed = cls()
+        for key, value in arguments.items():
+            handed.put(key, value)
+        return handed
 
     def put(self, key: str, value: Any) -> None:
         """Take one argument: a short name, a key with its dots, or a group of keys.
