@@ -34,4 +34,4 @@ if __name__ == "__main__":
         name="own_script",
         **dict(argument.split("=") for argument in sys.argv[1:]),  # any key: output_dir=/tmp/runs
     )
-    print(f"accuracy {run.metrics['accuracy']:.1%} after {run.step} steps, in {run.directory}")
+    print(run)

@@ -17,7 +17,7 @@ from data.loading.loader import Loader, build_loader, free_bytes, placement
 from data.loading.order import Plan
 from data.normalize import Normalize
 from data.samples import Batch
-from data.splits import labels_of
+from data.splits import known_labels
 from trainer.backward.compiling import check_compiler
 from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
@@ -208,7 +208,7 @@ def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan
 def check_classes(data: Datasets, task: str) -> None:
     """Refuse a label that no output stands for, where labels are known without reading samples."""
     for name, part in {"train": data.train, **data.held_out}.items():
-        labels = labels_of(part) if task == "classification" else None
+        labels = known_labels(part) if task == "classification" else None
         if labels is None or not len(labels):
             continue
         wrong = np.flatnonzero((labels < 0) | (labels >= data.num_classes))

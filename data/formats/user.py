@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import IterableDataset
 
 from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.schema import DataConfig
 from data.samples import Datasets, dtype_name
-from data.splits import labels_of
+from data.splits import known_labels
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
@@ -85,13 +84,11 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
 
 
 def classes_seen(data: Any) -> int:
-    """One more than the largest label, where labels are known without reading samples; else 0."""
-    base = getattr(data, "dataset", None)
-    if base is not None and hasattr(data, "indices"):  # a part has the classes of the whole
-        return classes_seen(base)
-    labels = labels_of(data)
-    if labels is None and isinstance(data, TensorDataset):
-        labels = data.tensors[-1].numpy()
-    elif labels is None and isinstance(data, list):
-        labels = np.array([int(target) for _, target in data])
-    return 0 if labels is None else int(labels.max()) + 1
+    """One more than the largest label, where labels are known without reading samples; else 0.
+
+    A part of another set has the classes of the whole.
+    """
+    while isinstance(data, torch.utils.data.Subset):
+        data = data.dataset
+    labels = known_labels(data)
+    return 0 if labels is None or not len(labels) else int(labels.max()) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from configs.errors import InputError
 from configs.load import load_config
@@ -249,6 +250,20 @@ def test_the_task_goes_with_a_loss_of_torch(
     assert {"mae", "r2"} <= run.metrics.keys()
 
 
+@pytest.mark.parametrize("kind", ["a list", "a part", "tensors"])
+def test_classes_are_counted_where_labels_are_known(tmp_path: Path, kind: str) -> None:
+    whole, _ = sets()
+    part: Any = {
+        "a list": [(inputs, int(label)) for inputs, label in whole],
+        "a part": Subset(whole, (whole.tensors[1] < 2).nonzero().flatten().tolist()),
+        "tensors": whole,
+    }[kind]
+    run = train(tmp_path, data=(part, part), loss=F.cross_entropy, **{"train.max_steps": 2})
+    facts = json.loads((run.directory / "model.json").read_text())
+    assert facts["num_classes"] == 3
+    assert run.config.task.loss is None, "it is a classification's own"
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter([])
@@ -269,6 +284,13 @@ class Stream(IterableDataset[Any]):
         ({"model": 3.5}, "model.name"),
         ({"model": torch.zeros(3)}, "model.name: given 'Tensor', expected a name, an import path"),
         ({"data": (Stream(), Stream())}, "a stream"),
+        (
+            {
+                "data": (TensorDataset(torch.rand(9, 5), torch.arange(1, 10) % 4 - 1),) * 2,
+                "loss": None,
+            },
+            "train sample 3: label: given -1, expected 0 to 2, for 3 classes",
+        ),
         ({"data": DataLoader(sets()[0])}, "Order, batches and workers are the run's"),
         ({"optimizer": torch.optim.Adam(net().parameters())}, "optimizer=torch.optim.Adam, lr="),
         ({"model": torch.compile(net())}, "given 'a OptimizedModule', expected the module inside"),
