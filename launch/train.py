@@ -63,7 +63,7 @@ def train(config: RunConfig, stop: StopRequest, started: Callable[[], None] = la
     from trainer.session import joined, train_to_end
 
     with joined(config) as runtime:
-        _, status = train_to_end(config, runtime, stop, started)
+        status = train_to_end(config, runtime, stop, started)[1]
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 

@@ -227,7 +227,7 @@ def share_weights(runtime: Runtime, model: nn.Module) -> None:
     if runtime.world_size == 1:
         return
     for tensor in (*model.parameters(), *model.buffers()):
-        there = tensor.detach().to(runtime.device)
+        there = tensor.detach().to(runtime.device).contiguous()
         broadcast_(runtime, [there])
         tensor.detach().copy_(there)
 

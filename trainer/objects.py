@@ -139,7 +139,7 @@ class Handed:
 def task_of(loss: Any) -> str | None:
     """The task that goes with a loss of torch's, if one other than classification does."""
     kind = type(loss) if isinstance(loss, nn.Module) else loss
-    return TASKS.get(kind) if callable(kind) else None
+    return next((task for known, task in TASKS.items() if known is kind), None)
 
 
 def adopt(key: str, value: Any) -> tuple[Given, str]:
