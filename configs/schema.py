@@ -71,6 +71,9 @@ class DataConfig:
     """DataLoader worker processes per rank; in-memory data needs none."""
     prefetch_factor: int = execution(2)
     """Micro-batches each worker prepares ahead."""
+    collate: str | None = None
+    """Import path of a function that makes a batch of a list of samples; `data.collate:pad` pads
+    each micro-batch to its longest."""
     validation: int | float = 0
     """Samples, or a fraction of them, held out of the training set for everything that chooses:
     best, patience, keep_best, plateau."""

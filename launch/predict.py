@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
         check_output("--output", arguments.output)
     trained = load_run(arguments, overrides)
     require_classes(trained.config)
+    trained.facts.require_one_input("predict")
     reading = Reading(facts=trained.facts, resize=arguments.resize, invert=arguments.invert)
     size = arguments.batch_size or trained.config.evaluate.batch_size
     with open_inputs(arguments, reading) as inputs:

@@ -160,10 +160,10 @@ def _complete(arguments: dict[str, Any]) -> None:
     loss = arguments.get("loss")
     if any(key.partition(".")[0] == "task" for key in arguments):
         return
-    if loss is F.cross_entropy:  # a classification's own
-        del arguments["loss"]
-    elif task := task_of(loss):
+    if task := task_of(loss, arguments.get("data")):
         arguments["task"] = task
+    elif loss is F.cross_entropy:  # a classification's own
+        del arguments["loss"]
 
 
 def _check_process(config: RunConfig) -> None:

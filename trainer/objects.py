@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader
 from configs.errors import InputError
 from configs.given import PREFIX, Given
 from configs.load import is_group
+from data.loading.workers import borrowed_rng
 from data.samples import Datasets
+from data.structures import as_tensor_or_none, split
 from trainer.fingerprints import (
     digest_of,
     digest_of_data,
@@ -136,10 +138,22 @@ class Handed:
         return reference
 
 
-def task_of(loss: Any) -> str | None:
-    """The task that goes with a loss of torch's, if one other than classification does."""
+def task_of(loss: Any, data: Any) -> str | None:
+    """The task that goes with a loss of torch's, or with targets that are no classes; None: the
+    default, which tells classes apart."""
     kind = type(loss) if isinstance(loss, nn.Module) else loss
-    return next((task for known, task in TASKS.items() if known is kind), None)
+    for known, task in TASKS.items():
+        if known is kind:
+            return task
+    if loss is None or not isinstance(data, list | tuple):
+        return None
+    try:
+        with borrowed_rng():
+            target = as_tensor_or_none(split(data[0][0])[1])
+    except Exception:  # whoever trains on it says what is wrong
+        return None
+    a_class = target is not None and not target.ndim and not target.is_floating_point()
+    return None if a_class else "loss"
 
 
 def adopt(key: str, value: Any) -> tuple[Given, str]:

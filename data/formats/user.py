@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch import Tensor
+from torch.utils.data import IterableDataset, TensorDataset
 
 from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.schema import DataConfig
-from data.samples import Datasets, dtype_name
+from data.samples import ArrayDataset, Datasets, dtype_name
 from data.splits import known_labels
+from data.structures import as_tensor_or_none, is_record, outline, split, tensors
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
@@ -46,9 +48,10 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         made = [made]
     elif not (isinstance(made, Sequence) and len(made) in (2, 3)):
         raise refusal
+    classes = getattr(made[0], "classes", None) or ()
+    num_classes = getattr(made[0], "num_classes", None) or len(classes)
+    made = [_held(part) for part in made]
     train, *others = made
-    classes = getattr(train, "classes", None) or ()
-    num_classes = getattr(train, "num_classes", None) or len(classes)
     for part in made:
         if isinstance(part, IterableDataset):
             raise InputError(
@@ -60,26 +63,28 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
             )
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__") or not len(part):
             raise refusal
-    first = train[0]
-    if not isinstance(first, Sequence) or len(first) != 2:
+    sample = train[0]
+    if isinstance(sample, int | float | str | bytes) or sample is None or not _is_filled(sample):
         raise refusal
-    try:
-        inputs, target = torch.as_tensor(first[0]), torch.as_tensor(first[1])
-    except (TypeError, ValueError, RuntimeError):
-        raise refusal from None
-    if target.ndim or target.is_floating_point():
-        num_classes = num_classes or target.numel()  # outputs of the model
-    num_classes = num_classes or classes_seen(train)
-    if not num_classes:
+    inputs, target = split(sample)
+    held, goal = (as_tensor_or_none(part) for part in (inputs, target))
+    if held is None and not config.collate and next(tensors(inputs), None) is None:
         raise refusal
+    if goal is not None and (goal.ndim or goal.is_floating_point()):
+        num_classes = num_classes or goal.numel()  # outputs of the model
+    if goal is not None and not num_classes:
+        num_classes = classes_seen(train)
+        if not num_classes and not is_record(sample):
+            raise refusal
     return Datasets(
         train=train,
         **dict(zip(("test", "validation"), reversed(others), strict=False)),
-        input_shape=tuple(inputs.shape),
+        input_shape=() if held is None else tuple(held.shape),
         num_classes=int(num_classes),
-        scale=255.0 if inputs.dtype == torch.uint8 else 1.0,
+        scale=255.0 if held is not None and held.dtype == torch.uint8 else 1.0,
         classes=tuple(classes),
-        dtype=dtype_name(inputs),
+        dtype="" if held is None else dtype_name(held),
+        structure=outline(inputs) if held is None else "",
     )
 
 
@@ -92,3 +97,14 @@ def classes_seen(data: Any) -> int:
         data = data.dataset
     labels = known_labels(data)
     return 0 if labels is None or not len(labels) else int(labels.max()) + 1
+
+
+def _held(part: Any) -> Any:
+    """Tensors in memory as what can be gathered from whole; anything else as it is."""
+    if isinstance(part, Tensor | TensorDataset) and len(part):
+        return ArrayDataset(*split(part.tensors if isinstance(part, TensorDataset) else part))
+    return part
+
+
+def _is_filled(sample: Any) -> bool:
+    return not isinstance(sample, tuple | list) or len(sample) > 0

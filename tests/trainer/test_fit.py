@@ -209,7 +209,8 @@ def test_classes_and_functions_of_modules_are_named_by_import_path(tmp_path: Pat
     )
     written = yaml.safe_load((run.directory / "config.yaml").read_text())
     module = "tests.support.own_objects"
-    assert written["model"] == {"name": f"{module}:Net", "kwargs": {"width": 8}}
+    assert written["model"]["name"] == f"{module}:Net"
+    assert written["model"]["kwargs"] == {"width": 8}
     assert written["data"]["dataset"] == f"{module}:sets"
     assert written["task"]["loss"] == f"{module}:own_loss"
     assert written["optimizer"]["name"] == "torch.optim.rmsprop:RMSprop"
@@ -248,6 +249,19 @@ def test_the_task_goes_with_a_loss_of_torch(
     assert run.config.task.name == task
     assert (run.config.task.loss or "").startswith(name or "")
     assert {"mae", "r2"} <= run.metrics.keys()
+
+
+def test_any_targets_go_with_a_loss_of_ones_own(tmp_path: Path) -> None:
+    """Classes of several places of a sample: no classification of samples."""
+    inputs = torch.randn(40, 5)
+    part = [(sample, (sample[:2] > 0).long()) for sample in inputs]
+    model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)))
+    run = train(tmp_path, model=model, data=(part, part), loss=F.cross_entropy)
+    assert (run.config.task.name, run.config.task.loss) == (
+        "loss",
+        "torch.nn.functional:cross_entropy",
+    )
+    assert run.metrics["loss"] < run.history[0]["train/loss"]
 
 
 @pytest.mark.parametrize("kind", ["a list", "a part", "tensors"])
