@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.given import given_object, is_given, with_objects
 from configs.trust import require_trust
 
 
@@ -24,12 +25,14 @@ def import_object(key: str, path: str) -> Any:
 
     Args:
         key: The config key that holds the path, for the message.
-        path: The import path.
+        path: The import path, or the reference to an object of this program (configs/given.py).
 
     Raises:
         InputError: If the path is malformed, names nothing, or only a run directory names it. An
             error inside the user's own module keeps its traceback.
     """
+    if is_given(path):
+        return given_object(key, path)
     require_trust(key, path)
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
@@ -165,7 +168,7 @@ def call_with(
     signature = signature_of(target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = {name: v for name, v in offered.items() if name in named(signature)}
-    arguments = {**accepted, **kwargs}
+    arguments = {**accepted, **{name: with_objects(key, value) for name, value in kwargs.items()}}
     try:
         signature.bind(*positional, **arguments)
     except TypeError as error:

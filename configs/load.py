@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -73,25 +74,62 @@ def load_config(
     _check_flags(rest)
     parser = build_parser(prog, description)
     try:
-        namespace = parser.parse_args(_without_strange_kwargs(files, rest))
-        groups = vars(parser.instantiate(namespace))
+        config = _instantiate(parser, parser.parse_args(_without_strange_kwargs(files, rest)))
     except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
         raise _translate(str(error)) from None
-    groups = {key: value for key, value in groups.items() if key in _names(RunConfig)}
-    config = RunConfig(**groups)
     foreign = [] if FLAG in argv else [file for file in files if of_run or lies_in_run(file)]
     for file in judge(files, foreign, rest):
         find_beside(file, flatten(config).values())
     return config
 
 
+def load_keys(keys: dict[str, Any], *, config: str | None, also: Sequence[str] = ()) -> RunConfig:
+    """The keys that a program gives, nested, over those of a config file or the schema's defaults.
+
+    Arguments of the file's model, data set, task, optimizer or schedule are dropped where the
+    program names another one.
+
+    Args:
+        keys: As in a YAML file.
+        config: A file or a recipe.
+        also: Further names to choose the closest from, for an unknown key.
+
+    Raises:
+        InputError: As `load_config` does.
+    """
+    import argparse
+
+    files = [file for file in [_find_recipe(config)] if _check_file(file)] if config else []
+    _check_keys(keys, " in fit()", also)
+    parser = build_parser("fit", "")
+    try:
+        namespace = parser.parse_args(_config_args(files))
+        for group in ("model", "data", "task", "optimizer", "schedule"):
+            given, name = keys.get(group, {}), "dataset" if group == "data" else "name"
+            known = namespace[group][name]
+            if "kwargs" not in given and given.get(name, known) != known:
+                namespace[group]["kwargs"] = {}
+        loaded = _instantiate(parser, parser.parse_object(keys, namespace))
+    except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
+        raise _translate(str(error)) from None
+    foreign = [] if FLAG in sys.argv else [file for file in files if lies_in_run(file)]
+    for file in judge(files, foreign, [str(keys)]):
+        find_beside(file, flatten(loaded).values())
+    return loaded
+
+
+def _config_args(files: Sequence[Path]) -> list[str]:
+    return [arg for file in files for arg in ("--config", str(file))]
+
+
+def _instantiate(parser: ArgumentParser, namespace: Any) -> RunConfig:
+    groups = vars(parser.instantiate(namespace))
+    return RunConfig(**{item.name: groups[item.name] for item in fields(RunConfig)})
+
+
 def known_keys() -> list[str]:
     """Every dotted key, groups included."""
     return list(_walk(RunConfig, ""))
-
-
-def _names(kind: type) -> set[str]:
-    return {item.name for item in fields(kind)}
 
 
 def _walk(kind: Any, prefix: str) -> Iterator[str]:
@@ -148,21 +186,25 @@ def _check_file(path: Path) -> bool:
         raise InputError(
             str(path), given=content, expected="a mapping of config keys, such as `seed: 0`"
         )
+    _check_keys(content, f" in {path}")
+    return True
+
+
+def _check_keys(content: dict[Any, Any], where: str, also: Sequence[str] = ()) -> None:
     known = known_keys()
     for key, value in _file_items(content, ""):
         if key not in known:
-            raise _unknown(key, known, f" in {path}")
+            raise _unknown(key, [*known, *also], where)
         # jsonargparse would let null pass as "not given".
-        if value is None and not _is_group(key) and not _takes_null(key):
+        if value is None and not is_group(key) and not _takes_null(key):
             raise InputError(key, given="null", expected=_describe(_hint(key)))
-    return True
 
 
 def _file_items(content: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         key = f"{prefix}{name}"
         yield key, value
-        if _is_group(key):
+        if is_group(key):
             if not isinstance(value, dict):
                 raise InputError(key, given=value, expected="a mapping of keys under it")
             yield from _file_items(value, f"{key}.")
@@ -178,7 +220,7 @@ def _check_flags(argv: Sequence[str]) -> None:
             open_key = any(key.startswith(f"{name}.") and _is_mapping(name) for name in known)
             if key not in known and not open_key:
                 raise _unknown(key, known, " on the command line")
-            if _is_group(key):
+            if is_group(key):
                 raise InputError(f"--{key}", expected=f"one of its keys, such as --{key}.KEY VALUE")
         elif not token.startswith("-") and (not previous.startswith("--") or "=" in previous):
             raise InputError(
@@ -256,7 +298,7 @@ def _hint(key: str) -> Any:
     return hint
 
 
-def _is_group(key: str) -> bool:
+def is_group(key: str) -> bool:
     return is_dataclass(_hint(key))
 
 

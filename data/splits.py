@@ -174,6 +174,22 @@ def labels_of(data: MapDataset) -> Indices | None:
     return None
 
 
+def known_labels(data: Any) -> Indices | None:
+    """The same, found also in what torch's own data sets hold, and in lists of samples."""
+    if isinstance(data, torch.utils.data.Subset):
+        labels = known_labels(data.dataset)
+        return None if labels is None else labels[np.asarray(data.indices)]
+    if isinstance(data, torch.utils.data.TensorDataset):
+        values = data.tensors[-1]
+        whole = values.ndim == 1 and not values.is_floating_point()
+        return values.cpu().numpy().astype(np.int64) if whole else None
+    if isinstance(data, list):
+        targets = [sample[1] for sample in data if isinstance(sample, tuple) and len(sample) == 2]
+        whole = len(targets) == len(data) and all(isinstance(target, int) for target in targets)
+        return np.array(targets, dtype=np.int64) if whole else None
+    return labels_of(data)
+
+
 def _part(data: MapDataset, indices: Indices, *, training: bool) -> MapDataset:
     if isinstance(data, ArrayDataset):
         chosen = torch.from_numpy(indices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import io
 import logging
 import os
@@ -13,11 +12,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from configs.errors import InputError
 from configs.visible import visible
 from trainer.ranks.launcher import guess
+from trainer.records.quiet_stream import hush
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
@@ -111,44 +111,6 @@ def speak_safely() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-class Deaf:
-    """A text stream that falls silent when nobody reads it any more, or its disk is full.
-
-    What a run prints is no reason to end it: its records are in its directory.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._gone = False
-
-    def write(self, text: str) -> int:
-        self._try("write", text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._try("flush")
-
-    def _try(self, method: str, *arguments: Any) -> None:
-        if self._gone:
-            return
-        try:
-            getattr(self._stream, method)(*arguments)
-        except OSError as error:
-            self._gone = True
-            hush(self._stream)
-            why = f"the output cannot be written any more ({error.strerror}); the run goes on"
-            logging.getLogger("convoy").warning(why)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def hush(stream: Any) -> None:
-    """Let what is still buffered go nowhere: it would be tried again when the interpreter ends."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave(status: int) -> NoReturn:

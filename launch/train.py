@@ -7,11 +7,9 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends what imports, without a traceback
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -20,12 +18,10 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
-from launch.entry import EXIT_PREEMPTED, Deaf, is_main_process, num_ranks, run_command
+from launch.entry import EXIT_PREEMPTED, num_ranks, run_command
 from trainer.ranks.start_watch import watched_start
 from trainer.ranks.stop_signals import StopRequest, stop_on_signals, stop_with_parent
-
-if TYPE_CHECKING:
-    from trainer.loop import Run
+from trainer.records.quiet_stream import QuietStream
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         return dry_run(config)
     # torch takes most of the start-up time: a wrong key is refused before it is loaded, and a stop
     # request that comes meanwhile is remembered.
-    sys.stdout = Deaf(sys.stdout)
+    sys.stdout = QuietStream(sys.stdout)
     with stop_on_signals() as stop, watched_start(EXIT_PREEMPTED) as started:
         if num_ranks() > 1:
             stop_with_parent()
@@ -64,63 +60,11 @@ def dry_run(config: RunConfig) -> int:
 
 def train(config: RunConfig, stop: StopRequest, started: Callable[[], None] = lambda: None) -> int:
     """Train a run on this rank, call `started` before its first step, return the exit status."""
-    from trainer.build import build
-    from trainer.loop import fit
-    from trainer.ranks.runtime import choose_device, detect, process_group
+    from trainer.session import joined, train_to_end
 
-    if config.profile.enabled:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages
-    runtime = choose_device(detect(os.environ), config.parallel)
-    with process_group(runtime, config.parallel):
-        run = build(config, runtime, stop)
-        started()
-        first_step = run.state.progress.step
-        status = "failed"
-        try:
-            run.log.summary("running")
-            status = fit(run)
-        finally:
-            run.log.summary(status)
-            run.sinks.finish(status)
-            run.checkpointer.close()
-
-        sizes = [micro.size for micro in run.plan.global_batch(0).micro_batches]
-        profile = run.profiler.report(run.state.engine.module, sizes)
-
-    if is_main_process():
-        if profile is not None:
-            print(profile)
-        progress = run.state.progress
-        if status == "preempted":
-            print(f"Stopped on request at step {progress.step}; saved in {run.directory.path}.")
-        else:
-            if progress.step == first_step:
-                print(
-                    f"This run was already finished at step {progress.step}. Train again with "
-                    "--checkpoint.resume never or another --name, or on with more --train.epochs."
-                )
-            print(outcome(run))
+    with joined(config) as runtime:
+        status = train_to_end(config, runtime, stop, started)[1]
     return EXIT_PREEMPTED if status == "preempted" else 0
-
-
-def outcome(run: Run) -> str:
-    """What a finished run reached, on which samples, and with which weights."""
-    from trainer.records.console import shown
-
-    progress, name, count = run.state.progress, run.selection.metric, len(run.data.test)
-    final = progress.test or progress.metrics
-    line = f"Final test {name} {shown(name, final[name])} on {count:,} samples"
-    best = shown(name, progress.best[name]) if progress.best else "unknown"
-    if not progress.test:
-        line += f" (best {best} at step {progress.best_step}, chosen on these very samples)"
-    elif progress.best_step == progress.step:
-        line += f" (the weights that are best on the validation set: {best})"
-    elif progress.test_best:
-        line += (
-            f"; {shown(name, progress.test_best[name])} with the weights of step "
-            f"{progress.best_step}, the best on the validation set ({best})"
-        )
-    return f"{line}, run directory {run.directory.path}"
 
 
 if __name__ == "__main__":

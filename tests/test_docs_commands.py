@@ -59,6 +59,8 @@ def check_script(script: str, words: Sequence[str], monkeypatch: pytest.MonkeyPa
         module = importlib.import_module("benchmarks.peers.common")
         monkeypatch.setattr(sys, "argv", [script, *words])
         module.parse("")
+    elif script.startswith("examples/"):  # a reader's own program, which takes keys
+        assert {word.partition("=")[0] for word in words} <= set(known_keys())
     elif name == "benchmark":
         check_benchmark(importlib.import_module("benchmarks.run").parse(words))
     elif name == "train":

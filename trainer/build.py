@@ -88,7 +88,9 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
     )
 
 
-def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
+def build(
+    config: RunConfig, runtime: Runtime, stop: StopRequest, directory: RunDirectory | None = None
+) -> Run:
     """Assemble a run; every rank calls it, inside the process group.
 
     Nothing is written before every rank has built its part.
@@ -97,7 +99,7 @@ def build(config: RunConfig, runtime: Runtime, stop: StopRequest) -> Run:
         InputError: On every rank alike, if any rank refuses its input.
     """
     config, components = _prepare(config, runtime)
-    directory = RunDirectory(config)
+    directory = directory or RunDirectory(config)
     resume = broadcast_object(
         runtime,
         raise_on_all_ranks(

@@ -50,7 +50,7 @@ class Run:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
-def fit(run: Run) -> str:
+def train(run: Run) -> str:
     """Train until the end or until asked to stop; returns "completed" or "preempted".
 
     Raises:

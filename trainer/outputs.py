@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.given import handed_over
 from configs.identity import flatten
 from configs.idle_keys import unused_keys
 from configs.read_files import read_json, read_yaml
@@ -153,6 +155,8 @@ def open_outputs(
         logger.info(f"without effect in this run: {named}")
     logger.info(components.execution.line())
     environment = describe_environment(runtime, components.execution.to_json())
+    if handed_over():
+        environment["given"] = _what_was_given(directory, resume)
     directory.write_environment(environment)
     directory.write_model(components.data.facts(), found.to_json())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
@@ -178,6 +182,33 @@ def open_outputs(
         )
     )
     return sinks
+
+
+def _what_was_given(directory: RunDirectory, resume: Resume) -> dict[str, Any]:
+    """What is known of the objects of a program, for environment.json; says what is not.
+
+    Weights that a module came with are no part of the run's identity: most are drawn, and a run
+    that goes on has its own. Others than at its start may be meant, so that is said.
+    """
+    given = {reference: dict(found.facts) for reference, found in handed_over().items()}
+    names = ", ".join(f"{facts['key']} {reference}" for reference, facts in given.items())
+    logger.info(
+        f"given as objects: {names}; the run's identity knows code, options, shapes and some "
+        "samples of them, not initial weights, other samples, nor what imported code does"
+    )
+    before: dict[str, Any] = {}
+    if resume.checkpoint is not None:
+        with contextlib.suppress(OSError, InputError, AttributeError):  # missing or damaged
+            before = read_json(directory.path / "environment.json").get("given", {})
+    for reference, facts in given.items():
+        weights = before.get(reference, {}).get("weights_sha256", facts.get("weights_sha256"))
+        if weights != facts.get("weights_sha256"):
+            facts["weights_sha256"] = weights
+            logger.info(
+                f"{reference} came with other weights than at the start of this run, which goes on "
+                "with its own: choose another name to begin with these"
+            )
+    return given
 
 
 def _void(progress: Progress) -> tuple[str, ...]:

@@ -13,14 +13,15 @@ from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.schema import DataConfig
 from data.samples import ArrayDataset, Datasets, dtype_name
-from data.splits import labels_of
+from data.splits import known_labels
 from data.structures import as_tensor_or_none, is_record, outline, split, tensors
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
     "data.datasets.Datasets, a pair (train, test) or a triple (train, validation, test) of "
     "map-style data sets of (input tensor, target), or one of them with data.test; a target is a "
-    "whole number, the first then with `num_classes` or `classes`, or a tensor of numbers"
+    "whole number, the first then with `num_classes` or `classes` unless it knows all labels, or a "
+    "tensor of numbers"
 )
 
 
@@ -47,10 +48,10 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         made = [made]
     elif not (isinstance(made, Sequence) and len(made) in (2, 3)):
         raise refusal
+    classes = getattr(made[0], "classes", None) or ()
+    num_classes = getattr(made[0], "num_classes", None) or len(classes)
     made = [_held(part) for part in made]
     train, *others = made
-    classes = getattr(train, "classes", None) or ()
-    num_classes = getattr(train, "num_classes", None) or len(classes)
     names = ("train", "validation", "test") if len(made) == 3 else ("train", "test")
     for name, part in zip(names, made, strict=False):
         _check_part(f"data.dataset {config.dataset}, {name}", part)
@@ -60,8 +61,8 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
     if goal is not None and (goal.ndim or goal.is_floating_point()):
         num_classes = num_classes or goal.numel()  # outputs of the model
     if goal is not None and not num_classes:
-        labels = labels_of(train)
-        if labels is None and not is_record(sample):
+        num_classes = classes_seen(train)
+        if not num_classes and not is_record(sample):
             raise InputError(
                 f"data.dataset {config.dataset}, number of classes",
                 given=f"targets that are whole numbers ({goal.item()} for train[0]), and neither "
@@ -70,7 +71,6 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
                 remedy="Set it: `train.num_classes = 10`. For anything else than classes let "
                 "targets be floats.",
             )
-        num_classes = 0 if labels is None else int(labels.max()) + 1
     return Datasets(
         train=train,
         **dict(zip(("test", "validation"), reversed(others), strict=False)),
@@ -126,6 +126,17 @@ def _take_apart(where: str, sample: Any, *, collated: bool) -> tuple[Tensor | No
             "data.collate.",
         )
     return held, goal
+
+
+def classes_seen(data: Any) -> int:
+    """One more than the largest label, where labels are known without reading samples; else 0.
+
+    A part of another set has the classes of the whole.
+    """
+    while isinstance(data, torch.utils.data.Subset):
+        data = data.dataset
+    labels = known_labels(data)
+    return 0 if labels is None or not len(labels) else int(labels.max()) + 1
 
 
 def _held(part: Any) -> Any:

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from configs.load import load_config
 from launch.entry import run_command
 from trainer.build import build
-from trainer.loop import fit
+from trainer.loop import train
 from trainer.ranks.runtime import choose_device, detect, process_group
 from trainer.ranks.stop_signals import stop_on_signals
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
                 return getattr(steps, name)
 
         run.steps = Counting()  # type: ignore[assignment]
-        fit(run)
+        train(run)
         run.sinks.finish("completed")
     os.write(1, f"GRAPHS {json.dumps(after)}\n".encode())  # in one piece: ranks share the pipe
     return 0

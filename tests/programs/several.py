@@ -18,7 +18,8 @@ from launch.entry import run_command
 from trainer.build import build
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.checkpoints.state import capture
-from trainer.loop import Run, fit
+from trainer.loop import Run
+from trainer.loop import train as train_run
 from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
 from trainer.ranks.stop_signals import StopRequest, stop_on_signals
 
@@ -51,7 +52,7 @@ def compare_with_checkpoint(parts: Run) -> list[str]:
 def train(argv: Sequence[str], runtime: Runtime, stop: StopRequest) -> list[str]:
     parts = build(load_config(argv, prog="several", description=""), runtime, stop)
     found = compare_with_checkpoint(parts)
-    status = fit(parts)
+    status = train_run(parts)
     parts.sinks.finish(status)
     parts.checkpointer.close()
     return found

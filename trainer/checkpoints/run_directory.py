@@ -112,6 +112,13 @@ class RunDirectory:
             except OSError as error:
                 raise self.unwritable(error) from None
 
+    def release(self) -> None:
+        """Let another run claim the directory."""
+        if self.lock is not None:
+            fcntl.flock(self.lock, fcntl.LOCK_UN)  # closing would not: workers have it open, too
+            self.lock.close()
+            self.lock = None
+
     def open(self, config: RunConfig, resume: Resume) -> list[str]:
         """Make the directory ready for the run; returns lines for the log.
 

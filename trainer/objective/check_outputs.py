@@ -12,7 +12,7 @@ from torch import nn
 from configs.errors import InputError
 from data.normalize import Normalize
 from data.samples import Batch, Collate, MapDataset
-from data.splits import labels_of
+from data.splits import known_labels
 from data.structures import floats_as, outline, split
 from trainer.networks.calling import Call
 from trainer.networks.module_state import evaluating
@@ -111,7 +111,7 @@ def check_loss(
 def check_classes(sets: Mapping[str, MapDataset], num_classes: int, task: Task) -> None:
     """Refuse a label that no output stands for, where labels are known without reading samples."""
     for name, part in sets.items():
-        labels = labels_of(part) if task.name == "classification" else None
+        labels = known_labels(part) if task.name == "classification" else None
         if labels is None or not len(labels) or not num_classes:
             continue
         wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))

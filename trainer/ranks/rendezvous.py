@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import re
 import socket
@@ -15,6 +17,9 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from trainer.ranks.launcher import LaunchedRank
 
 POLL_SECONDS = 0.01
+MEETINGS = itertools.count()
+"""Every rank of a program calls `fit` equally often: each time they meet in another part of the
+store."""
 
 
 def meet(ranks: LaunchedRank, env: Mapping[str, str], timeout: timedelta) -> tuple[TCPStore, str]:
@@ -36,15 +41,23 @@ def meet(ranks: LaunchedRank, env: Mapping[str, str], timeout: timedelta) -> tup
         store = TCPStore(*meeting_point(ranks, env), is_master=False, timeout=timeout)
         space = PrefixStore(f"convoy/{world_size}", store)
         return store, _agree(space, rank, world_size, timeout)
-    store = TCPStore(
-        *meeting_point(ranks, env),
+    store = _own_store(*meeting_point(ranks, env), world_size, ranks.is_main, timeout)
+    return store, f"convoy/{next(MEETINGS)}"
+
+
+@functools.cache
+def _own_store(host: str, port: int, world_size: int, hosts: bool, timeout: timedelta) -> TCPStore:
+    """The store that rank 0 hosts, as long as its process lives: another rank may still ask it
+    while rank 0 is on its way to the next meeting."""
+    return TCPStore(
+        host,
+        port,
         world_size,
-        is_master=ranks.is_main,
+        is_master=hosts,
         timeout=timeout,
         wait_for_workers=False,
         multi_tenant=True,
     )
-    return store, "convoy"
 
 
 def _agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +24,15 @@ SAME_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
-    """A flag that a signal sets; nothing else happens inside the signal handler."""
+    """A flag that a signal sets; nothing else happens inside the signal handler.
 
-    def __init__(self) -> None:
+    Args:
+        raises: Whether a second Ctrl-C raises KeyboardInterrupt instead of ending the process: it
+            may be a notebook's.
+    """
+
+    def __init__(self, *, raises: bool = False) -> None:
+        self.raises = raises
         self.signal: signal.Signals | None = None
         self._first = 0.0
 
@@ -38,18 +45,27 @@ class StopRequest:
         """The signal handler; a second request ends the process at once."""
         now = time.monotonic()
         if self.pending and now - self._first > SAME_REQUEST_SECONDS:
+            if self.raises and number == signal.SIGINT:
+                raise KeyboardInterrupt
             os._exit(128 + number)
         if not self.pending:
             self.signal, self._first = signal.Signals(number), now
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, raises: bool = False) -> Iterator[StopRequest]:
     """Handle the signals inside, and put the old handlers back afterwards.
 
     SIGHUP comes when a terminal or its connection is closed; nohup has it ignored, and it stays so.
+    Python handles signals in its main thread only: in another one nothing is heard.
+
+    Args:
+        raises: See `StopRequest`.
     """
-    request = StopRequest()
+    request = StopRequest(raises=raises)
+    if not in_main_thread():
+        yield request
+        return
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     heard = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
     previous = {number: signal.signal(number, request.handle) for number in heard}
@@ -58,6 +74,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def in_main_thread() -> bool:
+    """Whether signals can be handled here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def stop_with_parent() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -90,6 +91,26 @@ def test_a_later_second_signal_ends_the_process_at_once(second: signal.Signals) 
     )
     assert finished.returncode == 128 + second, finished.stderr
     assert finished.stdout.split("\n") == ["asked True", ""]
+
+
+def test_where_others_work_too_a_second_ctrl_c_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook outlives its cell."""
+    monkeypatch.setattr(preempt, "SAME_REQUEST_SECONDS", -1.0)
+    with stop_on_signals(raises=True) as request:
+        signal.raise_signal(signal.SIGINT)
+        assert request.pending
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_in_a_thread_nothing_is_heard_and_nothing_fails() -> None:
+    def handlers() -> list[object]:
+        with stop_on_signals() as request:
+            return [request.pending, *map(signal.getsignal, SIGNALS)]
+
+    before = [False, *map(signal.getsignal, SIGNALS)]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handlers).result() == before
 
 
 def test_a_single_rank_hears_of_a_request_at_the_very_next_poll() -> None:

@@ -1,0 +1,133 @@
+"""A run from its config to its end: what `launch/train.py` and `trainer.fit` both call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from configs.errors import InputError
+from configs.identity import identity
+from configs.schema import RunConfig
+from trainer.build import build
+from trainer.checkpoints.run_directory import RunDirectory
+from trainer.loop import Run, train
+from trainer.ranks.collectives import gather_objects
+from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
+from trainer.ranks.stop_signals import StopRequest
+from trainer.records.console import shown
+
+
+@contextmanager
+def joined(config: RunConfig) -> Iterator[Runtime]:
+    """This rank on its device and, inside, in the process group of all that were started.
+
+    Raises:
+        InputError: If the device or the others cannot be had, or they were given another run.
+    """
+    if config.profile.enabled:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages
+    runtime = choose_device(detect(os.environ), config.parallel)
+    with process_group(runtime, config.parallel):
+        check_alike(runtime, config)
+        yield runtime
+
+
+def check_alike(runtime: Runtime, config: RunConfig) -> None:
+    """Refuse ranks that would train another run each; every rank calls it.
+
+    Raises:
+        InputError: On every rank, with the first key that is not the same.
+    """
+    mine, *others = gather_objects(runtime, identity(config))
+    for rank, other in enumerate(others, start=1):
+        for key in mine | other:
+            if mine.get(key) != other.get(key):
+                error = InputError(
+                    f"{key} of rank {rank}",
+                    given=other.get(key),
+                    expected=f"{mine.get(key)!r}, as rank 0 was given",
+                    remedy="Give all ranks the same; what is drawn at random before the run, such "
+                    "as a split of the data, must be drawn under a seed.",
+                )
+                error.shared = True
+                raise error
+
+
+def train_to_end(
+    config: RunConfig,
+    runtime: Runtime,
+    stop: StopRequest,
+    started: Callable[[], None] = lambda: None,
+) -> tuple[Run, str]:
+    """Build a run, or what is left of it, and train it; every rank calls it, among the others.
+
+    Rank 0 prints what was reached.
+
+    Args:
+        config: The run.
+        runtime: This rank.
+        stop: Asked for at every step.
+        started: Called when all is built, before the first step.
+
+    Returns:
+        The run, and its status: completed or preempted. Its directory may be written by others.
+
+    Raises:
+        InputError: On every rank alike, if any rank refuses its input.
+        RunFailed: If it cannot go on.
+    """
+    directory = RunDirectory(config)
+    try:
+        run = build(config, runtime, stop, directory)
+        started()
+        first_step = run.state.progress.step
+        status = "failed"
+        try:
+            run.log.summary("running")
+            status = train(run)
+        finally:
+            run.log.summary(status)
+            run.sinks.finish(status)
+            run.checkpointer.close()
+        sizes = [micro.size for micro in run.plan.global_batch(0).micro_batches]
+        profile = run.profiler.report(run.state.engine.module, sizes)
+    finally:
+        directory.release()
+    if runtime.is_main:
+        if profile is not None:
+            print(profile)
+        print(_end(run, status, first_step))
+    return run, status
+
+
+def _end(run: Run, status: str, first_step: int) -> str:
+    """What to say of a run at its end."""
+    step = run.state.progress.step
+    if status == "preempted":
+        return f"Stopped on request at step {step}; saved in {run.directory.path}."
+    if step > first_step:
+        return _reached(run)
+    return (
+        f"This run was already finished at step {step}. Train again with "
+        "--checkpoint.resume never or another --name, or on with more --train.epochs.\n"
+        f"{_reached(run)}"
+    )
+
+
+def _reached(run: Run) -> str:
+    """What a finished run reached, on which samples, and with which weights."""
+    progress, name, count = run.state.progress, run.selection.metric, len(run.data.test)
+    final = progress.test or progress.metrics
+    line = f"Final test {name} {shown(name, final[name])} on {count:,} samples"
+    best = shown(name, progress.best[name]) if progress.best else "unknown"
+    if not progress.test:
+        line += f" (best {best} at step {progress.best_step}, chosen on these very samples)"
+    elif progress.best_step == progress.step:
+        line += f" (the weights that are best on the validation set: {best})"
+    elif progress.test_best:
+        line += (
+            f"; {shown(name, progress.test_best[name])} with the weights of step "
+            f"{progress.best_step}, the best on the validation set ({best})"
+        )
+    return f"{line}, run directory {run.directory.path}"
