@@ -13,8 +13,8 @@ from configs.fields import execution
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str = "mlp"
-    """Registered name (mlp, convnet, resnet9, resnet18, resnet50, vit), timm/NAME or an import
-    path `package.module:attribute`."""
+    """Registered name (mlp, convnet, resnet9, resnet18, resnet50, vit, gpt), timm/NAME or an
+    import path `package.module:attribute`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model, such as {hidden: [256, 128], dropout: 0.2}."""
 
