@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from configs.errors import InputError
 from configs.read_files import parse_json
+from data.vocabulary import TOKENIZER, Vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class InputFacts:
     """Of pictures of any size; None for inputs that are taken as they are stored."""
     features: tuple[str, ...] = ()
     """Names of the features of vectors, in their order; empty if they have none."""
+    vocabulary: Vocabulary | None = None
+    """Of tokens; None for other inputs."""
 
     def __post_init__(self) -> None:
         for key, values in (("mean", self.mean), ("std", self.std)):
@@ -77,22 +80,24 @@ class InputFacts:
             "dtype": self.dtype,
             "fit": None if self.fit is None else asdict(self.fit),
             "features": [str(name) for name in self.features],
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_json(),
         }
 
     @classmethod
-    def from_json(cls, content: Any, where: str) -> Self:
+    def from_json(cls, content: Any, where: str, tokenizer: str = "") -> Self:
         """What `to_json` wrote; JSON keeps every bit of a float.
 
         Args:
             content: The parsed JSON.
             where: The file, for the message.
+            tokenizer: The content of a tokenizer's file that lies beside it.
 
         Raises:
             InputError: If it is something else.
         """
         try:
-            known = {"fit": None, "features": (), **content}
-            fit = known["fit"]
+            known = {"fit": None, "features": (), "vocabulary": None, **content}
+            fit, words = known["fit"], known["vocabulary"]
             if fit is not None:
                 height, width = (int(side) for side in fit["size"])
                 fit = PictureFit(size=(height, width), crop=float(fit["crop"]))
@@ -106,8 +111,9 @@ class InputFacts:
                 dtype=str(known["dtype"]),
                 fit=fit,
                 features=tuple(str(name) for name in known["features"]),
+                vocabulary=None if words is None else Vocabulary.from_json(words, tokenizer),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{where} is not as it was written ({type(error).__name__}: {error})",
                 expected="the facts of a run's data",
@@ -128,4 +134,6 @@ def read_model(path: Path) -> tuple[InputFacts, Any]:
         raise
     except (OSError, ValueError) as error:
         content = f"unreadable: {error}"
-    return InputFacts.from_json(content, str(path)), content
+    beside = path.with_name(TOKENIZER)
+    tokenizer = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+    return InputFacts.from_json(content, str(path), tokenizer), content
