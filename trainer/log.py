@@ -64,6 +64,7 @@ class RunLog:
         gradients: GradientLog,
         watch: Stopwatch,
         end: End,
+        tokens_per_sample: int | None = None,
     ) -> None:
         self.config = config
         self.runtime = runtime
@@ -82,6 +83,7 @@ class RunLog:
         self.gradients = gradients
         self.watch = watch
         self.end = end
+        self.tokens_per_sample = tokens_per_sample
         self.unwritten: Unwritten | None = None
         self.summary_refused = False
 
@@ -111,10 +113,13 @@ class RunLog:
         """Average the metrics since the last record."""
         self.flush()
         scaler = self.state.precision.scaler
+        rate = self.watch.read()
         record = self._start() | {
             "train/lr": self.step.learning_rate,
-            "train/samples_per_second": self.watch.read(),
+            "train/samples_per_second": rate,
         }
+        if self.tokens_per_sample is not None:
+            record["train/tokens_per_second"] = rate * self.tokens_per_sample
         scale = None
         if scaler.is_enabled():
             record["train/skipped_steps"] = self.state.progress.skipped_steps

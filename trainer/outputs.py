@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,4 +153,5 @@ def build_log(
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
         end=end,
+        tokens_per_sample=math.prod(data.input_shape) if data.vocabulary else None,
     )
