@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from configs.visible import visible
+
 
 class InputError(ValueError):
     """Bad config, file, checkpoint or environment: a command prints the message and exits 2.
+
+    Control characters in names and paths are spelled out.
 
     Args:
         what: The thing at fault, such as a config key or a path.
@@ -22,7 +26,7 @@ class InputError(ValueError):
         parts = [f"given {given!r}"] if given is not None else []
         parts += [f"expected {expected}"] if expected else []
         message = what + (": " + ", ".join(parts) if parts else "")
-        super().__init__(message + (f". {remedy}" if remedy else ""))
+        super().__init__(visible(message + (f". {remedy}" if remedy else "")))
 
 
 def expect(config: object, key: str, holds: bool, expected: str, remedy: str = "") -> None:

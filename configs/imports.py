@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-
-IMPORT_PATH = re.compile(r"(?!timm:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""`timm:NAME` is a name of that library's, and runs nothing else."""
+from configs.trust import require_trust
 
 
 def is_import_path(name: str) -> bool:
@@ -29,9 +27,10 @@ def import_object(key: str, path: str) -> Any:
         path: The import path.
 
     Raises:
-        InputError: If the path is malformed or names nothing. An error inside the user's own module
-            keeps its traceback.
+        InputError: If the path is malformed, names nothing, or only a run directory names it. An
+            error inside the user's own module keeps its traceback.
     """
+    require_trust(key, path)
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
         raise InputError(key, given=path, expected="an import path `package.module:attribute`")
@@ -121,46 +120,6 @@ def find_beside(config_file: Path, values: Iterable[Any]) -> None:
 
 def _may_name_module(value: Any) -> bool:
     return isinstance(value, str) and is_import_path(value) and value[0].isidentifier()
-
-
-def refuse_code(config: Any, keys: Iterable[str], *, file: Path, given: Iterable[str]) -> None:
-    """Refuse import paths in a config that came with a run directory: loading them runs code.
-
-    Args:
-        config: A config, or a group of one.
-        keys: The dotted keys whose values the command would import.
-        file: The config file, for the message.
-        given: Options of the command line; a key that is given there is the user's own.
-
-    Raises:
-        InputError: With the key, its path and the way out.
-    """
-    own = [option.partition("=")[0].removeprefix("--") for option in given]
-    for key in keys:
-        value: Any = config
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else getattr(value, name)
-        path = next(filter(IMPORT_PATH.fullmatch, _texts(value)), None)
-        if path is not None and key not in own:
-            raise InputError(
-                f"{key} in {file}",
-                given=path,
-                expected="a name of this project: importing another one runs the code behind it",
-                remedy="If you trust whoever wrote that directory, add --trust_code.",
-            )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in nested lists and mappings, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
 
 
 def import_extra(module: str, extra: str) -> Any:

@@ -15,6 +15,7 @@ from configs.identity import flatten
 from configs.imports import find_beside
 from configs.read_files import read_yaml
 from configs.schema import RunConfig
+from configs.trust import FLAG, judge, lies_in_run
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -36,22 +37,26 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file of the run: a path, or the name of a recipe in configs/ (default: mnist).",
+        help="YAML file of the run: a path, or the name of a recipe in configs/ (default: mnist). "
+        f"One that lies in a run directory may name code of one's own only with {FLAG}.",
     )
     parser.add_class_arguments(RunConfig)
     return parser
 
 
 def load_config(
-    argv: Sequence[str], *, prog: str, description: str, trusted: bool = True
+    argv: Sequence[str], *, prog: str, description: str, of_run: bool = False
 ) -> RunConfig:
     """Parse a command line. Overrides win over `--config` wherever they stand on the line.
+
+    From then on this process imports what the user names, and nothing that only the config of a run
+    directory names (configs/trust.py).
 
     Args:
         argv: Arguments after the program's name.
         prog: Program name shown by `--help`.
         description: First line of `--help`.
-        trusted: Whether import paths may lead to modules that lie beside the file.
+        of_run: The config files are of a run directory, wherever they lie.
 
     Raises:
         InputError: For an unknown key, a wrong type or range, or an unreadable file.
@@ -59,7 +64,7 @@ def load_config(
     """
     import argparse
 
-    paths, rest = _split_config(argv)
+    paths, rest = _split_config([token for token in argv if token != FLAG])
     files = [_find_recipe(path) for path in paths] or [DEFAULT_RECIPE]
     files = [file for file in files if _check_file(file)]
     _check_flags(rest)
@@ -68,11 +73,12 @@ def load_config(
     try:
         namespace = parser.parse_args(config_args + rest)
         groups = vars(parser.instantiate(namespace))
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
         raise _translate(str(error)) from None
     groups = {key: value for key, value in groups.items() if key in _names(RunConfig)}
     config = RunConfig(**groups)
-    for file in files if trusted else ():
+    foreign = [] if FLAG in argv else [file for file in files if of_run or lies_in_run(file)]
+    for file in judge(files, foreign, rest):
         find_beside(file, flatten(config).values())
     return config
 

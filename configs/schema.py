@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from configs.errors import expect
+from configs.errors import InputError, expect
 from configs.fields import EXECUTION, execution
 from configs.schema_execution import CompileConfig, DryRunConfig, ParallelConfig, ProfileConfig
 from configs.schema_records import CheckpointConfig, EvaluateConfig, LoggingConfig
@@ -22,6 +22,7 @@ from configs.schema_training import (
     TaskConfig,
     TrainConfig,
 )
+from configs.visible import is_unseen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,9 @@ class DataConfig:
     """DataLoader worker processes per rank; in-memory data needs none."""
     prefetch_factor: int = execution(2)
     """Micro-batches each worker prepares ahead."""
+    collate: str | None = None
+    """Import path of a function that makes a batch of a list of samples; `data.collate:pad` pads
+    each micro-batch to its longest."""
     validation: int | float = 0
     """Samples, or a fraction of them, held out of the training set for everything that chooses:
     best, patience, keep_best, plateau."""
@@ -144,6 +148,10 @@ class RunConfig:
             "a plain folder name",
             "Use --output_dir for the folder above it.",
         )
+        for key in ("name", "output_dir", "data.root"):
+            value = (self.data.root or "") if key == "data.root" else getattr(self, key)
+            if any(map(is_unseen, value)):
+                raise InputError(key, given=value, expected="no control characters in it")
         expect(self, "output_dir", bool(self.output_dir), "a folder")
         expect(self, "seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
         expect(

@@ -17,12 +17,16 @@ class ModelConfig:
     import path `package.module:attribute`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model, such as {hidden: [256, 128], dropout: 0.2}."""
+    forward: str | None = None
+    """Import path of a function (model, batch) -> outputs, for a model that is not called with the
+    inputs of a batch by position or by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     name: str = "classification"
-    """What is learned: classification, multilabel, regression, or an import path."""
+    """What is learned: classification, multilabel, regression, loss (what task.loss says, and
+    nothing else), or an import path."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a task named by import path."""
     loss: str | None = None

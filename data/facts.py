@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from configs.errors import InputError
-from configs.read_files import parse_json
-from data.vocabulary import TOKENIZER, Vocabulary
+from configs.read_files import parse_json, read_text
+from data.vocabulary import MOST_TOKENIZER_BYTES, TOKENIZER, Vocabulary
+
+MOST = 2**31
+"""Numbers in one sample, or classes."""
+DTYPES = r"(u?int(8|16|32|64)|b?float(16|32|64)|bool|)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,26 @@ class InputFacts:
         given = self.classes[: self.num_classes]
         return (*given, *(str(number) for number in range(len(given), self.num_classes)))
 
+    def check(self) -> None:
+        """Refuse sizes and scales that no data have.
+
+        Raises:
+            ValueError: With the field.
+        """
+        shapes = (self.input_shape, self.fit.size if self.fit else ())
+        sizes = [size for shape in shapes for size in shape]
+        numbers = (self.scale, *self.mean, *self.std)
+        holds = {
+            "input_shape": min(sizes, default=1) > 0 and max(map(math.prod, shapes)) <= MOST,
+            "num_classes": 0 < self.num_classes <= MOST,
+            "mean, std and scale": all(map(math.isfinite, numbers)) and self.scale > 0,
+            "dtype": re.fullmatch(DTYPES, self.dtype) is not None,
+            "fit.crop": self.fit is None or 0 < self.fit.crop <= 1,
+        }
+        for field, is_so in holds.items():
+            if not is_so:
+                raise ValueError(field)
+
     def to_json(self) -> dict[str, Any]:
         """The fields, in types that JSON has: a user's data set may hold numpy's."""
         return {
@@ -101,7 +127,7 @@ class InputFacts:
             if fit is not None:
                 height, width = (int(side) for side in fit["size"])
                 fit = PictureFit(size=(height, width), crop=float(fit["crop"]))
-            return cls(
+            facts = cls(
                 input_shape=tuple(int(size) for size in known["input_shape"]),
                 num_classes=int(known["num_classes"]),
                 mean=tuple(float(value) for value in known["mean"]),
@@ -113,7 +139,9 @@ class InputFacts:
                 features=tuple(str(name) for name in known["features"]),
                 vocabulary=None if words is None else Vocabulary.from_json(words, tokenizer),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            facts.check()
+            return facts
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise InputError(
                 f"{where} is not as it was written ({type(error).__name__}: {error})",
                 expected="the facts of a run's data",
@@ -129,11 +157,18 @@ def read_model(path: Path) -> tuple[InputFacts, Any]:
         FileNotFoundError: If it is missing.
     """
     try:
-        content: Any = parse_json(path.read_text(encoding="utf-8"))
+        content: Any = parse_json(read_text(path))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         content = f"unreadable: {error}"
-    beside = path.with_name(TOKENIZER)
-    tokenizer = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-    return InputFacts.from_json(content, str(path), tokenizer), content
+    return InputFacts.from_json(content, str(path), _tokenizer(path.with_name(TOKENIZER))), content
+
+
+def _tokenizer(path: Path) -> str:
+    try:
+        return read_text(path, most=MOST_TOKENIZER_BYTES)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} ({error})", expected="the tokenizer of the run") from None

@@ -13,6 +13,7 @@ from torch import Tensor
 from data.loading.workers import borrowed_rng
 from data.samples import ArrayDataset, BatchDataset, Datasets, MapDataset, dtype_name
 from data.splits import labels_of
+from data.structures import as_tensor_or_none, fields_of, is_record, outline, split, tensors
 
 MOST_BYTES = 1 << 26
 """Of inputs that are looked at for their range, where they are not read one by one."""
@@ -43,7 +44,7 @@ class Found:
     def line(self) -> str:
         """All of it on one line."""
         counts = ", ".join(f"{n:,} {PURPOSES[name]}" for name, n in self.samples.items())
-        size = "x".join(map(str, self.shape)) or "single"
+        size = "x".join(map(str, self.shape)) or ("single" if self.dtype.isalnum() else "of")
         low, high = self.values or (float("nan"), float("nan"))
         values = f"{low:.6g} to {high:.6g}" if self.values else "with values that are not finite"
         parts = [f"data: {counts}"]
@@ -72,15 +73,18 @@ def describe(data: Datasets) -> Found:
             lacking[name] = [data.class_names[label] for label in absent]
     with borrowed_rng():  # a sample may draw: what the model draws must not depend on that
         some = _some_inputs(data.train)
-    low, high = some.aminmax() if some.numel() else (some.new_zeros(()),) * 2
-    finite = bool(torch.isfinite(low) & torch.isfinite(high))
+    numbers = [tensor for tensor in tensors(some) if tensor.numel()]
+    ranges = [tensor.aminmax() for tensor in numbers] or [torch.zeros(1).aminmax()]
+    low = min(float(least) for least, _ in ranges)
+    high = max(float(most) for _, most in ranges)
+    finite = all(bool(torch.isfinite(torch.stack(tuple(found))).all()) for found in ranges)
     return Found(
         samples={name: len(part) for name, part in sets.items()},
         samples_per_class=per_class,
         lacking=lacking,
         shape=tuple(int(size) for size in data.input_shape),
-        dtype=dtype_name(some),
-        values=(float(low), float(high)) if finite else None,
+        dtype=dtype_name(some) if isinstance(some, Tensor) else outline(some),
+        values=(low, high) if finite else None,
         left_out=data.left_out,
     )
 
@@ -88,20 +92,34 @@ def describe(data: Datasets) -> Found:
 def first_not_finite(data: MapDataset, indices: Iterable[int]) -> int | None:
     """The first of these samples whose inputs hold NaN or infinity; reads them until then."""
     for index in indices:
-        inputs = torch.as_tensor(data[int(index)][0])
-        if inputs.is_floating_point() and not inputs.isfinite().all():
+        inputs = _inputs(data, int(index))
+        if any(t.is_floating_point() and not t.isfinite().all() for t in tensors(inputs)):
             return int(index)
     return None
 
 
-def _some_inputs(data: MapDataset) -> Tensor:
-    """Inputs spread evenly over a data set."""
-    first = torch.as_tensor(data[0][0])
-    affordable = max(MOST_BYTES // max(first.nbytes, 1), 1)
+def _inputs(data: MapDataset, index: int) -> Any:
+    """Of one sample, with numbers and numpy's arrays as tensors."""
+    inputs, _ = split(data[index])
+    if is_record(inputs):
+        return {name: as_tensor_or_none(value) for name, value in fields_of(inputs).items()}
+    if isinstance(inputs, tuple):
+        return tuple(as_tensor_or_none(part) for part in inputs)
+    return as_tensor_or_none(inputs)
+
+
+def _some_inputs(data: MapDataset) -> Any:
+    """Inputs spread evenly over a data set; of those that are no tensors of one shape, one's."""
+    first = _inputs(data, 0)
+    num_bytes = sum(tensor.nbytes for tensor in tensors(first))
+    affordable = max(MOST_BYTES // max(num_bytes, 1), 1)
     count = min(len(data), affordable if isinstance(data, BatchDataset) else FEW_SAMPLES)
     if isinstance(data, ArrayDataset) and count == len(data):
         return data.inputs
     indices = torch.arange(count) * len(data) // count
     if isinstance(data, BatchDataset):
         return data.gather(indices)[0]
-    return torch.stack([torch.as_tensor(data[int(index)][0]) for index in indices])
+    if not isinstance(first, Tensor):
+        return first
+    found = [_inputs(data, int(index)) for index in indices]
+    return torch.stack(found) if len({tensor.shape for tensor in found}) == 1 else first

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import TextIO
 
@@ -13,7 +15,16 @@ def open_lock(path: Path) -> TextIO:
     In a folder that several people may write to, a link could lead to anybody's file.
 
     Raises:
-        OSError: If it is a link, or may not be written.
+        OSError: If it is a link or a device, or may not be written.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "r+")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o664)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(error.errno, f"the lock {path} is a symbolic link: remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"the lock {path} is no plain file: remove it")
+    return os.fdopen(descriptor, "r+")

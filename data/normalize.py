@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from data.facts import InputFacts
+from data.structures import map_tensors
 
 
 class Normalize:
@@ -18,6 +21,7 @@ class Normalize:
         shape = (-1, *[1] * (len(data.input_shape) - 1))
         mean = torch.tensor(data.mean, dtype=torch.float64).reshape(shape)
         std = torch.tensor(data.std, dtype=torch.float64).reshape(shape)
+        self.is_plain = (data.mean, data.std, data.scale) == ((0.0,), (1.0,), 1.0)
         self.factor: Tensor | float = (1.0 / (data.scale * std)).to(torch.float32).to(device)
         self.offset: Tensor | float = (-mean / std).to(torch.float32).to(device)
         if (
@@ -25,8 +29,25 @@ class Normalize:
         ):  # numbers are a third faster than tensors of one element
             self.factor, self.offset = float(self.factor), float(self.offset)
 
-    def __call__(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalised inputs; written into `out`, a float32 tensor of their shape, if given."""
+    def __call__(self, inputs: Any, out: Tensor | None = None) -> Any:
+        """Normalised inputs; written into `out`, a float32 tensor of their shape, if given.
+
+        Whole numbers of whose mean and deviation nothing is said, such as token ids, stay as they
+        are: float32 has no 2**24 + 1. So do the parts of a structure, but that floats become
+        float32 and pictures, uint8 `(B, C, H, W)`, lie between 0 and 1.
+        """
+        if not isinstance(inputs, Tensor):
+            return map_tensors(_part, inputs)
         if out is None:
+            if self.is_plain and not inputs.is_floating_point() and inputs.dtype != torch.bool:
+                return inputs
             return inputs.to(torch.float32) * self.factor + self.offset
         return out.copy_(inputs).mul_(self.factor).add_(self.offset)
+
+
+def _part(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point():
+        return tensor.to(torch.float32)
+    if tensor.dtype == torch.uint8 and tensor.dim() == 4:
+        return tensor.to(torch.float32) / 255
+    return tensor

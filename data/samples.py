@@ -5,26 +5,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from data.facts import InputFacts
-
-Batch = tuple[Tensor, Tensor]
-"""Inputs `(B, ...)` and targets `(B, ...)`."""
+from data.structures import map_tensors, split, tensors
 
 
-def zeros_of(example: Batch, size: int, device: torch.device) -> Batch:
-    """A batch of `size` samples of zeros, in the shapes and types of an example of any size."""
-    inputs, targets = (part.new_zeros(size, *part.shape[1:], device=device) for part in example)
-    return inputs, targets
+class Batch(NamedTuple):
+    """Some samples: tensors, or structures of them (data/structures.py), on one device."""
+
+    inputs: Any
+    """What the model takes, `(B, ...)`."""
+    targets: Any
+    """What it learns, `(B, ...)`."""
+    size: int
+    """B. Without samples a batch of one stands in, unless it is of plain tensors of no rows."""
+
+    def to(self, device: torch.device) -> Batch:
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same samples with every tensor replaced."""
+        inputs = map_tensors(function, self.inputs)
+        return Batch(inputs, map_tensors(function, self.targets), self.size)
+
+
+Collate = Callable[[list[Any]], Any]
+"""Samples as the data set gives them -> a batch of them as `split` takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The first sample of a training set, for whoever has to know what batches look like."""
+
+    sample: Any
+    collate: Collate
+
+    def content(self, size: int = 1) -> Any:
+        """A batch of copies of it as it is collated, in host memory."""
+        return self.collate([self.sample] * size)
+
+    def batch(self, size: int = 1) -> Batch:
+        """The same taken apart."""
+        return Batch(*split(self.content(size)), size)
 
 
 class MapDataset(Protocol):
-    """What a user's data set must offer: a length, and `(input, target)` pairs by index.
+    """What a user's data set must offer: a length, and samples by index.
 
+    A sample is an `(input, target)` pair or another structure that `structures.split` takes apart.
     The target is a class (a whole number), or the tensor that another task learns from.
     """
 
@@ -50,35 +82,45 @@ class ArrayDataset:
     """Samples held whole in memory, gathered a batch at a time.
 
     Args:
-        inputs: `(N, ...)`, any dtype; images are uint8 `(N, C, H, W)`.
-        targets: `(N,)` int64 classes, or `(N, ...)` for other tasks.
+        inputs: `(N, ...)`, any dtype; images are uint8 `(N, C, H, W)`. Or a structure of such.
+        targets: `(N,)` int64 classes, or `(N, ...)` for other tasks; or a structure.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        assert len(inputs) == len(targets)
+    def __init__(self, inputs: Any, targets: Any) -> None:
+        sizes = {len(tensor) for tensor in tensors((inputs, targets))}
+        assert len(sizes) == 1, f"as many samples in every tensor, given {sorted(sizes)}"
         self.inputs = inputs
         self.targets = targets
+        (self.size,) = sizes
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return self.size
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.targets[index]
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self._pick(lambda tensor: tensor[index])
 
-    def gather(self, indices: Tensor, out: Batch | None = None) -> tuple[Tensor, Tensor]:
-        """`(inputs[indices], targets[indices])` in two gathers, perhaps to tensors given."""
-        inputs, targets = out or (None, None)
+    def gather(self, indices: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Any, Any]:
+        """`(inputs[indices], targets[indices])` in one gather each, perhaps to tensors given."""
+        if out is None:
+            return self._pick(lambda tensor: torch.index_select(tensor, 0, indices))
         return (
-            torch.index_select(self.inputs, 0, indices, out=inputs),
-            torch.index_select(self.targets, 0, indices, out=targets),
+            torch.index_select(self.inputs, 0, indices, out=out[0]),
+            torch.index_select(self.targets, 0, indices, out=out[1]),
         )
 
+    def rows(self, start: int, stop: int) -> tuple[Any, Any]:
+        """Inputs and targets of samples in a row, without a copy."""
+        return self._pick(lambda tensor: tensor[start:stop])
+
     def to(self, device: torch.device) -> ArrayDataset:
-        return ArrayDataset(self.inputs.to(device), self.targets.to(device))
+        return ArrayDataset(*self._pick(lambda tensor: tensor.to(device)))
 
     @property
     def num_bytes(self) -> int:
-        return self.inputs.nbytes + self.targets.nbytes
+        return sum(tensor.nbytes for tensor in tensors((self.inputs, self.targets)))
+
+    def _pick(self, function: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
+        return map_tensors(function, self.inputs), map_tensors(function, self.targets)
 
 
 MOST_READ = 4096
@@ -125,8 +167,9 @@ class Datasets(InputFacts):
     def facts(self) -> InputFacts:
         """The facts alone; the type of inputs held in memory is found from them."""
         known = {item.name: getattr(self, item.name) for item in fields(InputFacts)}
-        if not self.dtype and isinstance(self.train, ArrayDataset):
-            known["dtype"] = dtype_name(self.train.inputs)
+        held = self.train.inputs if isinstance(self.train, ArrayDataset) else None
+        if isinstance(held, Tensor) and not self.dtype:
+            known["dtype"] = dtype_name(held)
         return InputFacts(**known)
 
 
@@ -142,7 +185,7 @@ def moments_of_some(data: MapDataset) -> Moments:
     """Those of samples spread evenly over a data set that is read one by one."""
     count = min(len(data), MOST_READ)
     indices = (number * len(data) // count for number in range(count))
-    return moments(torch.stack([torch.as_tensor(data[index][0]) for index in indices]))
+    return moments(torch.stack([torch.as_tensor(split(data[index])[0]) for index in indices]))
 
 
 def moments(inputs: Tensor) -> Moments:

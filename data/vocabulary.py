@@ -16,6 +16,7 @@ from configs.imports import import_extra
 Ids = NDArray[np.int64]
 TOKENIZER = "tokenizer.json"
 """The file with the content of a tokenizer, beside whatever holds the rest of a vocabulary."""
+MOST_TOKENIZER_BYTES = 1 << 26
 KINDS = ("bytes", "characters", "file", "unknown")
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "[SEP]")
 """Usual names of the token that ends a document."""

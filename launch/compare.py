@@ -18,6 +18,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
+from configs.visible import plain, visible
 from launch.comparing.comparison import Comparison, compare
 from launch.comparing.tables import Table, differences_table, explain, results_table, to_rich
 from launch.entry import run_command
@@ -97,7 +98,6 @@ def check_output(option: str, path: Path | None) -> None:
 def show(comparison: Comparison, notes: Sequence[str]) -> None:
     """Print the tables; one that is too wide for the terminal is turned."""
     from rich.console import Console
-    from rich.text import Text
 
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -105,7 +105,7 @@ def show(comparison: Comparison, notes: Sequence[str]) -> None:
     for table in (results_table(comparison), differences_table(comparison)):
         console.print(to_rich(fit(table, console.width)))
     for line in (explain(comparison), *comparison.notes, *notes):
-        console.print(Text(line))
+        console.print(plain(line))
 
 
 def fit(table: Table, width: int) -> Table:
@@ -132,7 +132,7 @@ def write(comparison: Comparison, outputs: dict[str, Path | None]) -> None:
                 writers[kind](comparison, path)
             except OSError as error:
                 raise InputError(f"cannot write {path} ({error.strerror})") from None
-            print(f"wrote {path}")
+            print(visible(f"wrote {path}"))
 
 
 if __name__ == "__main__":

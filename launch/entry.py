@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from configs.errors import InputError
+from configs.visible import visible
 from trainer.ranks.launcher import guess
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
@@ -64,12 +65,12 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is caught
+    os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
-    logging.basicConfig(
-        format="%(message)s",
-        stream=sys.stderr,
-        level=logging.WARNING if is_main_process() else logging.ERROR,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Visibly("%(message)s"))
+    level = logging.WARNING if is_main_process() else logging.ERROR
+    logging.basicConfig(handlers=[handler], level=level)
     if is_main_process():
         logging.getLogger("convoy").setLevel(logging.INFO)  # and not what libraries tell
     try:
@@ -94,6 +95,13 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     if num_ranks() > 1:
         _leave(status)
     sys.exit(status)
+
+
+class Visibly(logging.Formatter):
+    """Names and paths in a log line cannot move the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def speak_safely() -> None:
@@ -177,7 +185,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, RunFailed):
         return _say(f"{error}.", EXIT_FAILED, shared=True)
     if num_ranks() > 1 and is_lost_contact(error):
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (visible(error).strip().splitlines() or [type(error).__name__])[0]
         line = f"rank {rank()}: another rank is gone or silent ({reason})"
         print(line, file=sys.stderr, flush=True)
     elif os.environ.get("TORCHELASTIC_ERROR_FILE"):
@@ -187,6 +195,6 @@ def _report(error: Exception) -> int:
 
         get_error_handler().record_exception(error)
     else:
-        text = "".join(traceback.format_exception(error))
+        text = visible("".join(traceback.format_exception(error)))
         print(f"rank {rank()} failed:\n{text}", file=sys.stderr, flush=True)
     return EXIT_FAILED

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.visible import plain, visible
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, not_negative, split_overrides
 
@@ -35,9 +36,9 @@ def main(argv: Sequence[str]) -> int:
 
     from data.datasets import load_datasets
     from launch.using.assess import assess, to_record
-    from trainer.checkpoints.atomic_files import check_output, write_atomically
+    from trainer.checkpoints.atomic_files import check_output, write_output
 
-    trained = load_run(arguments, overrides, reads_data=True)
+    trained = load_run(arguments, overrides)
     folder: Path = (arguments.output or trained.directory).expanduser()
     check_output("--output", folder / "evaluation.json")
     data = load_datasets(trained.config.data, seed=trained.config.seed)
@@ -45,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
     files: dict[str, bytes] = draw(trained, found) if arguments.png else {}
     record = json.dumps(to_record(trained, found), indent=2, allow_nan=False) + "\n"
     for name, content in (files | {"evaluation.json": record.encode()}).items():
-        write_atomically(folder / name, content)
+        write_output(folder / name, content)
     show(trained, found)
-    print(f"Written to {folder}: {', '.join(['evaluation.json', *files])}")
+    print(visible(f"Written to {folder}: {', '.join(['evaluation.json', *files])}"))
     return 0
 
 
@@ -105,9 +106,8 @@ def show(trained: Trained, found: Assessment) -> None:
 
     metrics, names = found.metrics, trained.facts.class_names
     average = " (moving average of the weights)" if trained.weights == "average" else ""
-    table = Table(
-        title=f"{trained.config.name}, {trained.checkpoint_name}{average}", title_justify="left"
-    )
+    title = plain(f"{trained.config.name}, {trained.checkpoint_name}{average}")
+    table = Table(title=title, title_justify="left")
     for heading in ("class", "precision", "recall", "F1", "samples", "most often taken for"):
         right = heading not in ("class", "most often taken for")
         table.add_column(heading, justify="right" if right else "left")
@@ -116,12 +116,12 @@ def show(trained: Trained, found: Assessment) -> None:
         row[number] = 0
         other = int(row.argmax())
         table.add_row(
-            name,
+            plain(name),
             f"{metrics.precision[number]:.4f}",
             f"{metrics.recall[number]:.4f}",
             f"{metrics.f1[number]:.4f}",
             f"{metrics.support[number]:,}",
-            f"{names[other]} ({row[other]})" if row[other] else "",
+            plain(f"{names[other]} ({row[other]})" if row[other] else ""),
         )
     console = Console()
     console.print(table)

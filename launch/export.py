@@ -16,6 +16,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.visible import visible
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, split_overrides
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(own)
 
     from launch.using.exporting import export
-    from trainer.checkpoints.atomic_files import check_output, write_atomically
+    from trainer.checkpoints.atomic_files import check_output, write_output
 
     if arguments.output is not None:
         check_output("--output", arguments.output)
@@ -39,16 +40,17 @@ def main(argv: Sequence[str]) -> int:
     exported = export(
         trained, arguments.format, include_normalization=arguments.include_normalization
     )
-    write_atomically(output, exported.content)
+    write_output(output, exported.content)
     what = (
         "weights"
         if arguments.format == "safetensors"
         else f"{exported.takes} -> logits (batch, {trained.facts.num_classes})"
     )
-    print(
+    line = (
         f"{output}: {what}, {trained.checkpoint_name}, {len(exported.content):,} bytes; read back, "
         f"differs from the model by at most {exported.difference:.2g}"
     )
+    print(visible(line))
     return 0
 
 

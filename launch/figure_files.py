@@ -6,11 +6,21 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from configs.visible import visible
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_LETTERS = 200
 MANY_LETTERS = ("Noto Sans CJK", "Noto Sans", "Source Han Sans", "WenQuanYi", "Droid Sans Fallback")
 """Beginnings of the names of fonts that have letters which matplotlib's own lacks."""
+
+
+def as_text(text: str) -> str:
+    """Text that matplotlib takes neither for mathematics nor for something to leave out."""
+    text = visible(text).replace("$", r"\$")
+    text = text if len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + "..."
+    return f" {text}" if text.startswith("_") else text
 
 
 def png(figure: Figure, **options: Any) -> bytes:

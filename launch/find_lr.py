@@ -24,6 +24,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.imports import import_extra
 from configs.load import load_config
+from configs.visible import visible
 from launch.entry import num_ranks, run_command
 from trainer.ranks.stop_signals import stop_with_parent
 
@@ -140,7 +141,7 @@ def show(curve: LossCurve, suggestion: Suggestion | None, output: Path) -> None:
     else:
         first, last = curve.learning_rates[0], curve.learning_rates[-1]
         print(f"{len(curve.losses)} steps from {first:.1e} to {last:.1e}: {curve.stopped}.")
-    print(f"Curve in {output} and {output.with_suffix('.json')}")
+    print(visible(f"Curve in {output} and {output.with_suffix('.json')}"))
     if suggestion is None:
         remedy = "Try a larger --lr_finder.max_lr or more --lr_finder.steps"
         if curve.bad_sample is not None:

@@ -24,6 +24,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
+from configs.visible import visible
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
 
@@ -44,11 +45,10 @@ log = logging.getLogger("convoy")
 def main(argv: Sequence[str]) -> int:
     """Check every input, then write one row for each image, or text."""
     own, overrides = split_overrides(argv, GROUPS)
-    arguments = build_parser().parse_args(own)
-    if arguments.prompt is not None:
+    text = any(word.partition("=")[0] == "--prompt" for word in own)
+    arguments = build_parser(text=text).parse_args(own)
+    if text:
         return continue_text(arguments, overrides)
-    if not arguments.inputs:
-        raise InputError("INPUT", expected="images, or --prompt TEXT for a run on tokens")
     kind = output_format(arguments)
 
     from data.formats.reading import Reading
@@ -90,8 +90,6 @@ def continue_text(arguments: argparse.Namespace, overrides: Sequence[str]) -> in
     from launch.using.text_options import read_prompt, sampling
     from trainer.checkpoints.atomic_files import check_output
 
-    if arguments.inputs:
-        raise InputError("INPUT", given=arguments.inputs, expected="nothing beside --prompt")
     how = sampling(arguments)
     if arguments.output is not None:
         check_output("--output", arguments.output)
@@ -102,13 +100,15 @@ def continue_text(arguments: argparse.Namespace, overrides: Sequence[str]) -> in
         with text_file(arguments.output) as file:
             file.writelines([*pieces, "\n"])
         return 0
+    show = visible if sys.stdout.isatty() else str
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(show(piece), end="", flush=True)
     print()
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(*, text: bool = False) -> argparse.ArgumentParser:
+    """The options; a `text` has no other inputs than its prompt."""
     from launch.using.text_options import add_options
 
     parser = build_run_parser(
@@ -117,12 +117,13 @@ def build_parser() -> argparse.ArgumentParser:
         "class and the probability of every class. Or go on with a text.",
         GROUPS,
     )
-    parser.add_argument(
-        "inputs",
-        nargs="*",
-        metavar="INPUT",
-        help="IDX (plain or .gz), NPY or picture files; - reads one from standard input.",
-    )
+    if not text:
+        parser.add_argument(
+            "inputs",
+            nargs="+",
+            metavar="INPUT",
+            help="IDX (plain or .gz), NPY or picture files; - reads one from standard input.",
+        )
     parser.add_argument(
         "--format",
         choices=INPUT_FORMATS,

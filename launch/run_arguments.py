@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
+from configs.trust import FLAG
 from launch.entry import num_ranks
-
-MODEL, DATA = ("model.name",), ("data.dataset", "data.kwargs.augment")
-"""Keys whose import paths are imported with a model, and with data."""
 
 if TYPE_CHECKING:
     from launch.using.trained import Trained
@@ -37,10 +35,10 @@ def build_run_parser(name: str, description: str, groups: Sequence[str]) -> argp
         help="Which checkpoint of the run: best (the default), latest, or the path of one.",
     )
     parser.add_argument(
-        "--trust_code",
+        FLAG,
         action="store_true",
-        help="Import what config.yaml of the run names by import path: a model or data set that is "
-        "not this project's. It runs that code.",
+        help="Let the run directory name code that is not Convoy's, such as a model of your own, "
+        "and run it. Without it nothing in the directory can (docs/security.md).",
     )
     return parser
 
@@ -99,9 +97,7 @@ def _number(text: str, least: int) -> int:
     return number
 
 
-def load_run(
-    arguments: argparse.Namespace, overrides: Sequence[str], *, reads_data: bool = False
-) -> Trained:
+def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained:
     """The trained run that the arguments name.
 
     Raises:
@@ -120,5 +116,5 @@ def load_run(
         arguments.run,
         checkpoint=arguments.checkpoint,
         overrides=overrides,
-        imports=None if arguments.trust_code else MODEL + (DATA if reads_data else ()),
+        trust_code=arguments.trust_code,
     )

@@ -23,6 +23,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from configs.errors import InputError
 from configs.load import load_config
+from configs.visible import visible
 from launch.entry import EXIT_FAILED, EXIT_PREEMPTED, run_command
 from launch.run_arguments import positive
 from launch.sweeping.trials import Sweep, Trial, of_seeds, read_sweep, rungs
@@ -130,7 +131,7 @@ def write_plan(folder: Path, plan: dict[str, Any]) -> None:
     Raises:
         InputError: If another sweep lies there.
     """
-    from trainer.checkpoints.atomic_files import write_atomically
+    from trainer.checkpoints.atomic_files import write_output
 
     path = folder / TRIALS
     content = json.dumps(plan, indent=2) + "\n"
@@ -144,7 +145,7 @@ def write_plan(folder: Path, plan: dict[str, Any]) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_output(path, content)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror})") from None
 
@@ -191,7 +192,7 @@ def conclude(
     from launch.comparing.metric_names import is_chosen_on
     from launch.sweeping.conclusion import conclusion
     from launch.sweeping.trial_progress import deciding_metric, read_recorded
-    from trainer.checkpoints.atomic_files import write_atomically
+    from trainer.checkpoints.atomic_files import write_output
 
     runs = read_recorded(folder, sweep.trials)
     if not runs:
@@ -199,7 +200,7 @@ def conclude(
     metric, higher = deciding_metric(sweep, runs)
     comparison, result = conclusion(sweep, runs, metric, higher, found.left)
     show(comparison, [f"{name} failed: {why}" for name, why in failures.items()])
-    write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    write_output(folder / RESULT, json.dumps(result, indent=2) + "\n")
     if not is_chosen_on(metric):
         say(f"Chosen by {metric}, not on validation samples: better with --data.validation 0.1.")
     best = result["best"]
@@ -216,10 +217,10 @@ def conclude(
 
 def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -> int:
     """Hand the trials to Slurm as an array, a line each; they are named as here."""
-    from trainer.checkpoints.atomic_files import write_atomically
+    from trainer.checkpoints.atomic_files import write_output
 
     lines = "".join(shlex.join(trial.arguments) + "\n" for trial in sweep.trials)
-    write_atomically(folder / "trials.txt", lines)
+    write_output(folder / "trials.txt", lines)
     at_once = f"%{jobs}" if jobs > 1 else ""
     command = [
         *("sbatch", f"--array=1-{len(sweep.trials)}{at_once}", str(ARRAY)),
@@ -233,7 +234,7 @@ def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    print(visible(line), flush=True)
 
 
 if __name__ == "__main__":

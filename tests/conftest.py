@@ -16,6 +16,7 @@ import torch._dynamo  # its first import sets an environment variable
 
 pytest.register_assert_rewrite("tests.support")  # an assertion there says what it found, too
 
+from configs.trust import judge  # noqa: E402
 from tests.support.data_sets import make_idx  # noqa: E402
 from tests.support.process_guard import Guard  # noqa: E402
 from tests.support.runs import train_here  # noqa: E402
@@ -37,6 +38,7 @@ def no_leaks() -> Iterator[None]:
     before = dict(os.environ), set(threading.enumerate()), Path.cwd()
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     yield
+    judge([], [], [])  # the config of a run directory limits what its process imports
     changed = {
         name
         for name in before[0].keys() | os.environ.keys()

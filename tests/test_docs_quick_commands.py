@@ -74,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     options = [f"--output_dir={folder / 'runs'}", "--train.max_steps=2", "--logging.progress=off"]
     here(["--data.dataset=idx", f"--data.root={files}", *options])
-    for name in ("a", "b", "one", "two"):
+    for name in ("a", "b", "one", "two", "spirals"):
         shutil.copytree(folder / "runs/mnist", folder / "runs" / name, symlinks=True)
     picture = Image.fromarray(np.full((28, 28), 40, dtype=np.uint8))
     for file in ("digit.png", "digits.png"):

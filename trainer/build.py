@@ -11,7 +11,7 @@ from data.datasets import Datasets
 from data.loading.loader import Loader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
-from data.samples import Batch, zeros_of
+from data.samples import Batch
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.autograd import LossModule
 from trainer.checkpointer import Checkpointer
@@ -133,6 +133,7 @@ def _assemble_run(
         progress=state.progress,
         watch=watch,
         runs_as=components.execution.line(),
+        forward=components.forward,
     )
     step = _build_step(config, runtime, components, state, watched=profiler.batches)
     log = build_log(components, runtime, state, finite, step, directory, sinks, watch, end)
@@ -186,7 +187,7 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     state = build_state(config, alone, components)
     global_batch = components.plan.largest_global_batch
     sizes = (micro.size for micro in global_batch.micro_batches)
-    batches = (zeros_of(components.example, size, runtime.device) for size in sizes)
+    batches = (components.example.batch(size).to(runtime.device) for size in sizes)
     _build_step(config, alone, components, state)([global_batch], batches)
 
 
@@ -198,7 +199,7 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         normalize=components.normalize,
         precision=components.precision,
         task=components.task,
-        example=components.example,
+        call=components.call,
     )
     prepare_blocks(components.model, config.parallel, runtime.world_size)
     engine = _engine(components, average)(

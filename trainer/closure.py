@@ -66,13 +66,20 @@ class Closure:
         self.step.differentiate(self.global_batch, iter(self.batches), meter)
         if first:
             self.norm = self.step.gradient_norm()
-        return self._mean(meter.losses)
+        batch, weights = self.global_batch, meter.weights
+        total = total_over_ranks(meter.losses, batch, self.runtime)
+        if not weights:
+            return total / batch.size
+        return total / total_over_ranks(weights, batch, self.runtime)
 
-    def _mean(self, losses: list[Tensor]) -> Tensor:
-        """Every micro-batch has a place of its own, so that the sum has one order on all ranks."""
-        places = torch.zeros(
-            self.global_batch.size + 1, dtype=torch.float64, device=self.runtime.device
-        )  # an empty micro-batch may begin at the end
-        for micro, loss in zip(self.global_batch.micro_batches, losses, strict=True):
-            places[micro.start] += loss
-        return sum_(self.runtime, places).sum() / self.global_batch.size
+
+def total_over_ranks(values: list[Tensor], batch: GlobalBatch, runtime: Runtime) -> Tensor:
+    """The sum of a number of every micro-batch of all ranks, a float64 scalar on the device.
+
+    Each has a place of its own, so that the sum has one order on all ranks.
+    """
+    # An empty micro-batch may begin at the end.
+    places = torch.zeros(batch.size + 1, dtype=torch.float64, device=runtime.device)
+    for micro, value in zip(batch.micro_batches, values, strict=True):
+        places[micro.start] += value
+    return sum_(runtime, places).sum()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
+from configs.imports import is_import_path
 from configs.schema import RunConfig
 from data.augment import Augment, build_augment
+from data.collate import choose_collate
 from data.datasets import Datasets
 from data.loading.loader import Loader, build_loader, free_bytes, placement
 from data.loading.order import Plan
 from data.normalize import Normalize
-from data.samples import Batch
-from data.splits import labels_of
+from data.samples import Example
+from data.structures import tensors
 from trainer.backward.compiling import check_compiler
 from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
@@ -25,8 +26,9 @@ from trainer.checkpoints.checkpoint import check_extra_state
 from trainer.engines.accelerate_config import check_accelerate
 from trainer.execution import Execution, Subject, decide
 from trainer.networks.blocks import check_blocks
+from trainer.networks.calling import Call, choose_call
 from trainer.networks.models import build_model
-from trainer.objective.check_outputs import check_loss, check_outputs
+from trainer.objective.check_outputs import check_classes, check_loss, check_outputs
 from trainer.objective.selection import Selection, choose_selection
 from trainer.objective.task import Task
 from trainer.objective.tasks import build_task
@@ -52,9 +54,9 @@ class Components:
     loader: Loader
     task: Task
     selection: Selection
-    example: Batch
-    """The first training sample as a batch of one, in host memory."""
+    example: Example
     model: nn.Module
+    call: Call
     subject: Subject
     execution: Execution
     flat: FlatParameters | None
@@ -66,6 +68,13 @@ class Components:
     precision: Precision
     schedule: Schedule
     total_global_batches: int
+
+    def forward(self, module: nn.Module, size: int) -> Tensor:
+        """The sum of all outputs of a copy of the model for `size` samples, with a graph."""
+        batch = self.example.batch(size).to(next(module.parameters()).device)
+        with self.precision.autocast():
+            outputs = self.call(module, self.normalize(batch.inputs), batch.targets)
+        return torch.stack([t.float().sum() for t in tensors(outputs)]).sum()
 
     def on(self, runtime: Runtime) -> Components:
         """The same parts for a run on other ranks, such as this one alone."""
@@ -82,11 +91,12 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
     if config.parallel.engine != "native":
         check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
-    inputs, target = (torch.as_tensor(part)[None] for part in data.train[0])
-    subject = _subject(config, runtime, data, target[0])
+    example = Example(data.train[0], choose_collate(config.data))
+    subject = _subject(config, runtime, data, example)
     model, plan, task = subject.model, subject.plan, subject.task
+    call = choose_call(model, example, config.model.forward, with_targets=task.takes_targets)
     normalize = Normalize(data, runtime.device)
-    _try_out(config, model, normalize, task, data, (inputs, target))
+    _try_out(config, model, call, normalize, task, data, example)
     execution = decide(config, subject)
     flat, optimizer, kernel = build_optimizer_and_kernel(
         config, runtime, model, precision, execution
@@ -99,7 +109,7 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
         plan=plan,
         task=task,
         selection=selection,
-        example=(inputs, target),
+        example=example,
         loader=build_loader(
             config.data,
             data.train,
@@ -109,6 +119,7 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
             on_device=execution.resident,
         ),
         model=model,
+        call=call,
         subject=subject,
         execution=execution,
         flat=flat,
@@ -133,25 +144,28 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
 def _try_out(
     config: RunConfig,
     model: nn.Module,
+    call: Call,
     normalize: Normalize,
     task: Task,
     data: Datasets,
-    example: Batch,
+    example: Example,
 ) -> None:
     """Refuse a model, a loss and labels that do not suit each other, before the first step."""
-    inputs, target = example
-    device = next(model.parameters()).device
-    check_outputs(model, normalize(inputs.to(device)), target, task)
-    if config.task.loss is not None and len(data.train) >= LEAST_TRIED:
+    check_outputs(model, call, normalize, example.batch(), task)
+    own = config.task.loss is not None or is_import_path(config.task.name)
+    if own and len(data.train) >= LEAST_TRIED:
         tried = [data.train[i] for i in range(min(len(data.train), MOST_TRIED))]
-        samples = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in tried]
-        check_loss(model, samples, normalize, task)
-    check_classes(data, task.name)
+        check_loss(model, call, normalize, tried, example.collate, task)
+    check_classes({"train": data.train, **data.held_out}, data.num_classes, task)
 
 
-def _subject(config: RunConfig, runtime: Runtime, data: Datasets, target: Tensor) -> Subject:
-    """What is trained, on which samples, and where; `target` is that of the first sample."""
-    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Example) -> Subject:
+    """What is trained, on which samples, and where."""
+    task = build_task(
+        config.task,
+        label_smoothing=config.train.label_smoothing,
+        vocabulary=data.vocabulary,
+    )
     if runtime.device.type == "mps" and config.task.name != "classification":
         raise InputError(
             "task.name",
@@ -160,6 +174,8 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, target: Tensor
             remedy="Scores of other tasks are added in float64, which Apple's GPUs lack: use "
             "--parallel.device cpu.",
         )
+    targets = example.batch().targets
+    target = targets[0] if isinstance(targets, Tensor) and targets.dim() else targets
     task.check_target(target)
     plan = build_plan(config, runtime, len(data.train))
     model = _build_model(config, runtime, data, plan)
@@ -203,22 +219,6 @@ def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan
     check_extra_state(model)
     check_blocks(model, config.parallel, runtime.device, runtime.world_size)
     return model
-
-
-def check_classes(data: Datasets, task: str) -> None:
-    """Refuse a label that no output stands for, where labels are known without reading samples."""
-    for name, part in {"train": data.train, **data.held_out}.items():
-        labels = labels_of(part) if task == "classification" else None
-        if labels is None or not len(labels):
-            continue
-        wrong = np.flatnonzero((labels < 0) | (labels >= data.num_classes))
-        if len(wrong):
-            raise InputError(
-                f"{name} sample {wrong[0]}: label",
-                given=int(labels[wrong[0]]),
-                expected=f"0 to {data.num_classes - 1}, for {data.num_classes} classes",
-                remedy="Leave such samples out of the data set: there is no label to ignore.",
-            )
 
 
 def build_optimizer_and_kernel(

@@ -122,6 +122,7 @@ class Evaluator:
             num_samples=len(parts.data.held_out[name]),
             batch_size=self.config.evaluate.batch_size,
             normalize=parts.normalize,
+            call=parts.call,
             task=parts.task,
             precision=self.state.precision,
             runtime=self.runtime,

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from configs.identity import flatten
+from configs.read_files import read_json
 from configs.schema import RunConfig
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
-from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
@@ -65,6 +67,14 @@ def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -
         return []
     weights, trainer = load_checkpoint(checkpoint)
     notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
+    step = read_json(checkpoint / MANIFEST)["step"]
+    if state.progress.step != step:
+        raise InputError(
+            f"checkpoint {checkpoint} does not fit this run: trainer.pt",
+            given=f"step {state.progress.step}",
+            expected=f"step {step}, as its manifest says",
+            remedy="Choose another with --checkpoint.resume PATH.",
+        )
     return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
 
 

@@ -19,7 +19,7 @@ from data.loading.order import GlobalBatch
 from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from trainer.checkpoints.state import Progress
-from trainer.closure import Closure
+from trainer.closure import Closure, total_over_ranks
 from trainer.engines.dtensor import full_tensor
 from trainer.engines.engine import Engine
 from trainer.objective.meter import Meter
@@ -58,7 +58,8 @@ class TrainStep:
     """Accumulate, reduce, unscale, clip, check finite, step, then move the average.
 
     The gradient is that of the summed loss divided by the number of samples actually in the global
-    batch, on every world size, with every accumulation split, in a short last batch too.
+    batch, or by the weight of all that is in it where the loss has one, on every world size, with
+    every accumulation split, in a short last batch too.
 
     Args:
         engine: Runs the model.
@@ -205,16 +206,28 @@ class TrainStep:
         """The gradient of one global batch, as the optimizer uses it, to `.grad`."""
         self.engine.clear()
         loss_weight = self.engine.gradient_scale / global_batch.size
+        weights = list[Tensor]()
         for micro in global_batch.micro_batches:
-            inputs, targets = next(batches)
+            inputs, targets, size = next(batches)
+            batch = Batch(*self.augment(inputs, targets), size)
             with self.engine.micro_batch(global_batch, micro):
-                loss, score = self.engine.differentiate(*self.augment(inputs, targets), loss_weight)
-            meter.add(global_batch.number, loss, score, micro.size)
+                loss, score, weight = self.engine.differentiate(batch, loss_weight)
+            meter.add(global_batch.number, loss, score, micro.size if weight is None else weight)
+            if weight is not None:
+                weights.append(weight)
         self.engine.reduce()
+        if weights:
+            self._divide_by(total_over_ranks(weights, global_batch, self.runtime), global_batch)
         self.norm = None
         self.precision.scaler.unscale_(self.kernel)
         if self.clip_norm is not None:
             self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+
+    def _divide_by(self, weight: Tensor, global_batch: GlobalBatch) -> None:
+        """Make the gradient that of a mean over a weight, not over samples; of nothing it is 0."""
+        factor = (global_batch.size / weight).where(weight > 0, 0.0).to(torch.float32)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
 
     def _step_by_closure(
         self, global_batch: GlobalBatch, batches: Iterator[Batch], meter: Meter

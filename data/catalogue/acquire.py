@@ -23,6 +23,8 @@ from data.lock_file import open_lock
 ROUNDS = 3
 """How often every mirror is tried for one file."""
 TIMEOUT_SECONDS = 30.0
+SLOWEST = 1024
+"""Bytes a second; a mirror that keeps sending less is left after TIMEOUT_SECONDS."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, the bytes received and the bytes expected."""
@@ -209,17 +211,20 @@ def _download(wanted: _Wanted, mirrors: tuple[str, ...], progress: Progress | No
 def _fetch(url: str, wanted: _Wanted, progress: Progress | None) -> str:
     """Download one address; returns the SHA-256 of what came."""
     digest = hashlib.sha256()
-    received = 0
+    received, started = 0, time.monotonic()
     with (
         urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
         wanted.target.open("wb") as out,
     ):
-        while chunk := response.read(1 << 16):
+        while chunk := response.read1(1 << 16):  # what is there: `read` would wait for all
             out.write(chunk)
             digest.update(chunk)
             received += len(chunk)
             if progress is not None:
                 progress(wanted.name.removesuffix(".gz"), received, wanted.num_bytes)
+            seconds = time.monotonic() - started
+            if seconds > TIMEOUT_SECONDS and received < SLOWEST * seconds:
+                raise ValueError(f"less than {SLOWEST} bytes a second")
             if received > wanted.num_bytes:
                 raise ValueError(f"more than the {wanted.num_bytes} bytes expected")
         out.flush()

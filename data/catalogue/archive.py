@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
@@ -16,7 +17,12 @@ from typing import IO
 from configs.errors import InputError
 from data.catalogue.dataset_facts import ArchiveFacts
 
-BROKEN = (OSError, EOFError, KeyError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+MOST_BYTES = 4 << 30
+"""Of one member, unpacked."""
+BROKEN = (
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError),  # a password, an unknown method
+    *(zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 def extract(archive: Path, facts: ArchiveFacts, target: Path) -> list[Path]:
@@ -68,14 +74,17 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
 
 
 def _copy(members: tarfile.TarFile | zipfile.ZipFile, name: str, path: Path) -> None:
-    source: IO[bytes] | None
     if isinstance(members, zipfile.ZipFile):
-        source = members.open(name)
+        size = members.getinfo(name).file_size
+        source: IO[bytes] | None = members.open(name)
     else:
         member = members.getmember(name)
-        source = members.extractfile(member) if member.isreg() else None
+        size = member.size
+        source = members.extractfile(member) if member.isreg() and not member.issparse() else None
     if source is None:
         raise OSError(f"{name} is no file")
+    if size > MOST_BYTES:
+        raise OSError(f"{name} has {size:,} bytes")
     with source, path.open("xb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
         out.flush()

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from configs.errors import InputError, expect
 from configs.schema import DataConfig
+from data.collate import IGNORED
 from data.formats.parts import PartOptions, choose_parts
 from data.formats.text_files import encode_files
 from data.formats.token_files import HEADER, Tokens, map_tokens, read_header
 from data.options import folder_of, read_options
 from data.samples import NOTHING, Datasets
 from data.vocabulary import Vocabulary
-
-IGNORED = -100
-"""The target of a place that is not learned from; torch's losses have it as ignore_index."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.schema import DataConfig
 from data.samples import Datasets, dtype_name
+from data.structures import as_tensor_or_none, is_record, split, tensors
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
@@ -58,23 +59,27 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
             )
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__") or not len(part):
             raise refusal
-    first = train[0]
-    if not isinstance(first, Sequence) or len(first) != 2:
+    sample = train[0]
+    if isinstance(sample, int | float | str | bytes) or sample is None or not _is_filled(sample):
         raise refusal
-    try:
-        inputs, target = torch.as_tensor(first[0]), torch.as_tensor(first[1])
-    except (TypeError, ValueError, RuntimeError):
-        raise refusal from None
-    if target.ndim or target.is_floating_point():
-        num_classes = num_classes or target.numel()  # outputs of the model
-    if not num_classes:
+    inputs, target = split(sample)
+    held, goal = (as_tensor_or_none(part) for part in (inputs, target))
+    if held is None and not config.collate and next(tensors(inputs), None) is None:
+        raise refusal
+    if goal is not None and (goal.ndim or goal.is_floating_point()):
+        num_classes = num_classes or goal.numel()  # outputs of the model
+    if goal is not None and not num_classes and not is_record(sample):
         raise refusal
     return Datasets(
         train=train,
         **dict(zip(("test", "validation"), reversed(others), strict=False)),
-        input_shape=tuple(inputs.shape),
+        input_shape=() if held is None else tuple(held.shape),
         num_classes=int(num_classes),
-        scale=255.0 if inputs.dtype == torch.uint8 else 1.0,
+        scale=255.0 if held is not None and held.dtype == torch.uint8 else 1.0,
         classes=tuple(classes),
-        dtype=dtype_name(inputs),
+        dtype="" if held is None else dtype_name(held),
     )
+
+
+def _is_filled(sample: Any) -> bool:
+    return not isinstance(sample, tuple | list) or len(sample) > 0

@@ -191,6 +191,9 @@ def _find(root: Path, options: ShardOptions, *, cut_test: bool) -> dict[str, lis
     return shards
 
 
+MOST_SHARDS = 1_000_000
+
+
 def expand(pattern: str) -> list[str]:
     """`train-{000..012}.tar` and `{train,more}-0.tar`, as the library writes them -> each name."""
     found = re.search(r"\{([^{}]*)\}", pattern)
@@ -200,7 +203,9 @@ def expand(pattern: str) -> list[str]:
     if ends is None:
         middles = found[1].split(",")
     else:
-        first, last = int(ends[1]), int(ends[2])
+        first, last = int(ends[1][:18]), int(ends[2][:18])
+        if last - first >= MOST_SHARDS:
+            raise InputError("shards", given=pattern, expected=f"at most {MOST_SHARDS} of them")
         middles = [f"{number:0{len(ends[1])}d}" for number in range(first, last + 1)]
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [name for middle in middles for name in expand(f"{before}{middle}{after}")]

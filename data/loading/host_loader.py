@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from configs.errors import InputError
+from data.collate import stack
 from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import Plan, derive_seed
 from data.loading.prefetch import prefetch
@@ -25,7 +26,7 @@ from data.loading.workers import (
     end_workers,
     start_worker,
 )
-from data.samples import Batch, MapDataset
+from data.samples import Batch, Collate, MapDataset
 
 LONGEST_TMPDIR = 75
 """108 characters of an AF_UNIX path, less `/pymp-xxxxxxxx/listener-xxxxxxxx`."""
@@ -41,6 +42,7 @@ class HostLoader:
         device: Where batches go.
         workers: Worker processes; with 0 this process reads the data.
         prefetch_factor: Batches that each worker reads ahead.
+        collate: Makes a batch of samples.
         pinned: Whether batches for a GPU pass through pinned memory.
 
     Raises:
@@ -56,6 +58,7 @@ class HostLoader:
         device: torch.device,
         workers: int,
         prefetch_factor: int,
+        collate: Collate = stack,
         pinned: bool = True,
     ) -> None:
         self.train = train
@@ -64,6 +67,7 @@ class HostLoader:
         self.device = device
         self.workers = workers
         self.prefetch_factor = prefetch_factor
+        self.collate = collate
         self.pinned = pinned and device.type == "cuda"
         if workers:
             _check_sockets()
@@ -92,7 +96,7 @@ class HostLoader:
 
     def _loader(self, dataset: MapDataset, requests: Any) -> DataLoader[Any]:
         return DataLoader(
-            Fetcher(dataset, self.plan.seed),  # type: ignore[arg-type]
+            Fetcher(dataset, self.plan.seed, self.collate),  # type: ignore[arg-type]
             batch_sampler=requests,
             collate_fn=as_is,
             num_workers=self.workers,

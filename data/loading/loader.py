@@ -9,6 +9,7 @@ import torch
 
 from configs.errors import InputError
 from configs.schema import DataConfig
+from data.collate import choose_collate
 from data.loading.host_loader import HostLoader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader, as_array
@@ -54,14 +55,11 @@ def placement(config: DataConfig, sets: Sequence[MapDataset], free: int | None) 
     """
     arrays = [data for data in sets if isinstance(data, ArrayDataset)]
     if len(arrays) < len(sets):
-        if config.placement == "device":
-            raise InputError(
-                "data.placement",
-                given="device",
-                expected="auto or host for a data set that is read sample by sample",
-                remedy="Only data.datasets.ArrayDataset can live on the device.",
-            )
+        _refuse_device(config, "data.datasets.ArrayDataset")
         return False, "the data set is not held in memory as arrays"
+    if config.collate is not None:
+        _refuse_device(config, "data.collate null")
+        return False, f"data.collate is {config.collate}"
     if config.placement != "auto":
         return config.placement == "device", f"data.placement is {config.placement}"
     if config.workers:
@@ -74,6 +72,16 @@ def placement(config: DataConfig, sets: Sequence[MapDataset], free: int | None) 
         f"{needed / 1e6:,.0f} MB are {'at most' if fits else 'more than'} "
         f"{RESIDENT_FRACTION:.0%} of the free device memory"
     )
+
+
+def _refuse_device(config: DataConfig, needed: str) -> None:
+    if config.placement == "device":
+        raise InputError(
+            "data.placement",
+            given="device",
+            expected="auto or host for a data set that is read sample by sample",
+            remedy=f"Only with {needed} can the data live on the device.",
+        )
 
 
 def build_loader(
@@ -110,4 +118,5 @@ def build_loader(
         device=device,
         workers=config.workers,
         prefetch_factor=config.prefetch_factor,
+        collate=choose_collate(config),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from data.samples import Batch
+from data.structures import tensors
 
 
 def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -27,14 +28,13 @@ def _prefetch_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[B
         if batch is None:
             return None
         with torch.cuda.stream(side):
-            inputs, targets = (part.to(device, non_blocking=True) for part in batch)
-        return inputs, targets
+            return batch.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     upcoming = copy_next()
     while upcoming is not None:
         current = torch.cuda.current_stream(device)
         current.wait_stream(side)
-        for part in upcoming:
+        for part in tensors((upcoming.inputs, upcoming.targets)):
             # The memory belongs to the side stream's pool: without this the allocator could hand
             # it to the next copy while the current stream still reads it.
             part.record_stream(current)

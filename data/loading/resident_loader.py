@@ -45,7 +45,7 @@ class ResidentLoader:
             order = self._order(current.epoch)
             for micro in current.micro_batches:
                 start = current.start + micro.start
-                yield self.train.gather(order.narrow(0, start, micro.size))
+                yield Batch(*self.train.gather(order.narrow(0, start, micro.size)), micro.size)
             global_batch += 1
 
     def block(self, global_batches: Sequence[GlobalBatch], out: Batch | None = None) -> Batch:
@@ -53,16 +53,19 @@ class ResidentLoader:
 
         Args:
             global_batches: Global batches of the same epoch.
-            out: Inputs and targets to write to, of the right size; None allocates them.
+            out: A block of as many samples to write to; None allocates one.
         """
+        into = None if out is None else (out.inputs, out.targets)
         order = self._order(global_batches[0].epoch)
         spans = [
             (batch.start + batch.micro_batches[0].start, batch.start + batch.micro_batches[-1].stop)
             for batch in global_batches
         ]
         if all(before[1] == after[0] for before, after in itertools.pairwise(spans)):
-            return self.train.gather(order[spans[0][0] : spans[-1][1]], out)
-        return self.train.gather(torch.cat([order[slice(*span)] for span in spans]), out)
+            indices = order[spans[0][0] : spans[-1][1]]
+        else:
+            indices = torch.cat([order[slice(*span)] for span in spans])
+        return Batch(*self.train.gather(indices, into), len(indices))
 
     def look_ahead(self, epoch: int) -> None:
         """Copy the order of an epoch to the device before a step has to wait for it."""
@@ -85,8 +88,8 @@ class ResidentLoader:
         data = self.held_out[name]
         bounds = evaluation_batches(len(data), batch_size)
         for index in range(rank, len(bounds), world_size):
-            span = slice(*bounds[index])
-            yield index, (data.inputs[span], data.targets[span])
+            start, stop = bounds[index]
+            yield index, Batch(*data.rows(start, stop), stop - start)
 
 
 def as_array(data: MapDataset) -> ArrayDataset:

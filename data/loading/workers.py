@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from configs.errors import InputError
+from data.collate import stack
 from data.loading.order import Plan, derive_seed
 from data.parent_death import die_with
-from data.samples import Batch, BatchDataset, MapDataset
+from data.samples import Batch, BatchDataset, Collate, MapDataset
+from data.structures import split
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +41,26 @@ class Fetcher:
     a DataLoader would bury it in the traceback of its worker.
     """
 
-    def __init__(self, dataset: MapDataset, seed: int) -> None:
+    def __init__(self, dataset: MapDataset, seed: int, collate: Collate) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.collate = collate
+        self.gathers = isinstance(dataset, BatchDataset) and collate is stack
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, request: Request) -> Batch | InputError:
+    def __getitems__(self, request: Request) -> Any:
+        """The samples as a pair of their number and their content, or an InputError."""
+        size = len(request.indices)
         try:
-            if isinstance(self.dataset, BatchDataset):
-                return self.dataset.gather(request.indices)
-            return self._one_by_one(request)
+            if self.gathers:
+                return size, self.dataset.gather(request.indices)  # type: ignore[attr-defined]
+            return size, self._one_by_one(request)
         except InputError as error:
             return error
 
-    def _one_by_one(self, request: Request) -> Batch:
+    def _one_by_one(self, request: Request) -> Any:
         samples = []
         indices = request.indices.tolist()
         with borrowed_rng():
@@ -65,26 +70,8 @@ class Fetcher:
                 random.seed(sample_seed)
                 np.random.seed(sample_seed % 2**32)
                 samples.append(self.dataset[index])
-        inputs, targets = _stack(samples)
-        # A rank without samples in a short batch gets none of one, which has the right shape.
-        return inputs[: len(indices)], targets[: len(indices)]
-
-
-def _stack(samples: list[Any]) -> Batch:
-    try:
-        inputs, targets = default_collate(samples)
-    except RuntimeError:
-        for number, what in enumerate(("inputs", "targets")):
-            shapes = {tuple(torch.as_tensor(sample[number]).shape) for sample in samples}
-            if len(shapes) > 1:
-                raise InputError(
-                    f"{what} of one batch",
-                    given=f"shapes {sorted(shapes)[:4]}",
-                    expected="the same shape for every sample",
-                    remedy="Crop, resize or pad in the data set.",
-                ) from None
-        raise
-    return inputs, targets
+            # A rank without samples in a short batch gets one, which stands for none.
+            return self.collate(samples)
 
 
 class TrainRequests:
@@ -103,14 +90,18 @@ class TrainRequests:
             index += 1
 
 
-def delivered(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
+def delivered(answers: Iterable[tuple[int, Any] | InputError]) -> Iterator[Batch]:
     """Batches that workers read; what they refused is refused here."""
-    for batch in batches:
-        if isinstance(batch, InputError):
+    for answer in answers:
+        if isinstance(answer, InputError):
             # A new one: raised itself, it would hold this frame, and the frame it, and the workers
             # would be left to the garbage collector, which cannot end them in time.
-            raise InputError(str(batch))
-        yield batch
+            raise InputError(str(answer))
+        size, content = answer
+        inputs, targets = split(content)
+        if not size and isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            inputs, targets = inputs[:0], targets[:0]
+        yield Batch(inputs, targets, size)
 
 
 def as_is(batch: Any) -> Any:

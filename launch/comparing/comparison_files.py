@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.imports import import_extra
+from configs.visible import csv_cell
 from launch.comparing.comparison import ABSENT, Comparison
 from launch.comparing.history import AXES
 from launch.comparing.metric_names import all_metrics, selected_on
@@ -19,7 +19,8 @@ from launch.comparing.ranking import Group, scores
 from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
 from launch.comparing.tables import speed, value_text
-from launch.figure_files import png
+from launch.figure_files import as_text, png
+from trainer.checkpoints.atomic_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,9 +71,9 @@ def write_csv(comparison: Comparison, path: Path) -> None:
             rows.append(row)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, columns, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file)
+    for cells in (columns, *([row.get(name, "") for name in columns] for row in rows)):
+        writer.writerow(map(csv_cell, cells))
     replace(path, file.getvalue().encode())
 
 
@@ -97,21 +98,19 @@ def write_png(comparison: Comparison, path: Path) -> None:
             line = _draw(axis, group, panel.keys, COLOURS[number % len(COLOURS)])
             if line is not None:
                 handles[group.name] = line
-        axis.set_title(_plain(_title(panel)), fontsize=10, wrap=True)
+        axis.set_title(as_text(_title(panel)), fontsize=10, wrap=True)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if panel.log:
             axis.set_yscale("log")
-    names = [_plain(name) for name in handles]
+    names = [as_text(name) for name in handles]
     figure.legend(handles.values(), names, loc="outside lower center", ncols=3, frameon=False)
     replace(path, png(figure, dpi=DOTS_PER_INCH))
 
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader sees the old content or the new."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_atomically(path, content, durable=False)
 
 
 def finite(content: Any) -> Any:
@@ -148,12 +147,6 @@ def _title(panel: Panel) -> str:
         return panel.title
     styles = zip(STYLES.values(), panel.keys, strict=False)
     return f"{panel.title} ({', '.join(f'{style} {key}' for style, key in styles)})"
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib takes neither for mathematics nor for something to leave out."""
-    text = text.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
 
 
 def _groups(comparison: Comparison) -> Iterator[dict[str, Any]]:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-from configs.read_files import parse_json, read_yaml
+from configs.read_files import parse_json, read_json, read_text, read_yaml
 from launch.comparing.history import AXES, build_history, numbers
 from trainer.records.jsonl import FILE_NAME
 from trainer.records.sinks import Record
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
 EVALUATION = "evaluation.json"
+MOST_RECORDED_BYTES = 1 << 29
+"""Of metrics.jsonl, or of an evaluation with a large confusion matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,14 @@ def _confusion(path: Path, evaluation: dict[str, Any]) -> list[list[int]]:
 
 def _read_metrics(path: Path) -> tuple[list[Record], int]:
     """Records, and the number of lines that are none; the last line may still be growing."""
-    *lines, last = _read_text(path).split("\n")
+    try:
+        text = read_text(path, most=MOST_RECORDED_BYTES)
+    except FileNotFoundError:
+        text = ""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path} ({reason})") from None
+    *lines, last = text.split("\n")
     rows = [_parse(line) for line in lines if line.strip()]
     found = [row for row in [*rows, _parse(last)] if row is not None]
     return found, rows.count(None)
@@ -193,22 +202,11 @@ def _parse(line: str) -> Record | None:
     return record if math.isfinite(record.get("step", math.nan)) else None
 
 
-def _read_text(path: Path) -> str:
-    """The text of a file, empty if there is none; the last character may be cut in half."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(_read_text(path) or "{}")
-    except ValueError as error:
-        raise InputError(f"{path} is not a readable JSON file: {error}") from None
-    return _mapping(path, content)
+        return _mapping(path, read_json(path, most=MOST_RECORDED_BYTES))
+    except FileNotFoundError:
+        return {}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

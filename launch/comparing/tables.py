@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from configs.visible import plain
 from launch.comparing.comparison import ABSENT, Comparison, Test
 from launch.comparing.metric_names import (
     all_metrics,
@@ -189,14 +190,12 @@ def speed(run: RunRecord) -> float | None:
 def to_rich(table: Table) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
-    from rich.text import Text
 
-    # Text, not str: names and config values may contain what rich takes for markup.
-    rich = RichTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
+    rich = RichTable(title=plain(table.title), title_justify="left", box=box.SIMPLE_HEAD)
     for column in table.columns:
-        rich.add_column(Text(column), overflow="fold")
+        rich.add_column(plain(column), overflow="fold")
     for row in table.rows:
-        rich.add_row(*(Text(str(cell), style="bold green" if cell.best else "") for cell in row))
+        rich.add_row(*(plain(cell, style="bold green" if cell.best else "") for cell in row))
     return rich
 
 

@@ -7,7 +7,6 @@ https://github.com/google/leveldb/blob/main/doc/log_format.md
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.read_files import parse_json
 from launch.comparing.history import build_history, from_wandb
 from launch.comparing.run_record import (
     RunRecord,
@@ -140,7 +140,7 @@ def _add_record(found: Offline, record: Any) -> None:
     elif kind == "summary":
         _update(found.summary, record.summary)
     elif kind == "history":
-        found.rows.append({_key(item): json.loads(item.value_json) for item in record.history.item})
+        found.rows.append({_key(item): parse_json(item.value_json) for item in record.history.item})
     elif kind == "environment":
         found.commit = found.commit or record.environment.git.commit
         found.hardware = _hardware(record.environment) or found.hardware
@@ -150,7 +150,7 @@ def _add_record(found: Offline, record: Any) -> None:
 
 def _update(known: dict[str, Any], change: Any) -> None:
     for item in change.update:
-        known[_key(item)] = json.loads(item.value_json)
+        known[_key(item)] = parse_json(item.value_json)
     for item in change.remove:
         known.pop(_key(item), None)
 

@@ -51,7 +51,7 @@ def _twice(
     subject: Subject, run: Callable[[nn.Module, Tensor], Tensor], parts: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Outputs of some samples, and of the same ones again: in one batch, or in uneven parts."""
-    inputs = torch.cat([part for part, _ in flatten(subject.batches)][:SAMPLES])[:SAMPLES]
+    inputs = torch.cat([batch.inputs for batch in flatten(subject.batches)][:SAMPLES])[:SAMPLES]
     model = subject.copy()
     first = run(model, inputs)
     chunks = [inputs[:1], inputs[1:4], inputs[4:]] if parts else [inputs]

@@ -101,7 +101,7 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
 
 def check_overfit(subject: Subject) -> Finding:
     """A model that can learn at all learns one small batch by heart, without dropout."""
-    inputs, targets = next(flatten(subject.batches))
+    inputs, targets, _ = next(flatten(subject.batches))
     inputs, targets = subject.normalize(inputs[:OVERFIT_SAMPLES]), targets[:OVERFIT_SAMPLES]
     target_loss = 0.05 * math.log(subject.data.num_classes)
     best, bound = math.inf, 0.0

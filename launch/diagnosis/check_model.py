@@ -52,7 +52,7 @@ def check_model(subject: Subject) -> list[Finding]:
 def try_one_step(subject: Subject) -> Finding | None:
     """Forward and backward on the first batch; a problem if the model raises or fits no labels."""
     model = subject.copy()
-    inputs, targets = next(flatten(subject.batches))
+    inputs, targets, _ = next(flatten(subject.batches))
     classes = subject.data.num_classes
     try:
         with subject.precision().autocast():
@@ -148,8 +148,8 @@ def _moves_badly(subject: Subject) -> str:
     """Run the model as if on a GPU, with tensors that have shapes only: who stayed behind?"""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    inputs, _ = next(flatten(subject.batches))
-    inputs = subject.normalize(inputs[:2])
+    batch = next(flatten(subject.batches))
+    inputs = subject.normalize(batch.inputs[:2])
     model = subject.copy().eval()
     named = dict((*model.named_parameters(), *model.named_buffers()))
     try:
@@ -179,7 +179,7 @@ def check_frozen(model: nn.Module) -> Finding:
 
 def check_outputs(subject: Subject) -> Finding:
     """Outputs must be free logits: a softmax, sigmoid or ReLU at the end holds the loss up."""
-    inputs = torch.cat([part for part, _ in flatten(subject.batches)][:8])[:512]
+    inputs = torch.cat([batch.inputs for batch in flatten(subject.batches)][:8])[:512]
     model, watch = subject.copy(), ActivityWatch()
     logits = predict(subject, model, inputs)
     with watch.watching(model), torch.no_grad():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import InputError
+from configs.visible import plain, visible
 from trainer.checkpoints.atomic_files import write_atomically
 from trainer.checkpoints.environment import describe_machine
 
@@ -104,13 +105,13 @@ def show(findings: Sequence[Finding]) -> None:
                 continue
             line = Text(f"{finding.level:8}", style=STYLES[finding.level])
             line.append(f"{finding.check.replace('_', ' ')}: ", style="bold")
-            line.append(finding.seen, style="none")
+            line.append(visible(finding.seen), style="none")
             console.print(line)
             if finding.table:
                 console.print(Padding(_table(finding.table), (0, 0, 0, 8)))
             for title, text in (("why", finding.why), ("change", finding.change)):
                 if text:
-                    console.print(Padding(Text(f"{title}: {text}"), (0, 0, 0, 8)))
+                    console.print(Padding(plain(f"{title}: {text}"), (0, 0, 0, 8)))
 
 
 def show_summary(findings: Sequence[Finding]) -> None:
@@ -154,7 +155,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
     table = Table(box=None, pad_edge=False)
     for key, value in rows[0].items():
-        table.add_column(key, justify="left" if isinstance(value, str) else "right")
+        table.add_column(plain(key), justify="left" if isinstance(value, str) else "right")
     for row in rows:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*(plain(f"{v:.3g}" if isinstance(v, float) else v) for v in row.values()))
     return table

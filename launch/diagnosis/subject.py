@@ -80,8 +80,8 @@ def collect(
         found = [next(stream) for _ in global_batch.micro_batches]
         _wait_for(device)
         seconds.append(time.perf_counter() - began)
-        batches.append([batch for batch in found if len(batch[1])])
-        num_bytes += sum(part.nbytes for batch in found for part in batch)
+        batches.append([batch for batch in found if batch.size])
+        num_bytes += sum(part.nbytes for batch in found for part in (batch.inputs, batch.targets))
         if sum(seconds) > MOST_SECONDS:
             break
     steady = seconds[len(seconds) // 4 :]
@@ -95,7 +95,7 @@ def mean_loss(subject: Subject, most: int = 1024) -> float:
     """Loss of the initial weights in training mode, without label smoothing."""
     model = subject.copy()
     total, count = 0.0, 0
-    for inputs, targets in flatten(subject.batches):
+    for inputs, targets, _ in flatten(subject.batches):
         with subject.precision().autocast():
             logits = model(subject.normalize(inputs))
         total += float(F.cross_entropy(logits.float(), targets, reduction="sum"))

@@ -13,8 +13,10 @@ from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import ScheduleConfig
 from data.augment import as_is
+from data.collate import stack
 from data.loading.order import GlobalBatch as PlannedBatch
 from data.loading.order import MicroBatch
+from data.samples import Example
 from launch.diagnosis.activity import ActivityWatch
 from launch.diagnosis.subject import GlobalBatch, Subject, plan_alone
 from trainer.backward.autograd import LossModule
@@ -140,7 +142,7 @@ def _train_step(
         parallel=ParallelConfig(),
         compile_=config.compile,
         plan=plan,
-        example=subject.batches[0][0],
+        example=Example(subject.data.train[0], stack),
     )
     return TrainStep(
         engine=engine,
@@ -162,7 +164,7 @@ def _take(
 ) -> None:
     """One optimizer step, and what is to be seen of it from outside."""
     before = {n: p.detach().clone() for n, p in trial.model.named_parameters() if p.ndim >= 2}
-    sizes = [len(targets) for _, targets in batch]
+    sizes = [micro.size for micro in batch]
     micros = tuple(MicroBatch(0, size, 0, True, True, True) for size in sizes)
     global_batches = [PlannedBatch(number, 0, 0, sum(sizes), False, micros)]
     meter, hyperparameters = Meter(), step.next_hyperparameters(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.imports import import_extra
 from launch.figure_files import png
 from launch.finding.loss_curve import LossCurve, Suggestion
-from trainer.checkpoints.atomic_files import replacing, write_atomically
+from trainer.checkpoints.atomic_files import write_output
 
 
 def write_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> None:
@@ -24,7 +24,7 @@ def write_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> 
         "stopped": curve.stopped,
         "suggestion": found,
     }
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    write_output(path, json.dumps(content, indent=1) + "\n")
 
 
 def draw_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> None:
@@ -52,5 +52,4 @@ def draw_curve(path: Path, curve: LossCurve, suggestion: Suggestion | None) -> N
         low, high = min(curve.smoothed), curve.smoothed[0]
         axes.set_ylim(max(low - 0.2 * high, 0), 1.5 * high)  # the explosion at the end is not news
         axes.legend()
-    with replacing(path) as file:
-        file.write(png(figure, dpi=150))
+    write_output(path, png(figure, dpi=150))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from configs.visible import plain
 from data.loading.evaluation_order import evaluation_batches
 from launch.forecast.dry_run import RankSplit, Report
 
@@ -16,10 +17,10 @@ def show(report: Report) -> None:
 
     console = Console(highlight=False)
     facts = Table(
-        title=f"Dry run of {report.config.name!r}", show_header=False, title_justify="left"
+        title=plain(f"Dry run of {report.config.name!r}"), show_header=False, title_justify="left"
     )
     for name, value in facts_of(report):
-        facts.add_row(name, value)
+        facts.add_row(name, plain(value))
     console.print(facts)
 
     memory = Table(title="Memory of one rank", title_justify="left")
@@ -28,13 +29,13 @@ def show(report: Report) -> None:
     device = report.runtime.device.type
     for need in report.memory:
         where = device if need.on_device and device != "cpu" else "host"
-        memory.add_row(need.purpose, where, _mib(need.num_bytes), need.how)
+        memory.add_row(plain(need.purpose), where, _mib(need.num_bytes), plain(need.how))
     memory.add_section()
     for where, total in totals(report).items():
         memory.add_row("all", where, _mib(total), "what one kernel needs in passing not included")
     console.print(memory)
     for note in report.notes:
-        console.print(f"Note: {note}.", soft_wrap=True)
+        console.print(plain(f"Note: {note}."), soft_wrap=True)
     console.print("Every check passed; nothing was started and nothing written.")
 
 

@@ -12,7 +12,7 @@ from configs.schema import RunConfig
 from data.datasets import ArrayDataset, Datasets
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
-from data.samples import zeros_of
+from data.structures import tensors
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.checkpoints.state import RunState
 from trainer.components import Components
@@ -76,7 +76,12 @@ def memory_of_rank(
         Need("averaged weights", averaged // parts, here, "train.ema_decay, train.swa_from_epoch"),
         Need("fetched blocks", _fetched_bytes(plan, module) if sharded else 0, True, "at most"),
         Need("activations", kept, True, f"kept for the backward pass, {size} samples at once"),
-        Need("micro-batch", _batch_bytes(data, size), True, "as it is read, before normalisation"),
+        Need(
+            "micro-batch",
+            _batch_bytes(components, size),
+            True,
+            "as it is read, before normalisation",
+        ),
         Need("exact reduction", _tree_bytes(plan, module), True, "partial sums and an exchange"),
         Need("data set", _data_bytes(data), resident, "a whole copy on every rank"),
         Need(
@@ -94,17 +99,17 @@ def largest_micro_batch(plan: Plan) -> int:
 
 
 def _train_once(components: Components, state: RunState, size: int) -> int:
-    """One step over zeros; returns the bytes kept for the backward pass.
+    """One step; returns the bytes kept for the backward pass.
 
     Autograd's are counted eagerly (a compiled model keeps less), by storage, so that views count
     once, and weights not at all. Passes that are written out have their own workspace.
     """
     module = components.model
     device = next(module.parameters()).device
-    inputs, targets = zeros_of(components.example, size, device)
+    batch = components.example.batch(size).to(device)
     engine = state.engine
     if isinstance(engine, NativeEngine) and isinstance(engine.passes, ExplicitPasses):
-        engine.differentiate(inputs, targets, 1.0)
+        engine.differentiate(batch, 1.0)
         components.kernel.step()
         return engine.passes.num_bytes
     known = {
@@ -118,11 +123,11 @@ def _train_once(components: Components, state: RunState, size: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    inputs = components.normalize(inputs)
+    inputs = components.normalize(batch.inputs)
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         with components.precision.autocast():
-            outputs = module(inputs)
-        loss, _ = components.task.learn(outputs, targets)
+            outputs = components.call(module, inputs, batch.targets)
+        loss, _, _ = components.task.learn(outputs, batch.targets)
     loss.backward()  # type: ignore[no-untyped-call]
     components.optimizer.step(loss.item if needs_closure(components.optimizer) else None)
     return sum(kept.values())
@@ -155,9 +160,8 @@ def _data_bytes(data: Datasets) -> int | None:
     return sum(part.num_bytes for part in arrays) if len(arrays) == len(parts) else None
 
 
-def _batch_bytes(data: Datasets, size: int) -> int:
-    inputs, target = data.train[0]
-    return size * (torch.as_tensor(inputs).nbytes + torch.as_tensor(target).nbytes)
+def _batch_bytes(components: Components, size: int) -> int:
+    return size * _num_bytes(tensors(components.example.content()))
 
 
 def _num_bytes(tensors: object) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-from configs.read_files import parse_json
+from configs.read_files import parse_json, read_json
 from launch.comparing.metric_names import (
     all_metrics,
     default_metric,
@@ -23,7 +23,7 @@ EVALUATIONS = ("val/", "eval/")
 def status(directory: Path) -> str:
     """What its summary says; empty if there is none yet."""
     try:
-        content: Any = parse_json((directory / "summary.json").read_text(encoding="utf-8"))
+        content: Any = read_json(directory / "summary.json")
         return str(content["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

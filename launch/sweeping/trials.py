@@ -92,7 +92,9 @@ def of_seeds(text: str) -> Sweep:
         found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
         if found is None:
             raise InputError("--seeds", given=text, expected="0..4, or 0,2,5")
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = (int(end[:MOST_DIGITS]) for end in (found[1], found[2] or found[1]))
+        if last - first >= MOST_TRIALS:
+            raise InputError("--seeds", given=text, expected=f"at most {MOST_TRIALS} trials")
         seeds += range(first, last + 1)
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError("--seeds", given=text, expected="one seed or more, none of them twice")
@@ -125,15 +127,21 @@ def read_sweep(path: Path, *, count: int, seed: int) -> Sweep:
         raise InputError(at("parameters"), given=parameters, expected="one key or more")
     spaces = {str(key): _space(at(f"parameters.{key}"), v) for key, v in parameters.items()}
     metric = content.get("metric") or {}
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str | None):
+        raise InputError(at("metric"), given=metric, expected="a mapping with name and goal")
     name, goal = metric.get("name"), metric.get("goal")
     if goal not in ("maximize", "minimize", None):
         raise InputError(at("metric.goal"), given=goal, expected="maximize or minimize")
     higher = None if goal is None else goal == "maximize"
     chosen = _grid(at, spaces) if method == "grid" else _random(spaces, count, seed)
-    command = BASE.search(" ".join(map(str, content.get("command") or [])))
+    words = content.get("command") or []
+    command = BASE.search(" ".join(map(str, words if isinstance(words, list) else [words])))
     return Sweep(_named(chosen), name, higher, command[1] if command else None)
 
 
+MOST_TRIALS = 10_000
+MOST_DIGITS = 18
+LARGEST = 2.0**53
 Space = Sequence[Any] | Mapping[str, Any]
 """Values to choose from, or a distribution with its bounds."""
 DISTRIBUTIONS = ("uniform", "int_uniform", "log_uniform_values", "q_uniform")
@@ -163,7 +171,7 @@ def _space(where: str, given: Any) -> Space:
             expected=f"one of {', '.join(DISTRIBUTIONS)}",
             remedy=f"Did you mean {close[0]!r}?" if close else "",
         )
-    numbers = all(isinstance(bound, int | float) and math.isfinite(bound) for bound in (low, high))
+    numbers = all(isinstance(b, int | float) and abs(b) < LARGEST for b in (low, high))
     if not numbers or low >= high or (kind == "log_uniform_values" and low <= 0):
         raise InputError(
             where,
@@ -173,7 +181,10 @@ def _space(where: str, given: Any) -> Space:
         )
     if kind == "int_uniform" and not whole:
         raise InputError(where, given={"min": low, "max": high}, expected="whole numbers")
-    return {"distribution": kind, "min": low, "max": high, "q": given.get("q", 1)}
+    q = given.get("q", 1)
+    if not isinstance(q, int | float) or not 0 < q < LARGEST:
+        raise InputError(f"{where}.q", given=q, expected="a number above 0")
+    return {"distribution": kind, "min": low, "max": high, "q": q}
 
 
 def _grid(at: Callable[[str], str], spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
@@ -186,6 +197,10 @@ def _grid(at: Callable[[str], str], spaces: Mapping[str, Space]) -> list[dict[st
                 remedy="Use method: random for a range.",
             )
     choices = [list(space) for space in spaces.values()]
+    if (count := math.prod(map(len, choices))) > MOST_TRIALS:
+        raise InputError(
+            at("parameters"), given=f"{count} trials", expected=f"at most {MOST_TRIALS}"
+        )
     return [dict(zip(spaces, chosen, strict=True)) for chosen in itertools.product(*choices)]
 
 

@@ -64,7 +64,7 @@ def assess(
     tally = Tally(trained.facts.num_classes, trained.runtime.device)
     worst: list[tuple[float, int, int, int, Tensor]] = []
     start = 0
-    for inputs, targets in _batches(trained, _samples_of(data, split)):
+    for inputs, targets, _ in _batches(trained, _samples_of(data, split)):
         logits = trained.logits(inputs)
         _check(logits, targets, trained.facts)
         bad = (~logits.isfinite()).any(1).nonzero()
@@ -159,8 +159,8 @@ def _batches(trained: Trained, samples: MapDataset) -> Iterator[Batch]:
     plan = Plan(num_samples=len(samples), global_batch_size=1, seed=config.seed)
     # Nobody trains here: the samples stand in for the training set, which is not to be moved.
     loader = build_loader(config.data, samples, {"these": samples}, plan=plan, device=device)
-    for _, (inputs, targets) in loader.evaluation("these", config.evaluate.batch_size, 0, 1):
-        yield inputs.to(device), targets.to(device)
+    for _, batch in loader.evaluation("these", config.evaluate.batch_size, 0, 1):
+        yield batch.to(device)
 
 
 def _check(logits: Tensor, targets: Tensor, facts: InputFacts) -> None:

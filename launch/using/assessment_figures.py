@@ -12,7 +12,7 @@ from torch import Tensor
 
 from configs.errors import InputError
 from configs.imports import import_extra
-from launch.figure_files import png
+from launch.figure_files import as_text, png
 from launch.using.assess import Mistake
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ COLUMNS = 5
 def confusion_picture(confusion: NDArray[np.int64], names: Sequence[str], title: str) -> bytes:
     """A PNG of the confusion matrix: shaded by the fraction of the true class, labelled by
     count."""
-    num_classes = len(names)
+    num_classes, names = len(names), [as_text(name) for name in names]
     size = min(max(3.5, 1.6 + 0.45 * num_classes), 14.0)
     figure = _figure(size + 0.6, size)
     axes = figure.add_subplot()
@@ -55,7 +55,7 @@ def confusion_picture(confusion: NDArray[np.int64], names: Sequence[str], title:
             )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(as_text(title), fontsize=10)
     return _png(figure)
 
 
@@ -70,14 +70,14 @@ def mistakes_picture(
     images = [to_picture(item) for item in inputs]
     rows = max(math.ceil(len(images) / COLUMNS), 1)
     figure = _figure(1.7 * COLUMNS, 2.1 * rows + 0.5)
-    figure.suptitle(title if images else f"{title}: none", fontsize=10)
+    figure.suptitle(as_text(title if images else f"{title}: none"), fontsize=10)
     for place, (mistake, image) in enumerate(zip(mistakes, images, strict=True)):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
         axes.imshow(image, cmap="gray", interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(
-            f"said {names[mistake.predicted]} ({mistake.confidence:.1%})\n"
-            f"true {names[mistake.true]}, no. {mistake.index}",
+            f"said {as_text(names[mistake.predicted])} ({mistake.confidence:.1%})\n"
+            f"true {as_text(names[mistake.true])}, no. {mistake.index}",
             fontsize=8,
         )
     return _png(figure)

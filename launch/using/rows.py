@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainer.checkpoints.atomic_files import replacing
+from configs.visible import csv_cell, plain
+from trainer.checkpoints.atomic_files import cannot_write, replacing
 
 TOP = 3
 """Classes that a person is shown for an image."""
@@ -19,7 +20,6 @@ TOP = 3
 def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
     """A line for each image, for a person: its class, and the next likely ones."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("input", "class", "probability", "then")
@@ -29,7 +29,7 @@ def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
         others = "  ".join(f"{names[label]} {probabilities[label]:.1%}" for label in ranked)
         where = f"{row['input']} [{row['index']}]" if row["index"] else row["input"]
         cells = where, row["name"], f"{row['probability']:.1%}", others
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(plain, cells))
     Console().print(table)
 
 
@@ -40,9 +40,9 @@ def write_rows(
     if kind == "csv":
         table = csv.writer(file, lineterminator="\n")
         fixed = ("input", "index", "class", "name", "probability")
-        table.writerow([*fixed, *(f"p_{name}" for name in names)])
+        table.writerow([*fixed, *(csv_cell(f"p_{name}") for name in names)])
         for row in rows:
-            table.writerow([*(row[key] for key in fixed), *row["probabilities"]])
+            table.writerow([*(csv_cell(row[key]) for key in fixed), *row["probabilities"]])
     elif kind == "jsonl":
         for row in rows:
             file.write(json.dumps(row) + "\n")
@@ -57,8 +57,11 @@ def write_rows(
 @contextlib.contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
     """A text file that appears when it is complete."""
-    with replacing(path) as raw:
-        text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-        yield text
-        text.flush()
-        text.detach()
+    try:
+        with replacing(path) as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
+            yield text
+            text.flush()
+            text.detach()
+    except OSError as error:
+        raise cannot_write(path, error) from None

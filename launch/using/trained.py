@@ -6,20 +6,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.imports import refuse_code
+from configs.imports import is_import_path
 from configs.load import load_config
 from configs.schema import RunConfig
+from configs.trust import FLAG
 from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts, read_model
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
-from trainer.networks.models import build_model
-from trainer.networks.module_state import load_non_persistent_buffers
+from trainer.networks.models import MODELS, build_model
+from trainer.networks.module_state import load_non_persistent_buffers, no_larger_than
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.runtime import Runtime, choose_device, use_device
 
@@ -65,7 +67,7 @@ def load_trained(
     *,
     checkpoint: str | None = None,
     overrides: Sequence[str] = (),
-    imports: Sequence[str] | None = None,
+    trust_code: bool = False,
 ) -> Trained:
     """Load a run through the same code as training; needs its directory only, not its data.
 
@@ -74,11 +76,11 @@ def load_trained(
         checkpoint: `best`, `latest` or the path of a checkpoint; default: the one given, else the
             best, else (no evaluation came yet) the latest.
         overrides: Config keys as on a command line, such as `--parallel.device=cpu`.
-        imports: Keys that must name nothing by import path; None: the directory is trusted.
+        trust_code: Whether the directory may name code that is not this project's.
 
     Raises:
-        InputError: If there is no such run or checkpoint, the checkpoint does not verify, or its
-            weights do not fit the model of config.yaml.
+        InputError: If there is no such run or checkpoint, the checkpoint does not verify, its
+            weights do not fit the model of config.yaml, or that is somebody's own code.
     """
     directory, path = find_checkpoint(given, checkpoint)
     try:
@@ -89,22 +91,17 @@ def load_trained(
             expected="the files as they were written",
             remedy="Choose another one with --checkpoint.",
         ) from None
-    config = _config(directory, overrides, imports)
-    facts = read_facts(directory)
+    facts = read_facts(directory, trust_code=trust_code)
+    config = load_run_config(directory, overrides, trust_code=trust_code)
     runtime = choose_device(Runtime(launcher="python"), replace(config.parallel, backend="auto"))
     use_device(runtime, config.parallel)
-    module = build_model(
-        config.model,
-        input_shape=facts.input_shape,
-        num_classes=facts.num_classes,
-        seed=config.seed,
-        weights_follow=True,
-    )
     raw, trainer = load_checkpoint(path)
+    module = _build_module(config, facts, raw, directory)
     averaged = config.train.ema_decay is not None or config.train.swa_from_epoch is not None
     average = trainer.get("ema") if averaged else None
-    _load_weights(module, average or raw, path)
-    load_non_persistent_buffers(module, trainer.get("buffers", {}))
+    if not isinstance(average, dict | None):
+        raise InputError(f"ema of {path}", given=type(average).__name__, expected="a mapping")
+    _load_weights(module, average or raw, trainer.get("buffers") or {}, path)
     return Trained(
         directory=directory,
         checkpoint=path,
@@ -119,15 +116,28 @@ def load_trained(
     )
 
 
-def _config(directory: Path, overrides: Sequence[str], imports: Sequence[str] | None) -> RunConfig:
-    """The run's config, which must not name code to import where the directory is not trusted."""
-    file = directory / "config.yaml"
-    command = ["--config", str(file), *overrides]
-    config = load_config(command, prog="", description="", trusted=imports is None)
-    if imports is not None:
-        lacking = () if (directory / "model.json").is_file() else ("data.dataset",)
-        refuse_code(config, dict.fromkeys((*imports, *lacking)), file=file, given=overrides)
-    return config
+def _build_module(
+    config: RunConfig, facts: InputFacts, weights: dict[str, Any], directory: Path
+) -> nn.Module:
+    """The module of a run, in the size of its weights: a config can ask for any."""
+
+    def build() -> nn.Module:
+        return build_model(
+            config.model,
+            input_shape=facts.input_shape,
+            num_classes=facts.num_classes,
+            seed=config.seed,
+            weights_follow=True,
+        )
+
+    if is_import_path(config.model.name):
+        return build()
+    with no_larger_than(weights, f"the model of {directory / 'config.yaml'}"):
+        if config.model.name not in MODELS:
+            return build()
+        with torch.device("meta"):
+            build()
+    return build()
 
 
 def require_classes(config: RunConfig) -> None:
@@ -197,24 +207,35 @@ def _choose(directory: Path, checkpoint: str | None) -> Path:
     return named.expanduser().resolve()
 
 
-def read_facts(directory: Path) -> InputFacts:
+def load_run_config(
+    directory: Path, overrides: Sequence[str] = (), *, trust_code: bool
+) -> RunConfig:
+    """The config of a run directory; from then on it runs no code that only it names."""
+    command = ["--config", str(directory / "config.yaml"), *([FLAG] if trust_code else [])]
+    return load_config([*command, *overrides], prog="", description="", of_run=True)
+
+
+def read_facts(directory: Path, *, trust_code: bool = False) -> InputFacts:
     """`model.json` of a run; an older run has none, then they are found from its data, or one that
     does not say what was done to pictures, then its config does.
+
+    Args:
+        directory: Of the run.
+        trust_code: See `load_trained`.
 
     Raises:
         InputError: If the file is damaged, or neither it nor the data are there.
     """
     path = directory / "model.json"
-    command = ["--config", str(directory / "config.yaml")]
     try:
         facts, content = read_model(path)
     except FileNotFoundError:
         log.info(f"{path} is missing: reading the training data for shape and normalisation")
-        config = load_config(command, prog="", description="")
+        config = load_run_config(directory, trust_code=trust_code)
         return load_datasets(config.data, seed=config.seed).facts()
     if "fit" in content:
         return facts
-    config = load_config(command, prog="", description="")
+    config = load_run_config(directory, trust_code=trust_code)
     return replace(facts, fit=picture_fit(config.data, facts))
 
 
@@ -235,10 +256,13 @@ def not_finite(name: str, inputs: Tensor, outputs: Tensor) -> InputError:
     )
 
 
-def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def _load_weights(
+    module: nn.Module, weights: dict[str, Any], buffers: dict[str, Any], path: Path
+) -> None:
     try:
         module.load_state_dict(weights)
-    except RuntimeError as error:
+        load_non_persistent_buffers(module, buffers)
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             f"the weights in {path} do not fit the model of config.yaml",
             given=" ".join(str(error).split())[:400],

@@ -132,11 +132,8 @@ def test_commands_that_know_classes_only_say_so(tmp_path: Path, command: str) ->
     run = tmp_path / "polynomial"
     inputs = tmp_path / "inputs.npy"
     np.save(inputs, np.zeros((1, 2), dtype=np.float32))
-    arguments = {
-        "evaluate": [run, "--trust_code"],
-        "predict": [run, inputs, "--trust_code"],
-        "doctor": [config],
-    }[command]
+    own = "--trust_code"  # the module of the example
+    arguments = {"evaluate": [run, own], "predict": [run, inputs, own], "doctor": [config]}[command]
     finished = launch(f"launch/{command}.py", *arguments, env={"PYTHONPATH": str(EXAMPLES)})
     assert finished.status == 2, finished.output
     assert "regression" in finished.output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -50,3 +52,17 @@ def contents(folder: Path) -> dict[str, bytes | str]:
         for path in sorted(folder.rglob("*"))
         if path.is_symlink() or path.is_file()
     }
+
+
+def sign(checkpoint: Path) -> None:
+    """Make the manifest say of the files what is true of them."""
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in manifest["files"]:
+        content = (checkpoint / name).read_bytes()
+        facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        manifest["files"][name] = facts
+    del manifest["manifest_sha256"]
+    text = json.dumps(manifest, sort_keys=True)
+    manifest["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(manifest))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from configs.schema_training import PrecisionConfig
 from data.datasets import ArrayDataset, Datasets
 from data.normalize import Normalize
+from data.samples import Batch
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.networks.mlp import MLP
@@ -59,3 +60,7 @@ def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randint(0, 256, (size, 1, 3, 4), generator=generator, dtype=torch.uint8)
     return inputs, torch.randint(0, 5, (size,), generator=generator)
+
+
+def as_batch(inputs: Tensor, targets: Tensor) -> Batch:
+    return Batch(inputs, targets, len(targets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 from collections import Counter
@@ -33,6 +34,27 @@ def web_page(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> Non
 
 def endless(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
     whole(handler, content * 50)
+
+
+def trickle(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
+    """A byte now and then, until the other side hangs up."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for byte in content:
+            handler.wfile.write(bytes([byte]))
+            threading.Event().wait(0.05)
+
+
+def without_end(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
+    """Chunks without a length, until the other side hangs up."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b"1000\r\n" + bytes(0x1000) + b"\r\n")
 
 
 def cut(handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:

@@ -108,14 +108,13 @@ def expected_batches(plan: Plan, global_batch: int, count: int) -> list[list[int
 
 def take(batches: Iterator[Batch], count: int) -> list[Batch]:
     """The first batches, in memory of their own."""
-    return [
-        (inputs.clone(), targets.clone()) for inputs, targets in itertools.islice(batches, count)
-    ]
+    return [batch.map(Tensor.clone) for batch in itertools.islice(batches, count)]
 
 
 def assert_samples(batch: Batch, indices: list[int]) -> None:
     """The batch holds these samples in this order, in the types the model is fed with."""
-    inputs, targets = batch
+    inputs, targets, size = batch
+    assert size == len(indices)
     assert inputs.shape == (len(indices), 1, 3, 2)
     assert inputs.dtype == torch.uint8
     assert inputs[:, 0, 0, 0].tolist() == indices

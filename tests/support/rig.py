@@ -15,10 +15,12 @@ from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from data.augment import as_is
+from data.collate import stack
 from data.datasets import ArrayDataset, Datasets
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
 from data.normalize import Normalize
+from data.samples import Example
 from trainer.backward.autograd import LossModule
 from trainer.checkpoints.state import Progress
 from trainer.components import build_optimizer_and_kernel
@@ -177,7 +179,7 @@ def make(
         parallel=parallel,
         compile_=compile_,
         plan=plan,
-        example=(inputs[:1], data.targets[:1]),
+        example=Example(data[0], stack),
     )
     rates = build_schedule(
         schedule or ScheduleConfig(name="cosine", warmup_steps=warmup),

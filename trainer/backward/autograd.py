@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
 from data.normalize import Normalize
-from data.samples import Batch
+from data.samples import Batch, Example
+from trainer.networks.calling import Call, call_whole
 from trainer.objective.task import Task
 from trainer.ranks.precision import Precision
+
+Sums = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of a micro-batch, on the device and without a graph: the summed loss (float32), the summed score
+of the task (for a classification the number of correct predictions, int64), and what both are
+divided by if that is not the number of samples. Loss and score are None where they come with those
+of a later micro-batch."""
 
 
 class Passes(Protocol):
@@ -24,20 +31,13 @@ class Passes(Protocol):
         """Forget the gradient: the next micro-batch begins a new sum."""
         ...
 
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(self, batch: Batch, loss_weight: float) -> Sums:
         """Add the gradient of `loss_weight` times the summed loss of a micro-batch.
 
         Args:
-            inputs: `(B, ...)` as the data set holds them, not normalised.
-            targets: `(B,)` int64, or what the task learns from.
-            share: Factor of the loss.
-
-        Returns:
-            The summed loss (float32) and the summed score of the task (for a classification the
-            number of correct predictions, int64), both on the device and without a graph; None of
-            a batch whose numbers come with those of a later one.
+            batch: Inputs `(B, ...)` as the data set holds them, not normalised, and what the task
+                learns from, such as `(B,)` int64.
+            loss_weight: Factor of the loss.
         """
         ...
 
@@ -60,7 +60,7 @@ class LossModule(nn.Module):
         normalize: Normalize,
         precision: Precision,
         task: Task,
-        example: Batch | None = None,
+        call: Call = call_whole,
     ) -> None:
         """
         Args:
@@ -68,48 +68,53 @@ class LossModule(nn.Module):
             normalize: Turns inputs as the data set holds them into what it takes.
             precision: The type it computes in.
             task: Loss and score.
-            example: One sample as a batch, which stands in for a batch without samples; None:
-                zeros do.
+            call: Calls it with the inputs of a batch.
         """
         super().__init__()
-        self.example = example
         self.module = module
         self.normalize = normalize
         self.precision = precision
         self.task = task
+        self.call = call
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The task's loss in float32 and its score, both summed over the micro-batch.
-
-        A rank may have no sample in the last batch of an epoch, and still has to take part in its
-        collectives: it computes another sample and multiplies by 0.
-        """
-        empty = not len(targets)
-        if empty:
-            inputs, targets = self._stand_in(inputs, targets)
+    def forward(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The task's loss in float32, its score and its weight, each summed over the micro-batch;
+        see `Task.learn`."""
         with self.precision.autocast():
-            outputs = self.module(self.normalize(inputs))
-        if not isinstance(outputs, Tensor):
+            outputs = self.call(self.module, self.normalize(inputs), targets)
+        if outputs is None:
             raise InputError(
                 "outputs of the model while it trains",
-                given=type(outputs).__name__,
-                expected=f"a tensor as in an evaluation: {self.task.outputs}",
+                given="None",
+                expected=f"what it gives in an evaluation: {self.task.outputs}",
             )
-        loss, score = self.task.learn(outputs, targets)
-        return (loss * 0, score * 0) if empty else (loss, score)
-
-    def _stand_in(self, inputs: Tensor, targets: Tensor) -> Batch:
-        if self.example is None:
-            return inputs.new_zeros(1, *inputs.shape[1:]), targets.new_zeros(1, *targets.shape[1:])
-        return self.example[0].to(inputs), self.example[1].to(targets)
+        return self.task.learn(outputs, targets)
 
 
 class AutogradPasses:
-    """Any model; `model` is a LossModule, compiled or within DDP or neither."""
+    """Any model; `model` is the LossModule, compiled or within DDP or neither.
 
-    def __init__(self, model: nn.Module, module: nn.Module, scaler: torch.amp.GradScaler) -> None:
+    A rank may have no sample in the last batch of an epoch, and still has to take part in its
+    collectives: it computes another sample and multiplies by 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        module: nn.Module,
+        scaler: torch.amp.GradScaler,
+        example: Example | None = None,
+    ) -> None:
+        """
+        Args:
+            model: What is called.
+            module: The raw module within it.
+            scaler: Scales the loss of fp16.
+            example: The first sample, which stands in for none; None: there is always one.
+        """
         self.model = model
         self.scaler = scaler
+        self.example = example
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.size = sum(parameter.numel() for parameter in self.parameters)
 
@@ -117,12 +122,20 @@ class AutogradPasses:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor, Tensor]:
-        loss, score = self.model(inputs, targets)
-        self.scaler.scale(loss * loss_weight).backward()
-        return loss.detach(), score
+    def __call__(self, batch: Batch, loss_weight: float) -> Sums:
+        if not batch.size and self.example is not None:
+            batch = self.example.batch().to(self.parameters[0].device)._replace(size=0)
+        loss, score, weight = self.model(batch.inputs, batch.targets)
+        if not batch.size:
+            loss, score, weight = (
+                None if part is None else part * 0 for part in (loss, score, weight)
+            )
+        self.backward(loss * loss_weight)
+        return loss.detach(), score, weight
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, as fp16 scales it."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def pop_gradient(self, out: Tensor) -> None:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]

@@ -19,10 +19,12 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     A reader sees the old content or the new; after an error the old one, and nothing is left over.
     Waiting for the disk takes milliseconds, in which a small network is trained for an epoch.
+    A link that lies in its way in a folder of somebody else's is replaced, and not followed.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             if durable:
@@ -37,6 +39,27 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
     """Replace the content of a file; see `replacing`. Text is written as UTF-8."""
     with replacing(path, durable=durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Replace a file that a user asked for; see `write_atomically`.
+
+    Raises:
+        InputError: If it cannot be written: the folder is read-only, or the disk full.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """What to say of a file that an option named."""
+    return InputError(
+        f"cannot write {path} ({error.strerror})",
+        expected="a folder this user may write to, with room in it",
+        remedy="Choose another.",
+    )
 
 
 def replace_directory(temporary: Path, final: Path) -> None:

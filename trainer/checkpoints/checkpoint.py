@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.read_files import parse_json
+from configs.read_files import read_json
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_directory
+from trainer.checkpoints.saved_state import check_file, check_tensors
 
 FORMAT = 1
 WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
@@ -111,7 +112,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         Refused: With the reason, if the checkpoint is not as it was written.
     """
     try:
-        manifest = parse_json((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST)
         expected = {name: dict(facts) for name, facts in manifest["files"].items()}
         Position(**{name: manifest[name] for name in Position.__dataclass_fields__})
         untouched = manifest["manifest_sha256"] == _manifest_digest(manifest)
@@ -202,7 +203,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         weights = load_file(path / WEIGHTS)
+        check_file(path / TRAINER)
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
+        check_tensors(trainer)
     except Exception as error:  # damaged bytes can make an unpickler raise almost anything
         raise InputError(
             f"checkpoint {path} cannot be read ({' '.join(str(error).split())[:200]})",
@@ -210,7 +213,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from None
     if not isinstance(trainer, dict):
         raise InputError(f"checkpoint {path}", given=type(trainer).__name__, expected="a mapping")
-    return weights | trainer.pop("extra_state", {}), trainer
+    extra = trainer.pop("extra_state", {})
+    if not isinstance(extra, dict):
+        raise InputError(f"checkpoint {path}: extra_state", given=extra, expected="a mapping")
+    return weights | extra, trainer
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from configs.read_files import parse_json
+from configs.read_files import read_json
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_link
 from trainer.checkpoints.checkpoint import (
     MANIFEST,
@@ -124,7 +124,7 @@ def _prune(folder: Path, keep: int, keep_best: int) -> None:
 def _score(path: Path) -> float:
     """The score in its manifest, -inf without one; its files are not verified."""
     try:
-        score = parse_json((path / MANIFEST).read_text())["score"]
+        score = read_json(path / MANIFEST)["score"]
         return -math.inf if score is None else float(score)
     except (OSError, ValueError, KeyError, TypeError):
         return -math.inf

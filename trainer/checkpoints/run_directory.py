@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from configs.errors import InputError
 from configs.identity import digest, flatten, identity, nest
-from configs.read_files import parse_json
+from configs.read_files import read_json
 from configs.schema import RunConfig
 from data.facts import InputFacts, read_model
 from data.lock_file import open_lock
@@ -129,7 +129,7 @@ class RunDirectory:
     def status(self) -> str | None:
         """The status in summary.json; None if there is no readable one."""
         try:
-            found = parse_json((self.path / "summary.json").read_text())["status"]
+            found = read_json(self.path / "summary.json")["status"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return str(found)

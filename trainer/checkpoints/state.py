@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
+from trainer.checkpoints.saved_state import check_optimizer, check_trainer
 from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.engine import Engine
 from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
@@ -156,6 +157,7 @@ def restore(
         InputError: If the state does not belong to this model, optimizer or precision.
     """
     try:
+        check_trainer(trainer, Progress().state_dict())
         run.engine.load_weights(weights)
         load_non_persistent_buffers(run.engine.module, trainer.get("buffers", {}))
         if run.average is not None:  # an average begun later starts from the weights
@@ -165,16 +167,19 @@ def restore(
         if run.precision.scaler.is_enabled() and trainer["scaler"]:
             run.precision.scaler.load_state_dict(trainer["scaler"])
         run.progress.load_state_dict(trainer["progress"])
-        ranks = trainer["ranks"]
-        device_type = trainer["device_type"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        return _restore_ranks(run, trainer, exact=exact)
+    except Exception as error:  # of torch's, and of optimizers and schedulers of the user's own
         raise InputError(
             "the checkpoint does not fit this run",
-            given=" ".join(str(error).split())[:400],
+            given=" ".join(f"{type(error).__name__}: {error}".split())[:400],
             expected="the same model and optimizer",
             remedy="Use the config that lies beside it, or --checkpoint.resume never.",
         ) from None
-    runtime = run.runtime
+
+
+def _restore_ranks(run: RunState, trainer: dict[str, Any], *, exact: bool) -> list[str]:
+    """What every rank has of its own; returns lines for the log."""
+    ranks, device_type, runtime = trainer["ranks"], trainer["device_type"], run.runtime
     if len(ranks) == runtime.world_size and device_type == runtime.device.type:
         run.meter.load_state_dict(ranks[runtime.rank]["meter"])
         restore_rng(ranks[runtime.rank]["rng"], runtime.device)
@@ -210,6 +215,7 @@ def _restore_optimizer(
         {name: value for name, value in group.items() if name not in ("params", "lr")}
         for group in optimizer.param_groups
     ]
+    check_optimizer(trainer["optimizer"], optimizer)
     engine.load_optimizer_state(optimizer, copy.deepcopy(trainer["optimizer"]))
     for group, chosen in zip(optimizer.param_groups, options, strict=True):
         group.update(chosen)

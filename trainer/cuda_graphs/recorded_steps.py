@@ -33,6 +33,8 @@ class Outcome:
     losses: Tensor
     """Summed over each micro-batch, one after the other."""
     scores: Tensor
+    weights: Tensor | None
+    """What both are divided by, if that is not the number of samples."""
     taken: Tensor | None
     """With fp16, which steps were not skipped: bool `(steps,)`."""
     norm: Tensor
@@ -97,7 +99,9 @@ class RecordedSteps:
             [batch.number for batch in global_batches for _ in batch.micro_batches],
             outcome.losses,
             outcome.scores,
-            [micro.size for batch in global_batches for micro in batch.micro_batches],
+            [micro.size for batch in global_batches for micro in batch.micro_batches]
+            if outcome.weights is None
+            else outcome.weights,
         )
         taken = None if outcome.taken is None else outcome.taken.tolist()
         step.note(global_batches, taken, hyperparameters)
@@ -112,6 +116,7 @@ class RecordedSteps:
             return Outcome(
                 in_a_row(meter.losses),
                 in_a_row(meter.scores),
+                in_a_row(meter.weights) if meter.weights else None,
                 torch.stack(taken) if taken else None,
                 step.gradient_norm(),
                 [parameter.grad for parameter in step.parameters],

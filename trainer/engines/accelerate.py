@@ -20,7 +20,7 @@ from configs.errors import InputError
 from configs.imports import import_extra
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
-from data.samples import Batch
+from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.compiling import compile_model
 from trainer.engines.accelerate_config import MIXED_PRECISION
@@ -47,7 +47,7 @@ class AccelerateEngine(Engine):
         parallel: ParallelConfig,
         compile_: CompileConfig,
         plan: Plan,
-        example: Batch,
+        example: Example,
     ) -> None:
         """
         Args:
@@ -57,7 +57,7 @@ class AccelerateEngine(Engine):
             parallel: How ranks share the gradient.
             compile_: How passes are compiled.
             plan: Who trains on what.
-            example: A batch as the data set gives it, of one sample or more.
+            example: The first sample.
 
         Raises:
             InputError: If Accelerate is not installed, or does not agree with `runtime`.
@@ -71,7 +71,7 @@ class AccelerateEngine(Engine):
             assert isinstance(self.model, DistributedDataParallel)
             self.gradient_scale = float(runtime.world_size)  # it averages, we want the sum
             freeze_buckets(self.model, self.module, plan, example, runtime.device)
-        self.passes = AcceleratedPasses(self.model, loss, self.accelerator)
+        self.passes = AcceleratedPasses(self.model, loss, self.accelerator, example)
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
@@ -88,23 +88,21 @@ def build_sharded(loss: LossModule, **parts: Any) -> Engine:
 
     accelerator = build_accelerator(loss, parts["runtime"], parts["parallel"], parts["plan"])
     engine = ShardedEngine(loss, **parts)
-    engine.passes = AcceleratedPasses(loss, loss, accelerator)
+    engine.passes = AcceleratedPasses(loss, loss, accelerator, parts["example"])
     return engine
 
 
 class AcceleratedPasses(AutogradPasses):
     """Autograd, with the backward pass in Accelerate's hands."""
 
-    def __init__(self, model: nn.Module, loss: LossModule, accelerator: Any) -> None:
-        super().__init__(model, loss.module, loss.precision.scaler)
+    def __init__(
+        self, model: nn.Module, loss: LossModule, accelerator: Any, example: Example
+    ) -> None:
+        super().__init__(model, loss.module, loss.precision.scaler, example)
         self.accelerator = accelerator
 
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor, Tensor]:
-        loss, score = self.model(inputs, targets)
-        self.accelerator.backward(loss * loss_weight)
-        return loss.detach(), score
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
 
 
 def build_accelerator(

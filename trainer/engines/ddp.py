@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema_execution import ParallelConfig
 from data.loading.order import Plan
-from data.samples import Batch, zeros_of
+from data.samples import Example
 from trainer.ranks.runtime import Runtime
 
 
@@ -21,7 +21,7 @@ def distribute(
     runtime: Runtime,
     parallel: ParallelConfig,
     plan: Plan,
-    example: Batch,
+    example: Example,
 ) -> DistributedDataParallel:
     """The model within DDP, which averages gradients over ranks during the backward pass.
 
@@ -31,7 +31,7 @@ def distribute(
         runtime: This rank, within the process group.
         parallel: The size of the buckets.
         plan: Who trains on what.
-        example: A batch as the data set gives it, of one sample or more.
+        example: The first sample.
     """
     ddp = DistributedDataParallel(
         model,
@@ -48,22 +48,22 @@ def freeze_buckets(
     ddp: DistributedDataParallel,
     module: nn.Module,
     plan: Plan,
-    example: Batch,
+    example: Example,
     device: torch.device,
 ) -> None:
-    """Two passes over zeros that leave no trace but DDP's final bucket layout.
+    """Two passes over copies of a sample that leave no trace but DDP's final bucket layout.
 
     DDP lays its buckets out anew after the first backward pass (with a static graph the second
     one), and with three ranks or more the order of additions depends on the layout: without this
     the first steps after a restart would not have the bits of the same steps in an undisturbed run.
     """
-    inputs, targets = zeros_of(example, plan.global_batch(0).micro_batches[0].size, device)
+    batch = example.batch(max(plan.global_batch(0).micro_batches[0].size, 1)).to(device)
     before = [buffer.clone() for buffer in module.buffers()]
     counted = {
         n: copy.deepcopy(v) for n, v in module.state_dict().items() if not isinstance(v, Tensor)
     }
     for _ in range(2):
-        ddp(inputs, targets)[0].backward()
+        ddp(batch.inputs, batch.targets)[0].backward()
     module.zero_grad(set_to_none=True)
     for buffer, value in zip(module.buffers(), before, strict=True):
         buffer.copy_(value)

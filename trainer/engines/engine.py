@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from data.loading.order import GlobalBatch, MicroBatch
 from data.samples import Batch
-from trainer.backward.autograd import Passes
+from trainer.backward.autograd import Passes, Sums
 
 
 class Engine:
@@ -44,7 +45,7 @@ class Engine:
         for global_batch in global_batches:
             for micro in global_batch.micro_batches:
                 stop = start + micro.size
-                yield block[0][start:stop], block[1][start:stop]
+                yield block.map(partial(_rows, rows=slice(start, stop)))._replace(size=micro.size)
                 start = stop
 
     def micro_batch(
@@ -53,11 +54,9 @@ class Engine:
         """Around the forward and backward pass of one micro-batch."""
         return nullcontext()
 
-    def differentiate(
-        self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def differentiate(self, batch: Batch, loss_weight: float) -> Sums:
         """Add the gradient of `loss_weight` times the summed loss; see `autograd.Passes`."""
-        return self.passes(inputs, targets, loss_weight)
+        return self.passes(batch, loss_weight)
 
     def reduce(self) -> None:
         """After the last micro-batch: `.grad` holds the gradient of the whole global batch."""
@@ -87,3 +86,7 @@ class Engine:
 
     def run_along(self, module: nn.Module) -> None:
         """Take part in other ranks' forward pass of `module`, if it needs all ranks."""
+
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    return tensor[rows]

@@ -25,7 +25,7 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
-from data.samples import Batch
+from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.engines.dtensor import (
     full_optimizer_state,
@@ -72,7 +72,7 @@ class ShardedEngine(Engine):
         parallel: ParallelConfig,
         compile_: CompileConfig,
         plan: Plan,
-        example: Batch,
+        example: Example,
     ) -> None:
         """
         Args:
@@ -84,12 +84,12 @@ class ShardedEngine(Engine):
             parallel: How ranks share the model.
             compile_: How they are compiled.
             plan: Who trains on what, with as many micro-batches on every rank.
-            example: A batch as the data set gives it, of one sample or more.
+            example: The first sample.
         """
         assert plan.even
         self.module = loss.module
         self.loss = loss
-        self.sample = example[0][:1].to(runtime.device)
+        self.stand_in = example.batch().to(runtime.device)
         self.reduces = True
         parameters = list(self.module.parameters())
         state = optimizer.state_dict()
@@ -105,7 +105,7 @@ class ShardedEngine(Engine):
         load_full_optimizer_state(optimizer, state)
         for group in optimizer.param_groups if isinstance(optimizer, UNFUSED) else []:
             group["fused"] = False
-        self.passes = AutogradPasses(loss, self.module, loss.precision.scaler)
+        self.passes = AutogradPasses(loss, self.module, loss.precision.scaler, example)
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
@@ -120,7 +120,7 @@ class ShardedEngine(Engine):
     def run_along(self, module: nn.Module) -> None:
         """Others gather their weights for a forward pass: one over a sample, for nothing."""
         with self.loss.precision.autocast():
-            module(self.loss.normalize(self.sample))
+            self.loss.call(module, self.loss.normalize(self.stand_in.inputs), self.stand_in.targets)
 
     def weights(self) -> dict[str, Tensor]:
         return full_state(self.module)

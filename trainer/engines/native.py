@@ -11,7 +11,7 @@ from torch import nn
 
 from configs.schema_execution import CompileConfig, ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
-from data.samples import Batch
+from data.samples import Batch, Example
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.compiling import compile_model
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
@@ -39,7 +39,7 @@ class NativeEngine(Engine):
         parallel: ParallelConfig,
         compile_: CompileConfig,
         plan: Plan,
-        example: Batch,
+        example: Example,
     ) -> None:
         """
         Args:
@@ -51,7 +51,7 @@ class NativeEngine(Engine):
             parallel: How ranks share the gradient.
             compile_: How passes are compiled.
             plan: Who trains on what.
-            example: A batch as the data set gives it, of one sample or more.
+            example: The first sample.
         """
         self.module = loss.module
         self.device = runtime.device
@@ -75,7 +75,7 @@ class NativeEngine(Engine):
                     example=example,
                 )
                 reduction = reduce_with_ddp(ddp, parallel, runtime.world_size, plan.seed)
-            self.passes = AutogradPasses(model, self.module, loss.precision.scaler)
+            self.passes = AutogradPasses(model, self.module, loss.precision.scaler, example)
         if exact:
             reduction = PairwiseTree(
                 self.module, self.passes, runtime, shards=parallel.shards, seed=plan.seed
@@ -93,7 +93,7 @@ class NativeEngine(Engine):
         if not (self.stages and isinstance(self.passes, ExplicitPasses)):
             return super().stage(block, global_batches)
         loss_weight = self.gradient_scale / global_batches[0].size
-        self.passes.stage(*block, loss_weight, len(global_batches))
+        self.passes.stage(block.inputs, block.targets, loss_weight, len(global_batches))
         return itertools.repeat(block)  # what is in it has been taken over
 
     def micro_batch(

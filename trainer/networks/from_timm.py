@@ -11,10 +11,13 @@ from torch import nn
 
 from configs.errors import InputError
 from configs.imports import import_extra
+from configs.trust import require_trust
 
 PREFIX = "timm/"
 WEIGHTS = ("pretrained", "checkpoint_path")
 """Arguments that say where weights come from."""
+FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Arguments that name files which timm unpickles."""
 
 
 def timm_model(
@@ -31,6 +34,9 @@ def timm_model(
     Raises:
         InputError: If timm is missing, knows no such model, or cannot build it for these inputs.
     """
+    for key in FILES:
+        if kwargs.get(key) is not None:
+            require_trust(f"model.kwargs.{key}", kwargs[key])
     timm = _import_timm()
     _check_name(timm, name)
     channels, *size = input_shape

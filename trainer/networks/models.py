@@ -66,7 +66,7 @@ def build_model(
     facts = {"input_shape": input_shape, "num_classes": num_classes}
     try:
         model = call_with("model.kwargs", factory, kwargs, facts)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # sizes of any kind may be asked for
         if isinstance(error, InputError) or factory not in MODELS.values():
             raise
         raise InputError("model.kwargs", given=config.kwargs, expected=f"({error})") from None

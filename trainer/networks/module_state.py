@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
+from configs.errors import InputError
 from trainer.ranks.failures import RunFailed
 
 
@@ -74,6 +76,41 @@ def load_non_persistent_buffers(module: nn.Module, saved: Mapping[str, Tensor]) 
             continue
         path, _, key = name.rpartition(".")
         module.get_submodule(path)._buffers[key] = saved[name].to(buffer.device)
+
+
+@contextmanager
+def no_larger_than(weights: Mapping[str, Any], what: str) -> Iterator[None]:
+    """Refuse a module that is being built as soon as it has far more parameters than weights.
+
+    Far more: one that is replaced while the module is built counts twice.
+
+    Args:
+        weights: The state dict that it is built for.
+        what: The module, for the message.
+
+    Raises:
+        InputError: Before memory is taken for it, if it is built on the device `meta`.
+    """
+    sizes = [weight.numel() for weight in weights.values() if isinstance(weight, Tensor)]
+    left = [2 * len(sizes), 2 * sum(sizes)]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if parameter is None:
+            return
+        left[0] -= 1
+        left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise InputError(
+                f"{what} is larger than its weights",
+                expected=f"the {len(sizes)} parameters of its checkpoint, {sum(sizes):,} numbers",
+                remedy="Its config.yaml or its model.json is not as it was written.",
+            )
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -2,60 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from configs.errors import InputError
 from data.normalize import Normalize
+from data.samples import Batch, Collate, MapDataset
+from data.splits import labels_of
+from data.structures import floats_as, outline, split
+from trainer.networks.calling import Call
 from trainer.networks.module_state import evaluating
 from trainer.objective.losses import check_mean
 from trainer.objective.task import Task
 
+MISFITS = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError)
+"""What a function raises that is given what it was not made for."""
 
-def check_outputs(model: nn.Module, inputs: Tensor, target: Tensor, task: Task) -> None:
+
+def check_outputs(
+    model: nn.Module, call: Call, normalize: Normalize, batch: Batch, task: Task
+) -> None:
     """Try one sample, so that a model that does not suit the task is refused before it trains.
 
     Args:
         model: In any mode; it is evaluated, and left in the mode it was in.
-        inputs: One normalised sample as a batch, `(1, *input_shape)`, on the model's device.
-        target: Its target as a batch, on any device.
+        call: Calls it with the inputs of a batch.
+        normalize: Turns inputs into what the model takes.
+        batch: One sample, on any device.
         task: What the outputs are measured with.
 
     Raises:
         InputError: With the shape of the outputs and what the task expects.
     """
+    batch = batch.to(next(model.parameters()).device)
+    inputs = normalize(batch.inputs)
     with evaluating(model), torch.no_grad():
-        outputs = model(inputs)
-    given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        outputs = _outputs(model, call, inputs, batch.targets)
     try:
-        task.measure(outputs, target.to(inputs.device))
-    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        task.measure(outputs, batch.targets, batch.size)
+    except MISFITS as error:
         raise InputError(
-            f"outputs of the model for task.name={task.name} ({reason})",
-            given=f"{given} for inputs {tuple(inputs.shape)}",
-            expected=f"a tensor that suits targets {tuple(target.shape)}: {task.outputs}",
+            f"outputs of the model for task.name={task.name} ({_one_line(error)})",
+            given=f"{outline(outputs)} for inputs {outline(inputs)}",
+            expected=f"what suits targets {outline(batch.targets)}: {task.outputs}",
         ) from None
 
 
+def _outputs(model: nn.Module, call: Call, inputs: Any, targets: Any) -> Any:
+    """What the model makes of inputs; inputs that are not its kind are the config's fault."""
+    try:
+        return call(model, inputs, targets)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is None:
+            raise
+        if "forward" not in str(error):  # from within the model, not from its call
+            raise
+        raise InputError(
+            f"inputs of the model ({_one_line(error)})",
+            given=outline(inputs),
+            expected="what its forward takes: one argument, as many as there are inputs, or the "
+            "names of a batch that has names",
+            remedy="Name a function (model, batch) -> outputs with --model.forward.",
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def check_loss(
-    model: nn.Module, samples: Sequence[tuple[Tensor, Tensor]], normalize: Normalize, task: Task
+    model: nn.Module,
+    call: Call,
+    normalize: Normalize,
+    samples: Sequence[Any],
+    collate: Collate,
+    task: Task,
 ) -> None:
     """Try the loss on some samples, whole and in parts; see `check_mean`.
 
     Args:
         model: In any mode; it is evaluated, and left in the mode it was in.
-        samples: Inputs and target of each, as the data set gives them.
+        call: Calls it with the inputs of a batch.
         normalize: Turns inputs into what the model takes.
+        samples: As the data set gives them, 3 or more.
+        collate: Makes a batch of them.
         task: Whose loss it is.
 
     Raises:
         InputError: If it is no mean over samples.
     """
     device = next(model.parameters()).device
-    inputs, targets = (torch.stack(parts).to(device) for parts in zip(*samples, strict=True))
+    cut = max(len(samples) // 3, 1)
+    parts = [list(samples), list(samples[:cut]), list(samples[cut:])]
+    values = []
     with evaluating(model), torch.no_grad():
-        outputs = model(normalize(inputs))
-        check_mean(task.loss, task.align(outputs.float(), targets), targets)
+        for part in parts:
+            batch = Batch(*split(collate(part)), len(part)).to(device)
+            outputs = call(model, normalize(batch.inputs), batch.targets)
+            outputs = task.align(floats_as(torch.float32, outputs), batch.targets)
+            values.append(task.loss(outputs, batch.targets))
+    check_mean(values, [len(part) for part in parts])
+
+
+def check_classes(sets: Mapping[str, MapDataset], num_classes: int, task: Task) -> None:
+    """Refuse a label that no output stands for, where labels are known without reading samples."""
+    for name, part in sets.items():
+        labels = labels_of(part) if task.name == "classification" else None
+        if labels is None or not len(labels) or not num_classes:
+            continue
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(wrong):
+            raise InputError(
+                f"{name} sample {wrong[0]}: label",
+                given=int(labels[wrong[0]]),
+                expected=f"0 to {num_classes - 1}, for {num_classes} classes",
+                remedy="Leave such samples out of the data set: there is no label to ignore.",
+            )

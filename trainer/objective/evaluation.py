@@ -11,6 +11,8 @@ from torch import nn
 from data.loading.evaluation_order import evaluation_batches
 from data.loading.loader import Loader
 from data.normalize import Normalize
+from data.structures import map_tensors
+from trainer.networks.calling import Call, call_whole
 from trainer.networks.module_state import contiguous, evaluating
 from trainer.objective.task import Task
 from trainer.ranks.collectives import sum_
@@ -53,6 +55,7 @@ def evaluate(
     task: Task,
     precision: Precision,
     runtime: Runtime,
+    call: Call = call_whole,
     interrupted: Callable[[], bool],
     run_along: Callable[[nn.Module], None] = lambda module: None,
 ) -> Evaluation | None:
@@ -68,6 +71,7 @@ def evaluate(
         num_samples: Samples in it.
         batch_size: Samples in a batch; the last one may be shorter.
         normalize: Turns inputs as the data set gives them into what the module takes.
+
         task: Measures the outputs.
         precision: The type that the module computes in; sums are float64.
         runtime: This rank, within the process group.
@@ -89,10 +93,11 @@ def evaluate(
             if found is None:
                 run_along(module)
                 continue
-            index, (inputs, targets) = found
+            index, batch = found
             with precision.autocast():
-                outputs = module(normalize(inputs))
-            sums[index] = task.measure(outputs.to(where), targets.to(where))
+                outputs = call(module, normalize(batch.inputs), batch.targets)
+            outputs, targets = map_tensors(lambda t: t.to(where), (outputs, batch.targets))
+            sums[index] = task.measure(outputs, targets, batch.size)
     # Float64 holds these integers exactly, and only one rank adds to each row.
     result = Evaluation(task.report(sum_(runtime, sums).sum(0).tolist()))
     assert result.count == num_samples

@@ -4,80 +4,149 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from configs.errors import InputError
+from data.structures import fields_of, is_record, tensors
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs `(B, ...)` in float32 or float64 and targets `(B, ...)` -> the loss, summed over B."""
+Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor]"]
+"""Outputs `(B, ...)` in float32 or float64 and targets `(B, ...)` -> the loss, summed over B; or
+that sum and its weight, a scalar that counts what was summed, such as the tokens that are there."""
 
 
 LOSS_PROTOCOL = (
-    "a callable (outputs, targets) -> the loss of every sample or of every output, `(B, ...)`, or "
-    "its mean over the batch; it is called with reduction='none' if it takes that"
+    "a callable (outputs, targets) -> the loss of every sample or of every output, `(B, ...)`, "
+    "its mean over the batch, or a pair (sum, weight) of scalars, whose quotient over the global "
+    "batch is minimised; it is called with reduction='none' if it takes that"
 )
 
 
-def summed(loss: Callable[..., Tensor]) -> Loss:
+def summed(loss: Callable[..., Any]) -> Loss:
     """Turn a loss as torch's functions and users write it into one that sums over samples.
 
     Several outputs of a sample are averaged. A loss that returns one number is taken to be the mean
-    over the batch.
+    over the batch. Of torch's cross-entropy, which may ignore targets and weigh classes, the weight
+    is theirs.
 
     Args:
         loss: See `LOSS_PROTOCOL`.
 
     Returns:
-        `(outputs, targets)` -> the sum over the batch, a scalar. Targets that are floats, or have
-        the shape of the outputs, are cast to the type of the outputs.
+        `(outputs, targets)` -> the sum over the batch, a scalar, or the sum and its weight. Targets
+        that are floats, or have the shape of the outputs, are cast to the type of the outputs.
     """
+    if torch_entropy(loss) is not None:
+        return weighted_entropy(loss)
     options = {"reduction": "none"} if _takes(loss, "reduction") else {}
 
-    def total(outputs: Tensor, targets: Tensor) -> Tensor:
-        if targets.is_floating_point() or outputs.shape == targets.shape:
-            targets = targets.to(outputs.dtype)
+    def total(outputs: Any, targets: Any) -> Tensor | tuple[Tensor, Tensor]:
+        if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+            targets = _of_type(targets, outputs)
         value = loss(outputs, targets, **options)
-        if value.dim() == 0:
-            return value * len(outputs)
-        return value.reshape(len(outputs), -1).mean(1).sum()
+        if isinstance(value, tuple):
+            total, weight = value
+            return total, torch.as_tensor(weight, device=total.device)
+        size = len(next(tensors((targets, outputs))))
+        losses: Tensor = value * size if value.dim() == 0 else value.reshape(size, -1).mean(1).sum()
+        return losses
 
     return total
 
 
-def check_mean(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
-    """Refuse a loss whose one number is no mean over samples, by trying it on a batch and on parts.
+def _of_type(targets: Tensor, outputs: Tensor) -> Tensor:
+    same = targets.is_floating_point() or outputs.shape == targets.shape
+    return targets.to(outputs.dtype) if same else targets
+
+
+ENTROPIES = (F.cross_entropy, F.nll_loss)
+
+
+def torch_entropy(loss: Callable[..., Any]) -> Callable[..., Tensor] | None:
+    """The function of torch's that a loss is or calls, if that averages over a weight."""
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return F.cross_entropy
+    if isinstance(loss, nn.NLLLoss):
+        return F.nll_loss
+    return next((function for function in ENTROPIES if function is loss), None)
+
+
+def weighted_entropy(loss: Any) -> Loss:
+    """Cross-entropy as torch averages it: over the weights of the targets that are not ignored."""
+    function = torch_entropy(loss)
+    assert function is not None
+    ignored = getattr(loss, "ignore_index", -100)
+    smoothing = (
+        {"label_smoothing": loss.label_smoothing} if hasattr(loss, "label_smoothing") else {}
+    )
+
+    def total(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = logits_of(outputs)
+        if isinstance(loss, nn.Module):
+            loss.to(outputs.device)
+        weight = getattr(loss, "weight", None)
+        options: dict[str, Any] = smoothing if weight is None else {**smoothing, "weight": weight}
+        if targets.is_floating_point():  # probabilities: every sample counts once
+            targets = targets.to(outputs.dtype)
+            value = function(outputs, targets, reduction="sum", **options)
+            return value, value.new_tensor(outputs.numel() / outputs.shape[1])
+        if weight is not None:
+            options["weight"] = weight.to(outputs)
+        value = function(outputs, targets, ignore_index=ignored, reduction="sum", **options)
+        there = targets != ignored
+        if weight is None:
+            return value, there.sum()
+        return value, (weight.to(outputs)[targets.where(there, 0)] * there).sum()
+
+    return total
+
+
+def logits_of(outputs: Any) -> Any:
+    """The part of a structure of outputs that is called `logits`, as transformers calls it."""
+    if isinstance(outputs, Tensor) or not is_record(outputs):
+        return outputs
+    return fields_of(outputs).get("logits", outputs)
+
+
+def check_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequence[int]) -> None:
+    """Refuse a loss whose one number is no mean over samples.
 
     A sum, a mean over weights or over tokens that count, and what compares samples with each other
     would each be learned with another weight on another number of ranks, and recorded so.
 
     Args:
-        loss: From `summed`.
-        outputs: `(B, ...)`, B of 3 or more.
-        targets: `(B, ...)`.
+        values: What a `Loss` gave of some samples, of a first part of them, and of the rest.
+        counts: How many samples each.
 
     Raises:
         InputError: With what it returned.
     """
-    cut = max(len(targets) // 3, 1)
-    whole = float(loss(outputs, targets))
-    parts = [float(loss(outputs[span], targets[span])) for span in (slice(cut), slice(cut, None))]
-    if not all(map(math.isfinite, (whole, *parts))) or math.isclose(
-        whole, sum(parts), rel_tol=1e-3, abs_tol=1e-6
-    ):
-        return
-    count = len(targets)
-    values = whole / count, parts[0] / cut, parts[1] / (count - cut)
-    raise InputError(
-        "task.loss",
-        given=f"one number, {values[0]:.4g} for {count} samples, and {values[1]:.4g} and "
-        f"{values[2]:.4g} for {cut} and {count - cut} of them",
-        expected="the mean over samples, whatever the batch",
-        remedy="Return the loss of every sample, (B,) or (B, ...), as reduction='none' gives it: "
-        "it is averaged over all ranks and micro-batches.",
+    whole, *parts = (
+        [float(part) for part in (value if isinstance(value, tuple) else (value,))]
+        for value in values
     )
+    for total, *summands in zip(whole, *parts, strict=True):
+        if not all(map(math.isfinite, (total, *summands))) or math.isclose(
+            total, sum(summands), rel_tol=1e-3, abs_tol=1e-6
+        ):
+            continue
+        found = [float(value[0]) / n for value, n in zip((whole, *parts), counts, strict=True)]
+        pair = len(whole) > 1
+        raise InputError(
+            "task.loss",
+            given=f"{'sums of' if pair else 'one number,'} {found[0]:.4g}{' each' if pair else ''} "
+            f"for {counts[0]} samples, and {found[1]:.4g} and {found[2]:.4g} for {counts[1]} and "
+            f"{counts[2]} of them",
+            expected="a sum over samples and its weight"
+            if pair
+            else "the mean over samples, whatever the batch",
+            remedy="Return the loss of every sample, (B,) or (B, ...), as reduction='none' gives "
+            "it, or a pair (sum, weight): both are added over all ranks and micro-batches.",
+        )
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

@@ -16,11 +16,12 @@ from trainer.ranks.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Means over all samples of all ranks since the last collection."""
+    """Means over all samples of all ranks, or over their weight, since the last collection."""
 
     loss: float
     score: float
-    count: int
+    count: float
+    """Of the samples, or their weight."""
 
 
 class HostCopies:
@@ -55,18 +56,21 @@ class UnreadMetrics:
     """Metrics of some micro-batches."""
 
     global_batches: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+    counts: list[float] = field(default_factory=list)
+    """Samples, or their weight where the loss has one."""
     losses: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     coming: list[HostCopies] = field(default_factory=list)
-    """Losses and scores `(n,)` of the micro-batches after those."""
+    """Losses, scores and perhaps weights `(n,)` of the micro-batches after those."""
 
     def fetch(self) -> None:
         """Have everything on the host. Waits for the device."""
         for copies in self.coming:
-            losses, scores = copies.wait()
+            losses, scores, *weights = copies.wait()
             self.losses += losses.tolist()
             self.scores += scores.tolist()
+            for weight in weights:
+                self.counts += weight.tolist()
         self.coming = []
 
     def totals(self, runtime: Runtime) -> Totals:
@@ -79,7 +83,7 @@ class UnreadMetrics:
             rows[runtime.rank] = torch.tensor(sums, dtype=torch.float64)
             sums = sum_(runtime, rows).sum(0).tolist()
         loss, score, count = sums
-        return Totals(loss / max(count, 1), score / max(count, 1), int(count))
+        return Totals(loss / (count or 1), score / (count or 1), count)
 
     def first_bad_global_batch(self, runtime: Runtime) -> int | None:
         """First global batch whose loss was not finite on some rank.
@@ -105,28 +109,44 @@ class Meter:
     counts: list[int] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    """In place of counts, where the loss has them."""
 
     def add(
-        self, global_batch: int, loss_sum: Tensor | None, score: Tensor | None, count: int
+        self,
+        global_batch: int,
+        loss_sum: Tensor | None,
+        score: Tensor | None,
+        count: int | Tensor,
     ) -> None:
-        """Remember the summed loss and the summed score of a micro-batch.
+        """Remember the summed loss and score of a micro-batch, and the number of its samples, or
+        their weight.
 
         None: they come with those of a later micro-batch, as `(n,)`, in the order of the batches.
         """
         self.global_batches.append(global_batch)
-        self.counts.append(count)
+        if isinstance(count, Tensor):
+            self.weights.append(count)
+        else:
+            self.counts.append(count)
         if loss_sum is not None and score is not None:
             self.losses.append(loss_sum)
             self.scores.append(score)
 
     def extend(
-        self, global_batches: Sequence[int], losses: Tensor, scores: Tensor, counts: Sequence[int]
+        self,
+        global_batches: Sequence[int],
+        losses: Tensor,
+        scores: Tensor,
+        counts: Sequence[int] | Tensor,
     ) -> None:
         """Remember some micro-batches in a row, `(n,)`; the tensors may be overwritten then."""
         self._send()
         self.known.global_batches += global_batches
-        self.known.counts += counts
-        self.known.coming.append(HostCopies([losses, scores]))
+        weights = [counts] if isinstance(counts, Tensor) else []
+        if not isinstance(counts, Tensor):
+            self.known.counts += counts
+        self.known.coming.append(HostCopies([losses, scores, *weights]))
 
     def unread(self) -> UnreadMetrics:
         """What has come together since the last time; starts anew. Does not wait."""
@@ -183,9 +203,10 @@ class Meter:
         if self.losses:
             self.known.global_batches += self.global_batches
             self.known.counts += self.counts
-            copies = HostCopies([in_a_row(self.losses), in_a_row(self.scores)])
-            self.known.coming.append(copies)
-            self.global_batches, self.counts, self.losses, self.scores = [], [], [], []
+            sent = [self.losses, self.scores, *([self.weights] if self.weights else [])]
+            self.known.coming.append(HostCopies([in_a_row(tensors) for tensors in sent]))
+            self.global_batches, self.counts = [], []
+            self.losses, self.scores, self.weights = [], [], []
 
     def _all(self) -> UnreadMetrics:
         self._send()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +15,17 @@ from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.registry import resolve
 from configs.schema_training import TaskConfig
-from trainer.objective.losses import LOSS_PROTOCOL, Loss, summed
+from data.collate import IGNORED
+from data.structures import fields_of, floats_as, is_record, tensors
+from data.vocabulary import Vocabulary
+from trainer.objective.losses import (
+    LOSS_PROTOCOL,
+    Loss,
+    logits_of,
+    summed,
+    torch_entropy,
+    weighted_entropy,
+)
 from trainer.objective.metrics import (
     Accuracy,
     Errors,
@@ -23,6 +35,7 @@ from trainer.objective.metrics import (
     Metric,
     hits,
 )
+from trainer.objective.next_token import next_token
 from trainer.objective.task import Task
 
 
@@ -44,6 +57,46 @@ def classification(*, label_smoothing: float = 0.0) -> Task:
         expects="a whole number, the class of the sample",
         outputs="logits (B, number of classes)",
         label_smoothing=label_smoothing,
+        align=lambda outputs, targets: logits_of(outputs),
+    )
+
+
+def loss_alone() -> Task:
+    """What `task.loss` says, of any outputs and targets; nothing else is measured."""
+
+    return Task(name="loss", loss=lambda outputs, targets: outputs)
+
+
+def model_loss(*, mean_over: str = "samples") -> Task:
+    """The loss that the model computes itself: the entry `loss` of its outputs, or those alone.
+
+    The model is called with the targets too, which must have a name.
+
+    Args:
+        mean_over: What it averages over: `samples`; `targets`, all that are not -100; or
+            `next_targets`, the same without the first of each sample, as models do that predict
+            the next token and shift targets themselves.
+    """
+    if mean_over not in ("samples", "targets", "next_targets"):
+        raise InputError(
+            "task.kwargs.mean_over", given=mean_over, expected="samples, targets or next_targets"
+        )
+
+    def loss(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        value = fields_of(outputs)["loss"] if is_record(outputs) else outputs
+        first = next(tensors(targets))
+        if mean_over == "samples":
+            weight = first.new_tensor(len(first))
+        else:
+            weight = (first[:, int(mean_over == "next_targets") :] != IGNORED).sum()
+        # The mean over nothing is not a number.
+        return (value.float() * weight).where(weight > 0, 0.0), weight
+
+    return Task(
+        name="model_loss",
+        loss=loss,
+        outputs="a mapping with the entry `loss`, or the loss",
+        takes_targets=True,
     )
 
 
@@ -64,6 +117,7 @@ def multilabel() -> Task:
         accepts=lambda target: target.dim() == 1,
         expects="a vector with 0 or 1 for every label",
         outputs="logits of the shape of the targets",
+        align=lambda outputs, targets: logits_of(outputs),
     )
 
 
@@ -90,8 +144,9 @@ def regression() -> Task:
     )
 
 
-def _as_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+def _as_targets(found: Any, targets: Tensor) -> Tensor:
     """Outputs `(B, 1)` as `(B,)` where the targets are; others must have the targets' shape."""
+    outputs: Tensor = logits_of(found)
     if outputs.shape == (*targets.shape, 1):
         return outputs.squeeze(-1)
     if outputs.shape != targets.shape:
@@ -103,32 +158,40 @@ TASKS: dict[str, Callable[..., Task]] = {
     "classification": classification,
     "multilabel": multilabel,
     "regression": regression,
+    "next_token": next_token,
+    "loss": loss_alone,
+    "model_loss": model_loss,
 }
 
+SMOOTHED = ("classification", "next_token")
+"""Tasks that know train.label_smoothing."""
 METRIC_PROTOCOL = (
     "a class or an object with `width`, `higher_is_better`, `sums(outputs, targets)` -> `(width,)` "
     "and `compute(sums, count)` -> a dict of values by name (see trainer/objective/metrics.py)"
 )
 
 
-def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
+def build_task(
+    config: TaskConfig, *, label_smoothing: float, vocabulary: Vocabulary | None = None
+) -> Task:
     """Build the task of a run, with the user's loss and metrics if the config names some.
 
     Args:
         config: The name of the task, its arguments, and import paths of a loss and of metrics.
-        label_smoothing: train.label_smoothing, for a classification.
+        label_smoothing: train.label_smoothing, for a classification or the next token.
+        vocabulary: Of the data, if these are tokens.
 
     Raises:
         InputError: If a name leads nowhere, or to something that does not keep its protocol.
     """
     factory = resolve("task.name", config.name, TASKS)
-    if label_smoothing and config.name != "classification":
+    if label_smoothing and config.name not in SMOOTHED:
         raise InputError(
             "train.label_smoothing",
             given=label_smoothing,
-            expected="0 unless task.name=classification",
+            expected=f"0 unless task.name={' or '.join(SMOOTHED)}",
         )
-    offered = {"label_smoothing": label_smoothing}
+    offered = {"label_smoothing": label_smoothing, "vocabulary": vocabulary}
     task = call_with("task.kwargs", factory, dict(config.kwargs), offered)
     if not isinstance(task, Task):
         raise InputError(
@@ -136,6 +199,8 @@ def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
             given=config.name,
             expected="a callable that returns a Task (trainer/objective/task.py)",
         )
+    if config.loss is None and task.name == "loss":
+        raise InputError("task.loss", given=None, expected=LOSS_PROTOCOL)
     if config.loss is not None:
         loss = import_object("task.loss", config.loss)
         if isinstance(loss, type):  # a module such as torch.nn:SmoothL1Loss
@@ -149,7 +214,7 @@ def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
                 expected="0 with a task.loss of your own",
                 remedy="Smooth the labels in that loss.",
             )
-        total = summed(_ready(loss))
+        total = weighted_entropy(loss) if torch_entropy(loss) else summed(_ready(loss))
         task = replace(task, loss=total, measured_loss=_in_float32(total), label_smoothing=None)
     own = [(path, _metric(path)) for path in config.metrics]
     _check_names(task, own)
@@ -182,7 +247,7 @@ class _Moving:
 
 def _in_float32(loss: Loss) -> Loss:
     """Evaluated in the type it is trained in: a weight of its own is of that type."""
-    return lambda outputs, targets: loss(outputs.float(), targets).double()
+    return lambda outputs, targets: loss(floats_as(torch.float32, outputs), targets)
 
 
 def _check_names(task: Task, own: Sequence[tuple[str, Metric]]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.schema_execution import ProfileConfig
@@ -62,6 +62,10 @@ class NoProfiler:
         return None
 
 
+Forward = Callable[[nn.Module, int], Tensor]
+"""A copy of the module and a number of samples -> a scalar that depends on all outputs."""
+
+
 class TorchProfiler:
     """Records `config.steps` steps or more after `config.warmup_steps`, on rank 0.
 
@@ -81,8 +85,10 @@ class TorchProfiler:
         progress: Progress,
         watch: Stopwatch,
         runs_as: str,
+        forward: Forward,
     ) -> None:
         self.folder = folder
+        self.forward = forward
         self.runs_as = runs_as
         self.runtime = runtime
         self.precision = precision
@@ -96,11 +102,13 @@ class TorchProfiler:
         self.profile: profile | None = None
         self.recording = False
         self.global_batches = (0, 0)
-        self.input_shape: tuple[int, ...] = ()
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in self._timed(batches):
-            self.input_shape = tuple(batch[0].shape[1:])
+        while True:
+            with record_function(REGION + DATA) if self.recording else nullcontext():
+                batch = next(batches, None)
+            if batch is None:
+                return
             yield batch
 
     @contextmanager
@@ -136,9 +144,7 @@ class TorchProfiler:
         unfinished.replace(trace)
         dtype = self.precision.dtype or torch.float32
         sharded = any(hasattr(p, "full_tensor") for p in module.parameters())
-        flops = (
-            count_flops(module, self.precision, self.input_shape, sizes) if not sharded else None
-        )
+        flops = None if sharded else count_flops(module, self.forward, sizes)
         text = markdown(
             break_down(read_trace(trace)),
             Facts(
@@ -155,14 +161,6 @@ class TorchProfiler:
         )
         write_atomically(self.folder / "summary.md", text)
         return text
-
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            with record_function(REGION + DATA) if self.recording else nullcontext():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
 
     def _time(self, global_batch: int) -> None:
         self._synchronize()
@@ -195,27 +193,21 @@ class TorchProfiler:
         return (until - since) / (last - first)
 
 
-def count_flops(
-    module: nn.Module, precision: Precision, input_shape: tuple[int, ...], sizes: Sequence[int]
-) -> int:
+def count_flops(module: nn.Module, forward: Forward, sizes: Sequence[int]) -> int:
     """Floating-point operations of the forward and backward passes of one step on one rank.
 
-    Counted by `torch.utils.flop_counter` on a copy of the module, eagerly and over zeros: matrix
+    Counted by `torch.utils.flop_counter` on a copy of the module, eagerly: matrix
     products, convolutions and attention, two operations for each multiply-add. Elementwise work
     and the optimizer are left out, as is usual for model FLOP utilisation (Chowdhery et al.,
     arXiv:2204.02311, appendix B).
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = next(module.parameters()).device
     replica = copy.deepcopy(module)
     total = 0
     for size in set(sizes) - {0}:
-        inputs = torch.zeros(size, *input_shape, device=device)
         with FlopCounterMode(display=False) as counter:
-            with precision.autocast():
-                loss = replica(inputs).float().sum()
-            loss.backward()
+            forward(replica, size).backward()  # type: ignore[no-untyped-call]
         total += int(counter.get_total_flops()) * list(sizes).count(size)
     return total
 
@@ -245,6 +237,7 @@ def build_profiler(
     progress: Progress,
     watch: Stopwatch,
     runs_as: str,
+    forward: Forward,
 ) -> Profiler:
     """A profiler on rank 0 of a run that asks for one, and none anywhere else.
 
@@ -256,6 +249,7 @@ def build_profiler(
         progress: How far the run has come.
         watch: The run's own stopwatch.
         runs_as: How the run is executed, in a line.
+        forward: A pass, for its operations to be counted.
     """
     if not (config.enabled and runtime.is_main):
         return NoProfiler()
@@ -267,6 +261,7 @@ def build_profiler(
         progress=progress,
         watch=watch,
         runs_as=runs_as,
+        forward=forward,
     )
 
 

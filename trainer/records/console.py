@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
+from configs.visible import plain, visible
 from trainer.records.sinks import Record, RunFacts, Sink
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class RichSink:
         assert self.task is not None
         assert self.facts is not None
         for line in evaluation_lines(record, self.facts):
-            self.progress.console.print(line, highlight=False)
+            self.progress.console.print(plain(line))
         if "train/loss" in record:
             metrics = (
                 f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}  {_pace(record)}"
@@ -110,7 +111,7 @@ class PlainSink:
                 flush=True,
             )
         for line in evaluation_lines(record, self.facts):
-            print(line, flush=True)
+            print(visible(line), flush=True)
 
     def finish(self, status: str) -> None:
         pass

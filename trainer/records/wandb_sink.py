@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.identity import nest
-from configs.read_files import parse_json
+from configs.read_files import read_json
 from configs.schema_records import WandbConfig
 from trainer.checkpoints.atomic_files import write_atomically
 from trainer.objective.selection import Selection
@@ -156,7 +156,7 @@ def _saved_id(directory: Path) -> str:
     path = directory / ID_FILE
     if path.exists():
         try:
-            return str(parse_json(path.read_text())["id"])
+            return str(read_json(path)["id"])
         except (ValueError, KeyError, TypeError):
             log.warning("%s is unreadable: this becomes a new W&B run", path)
     run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
@@ -175,7 +175,7 @@ def _load_sent(directory: Path) -> dict[str, float]:
     It is empty if nothing was sent, or if the file is unreadable: records may then be sent twice.
     """
     try:
-        sent = parse_json((directory / SENT_FILE).read_text())
+        sent = read_json(directory / SENT_FILE)
         return {str(group): float(step) for group, step in sent.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
@@ -198,7 +198,7 @@ def _chosen_by(record: Record) -> dict[str, float]:
 def _read_best(directory: Path) -> dict[str, float]:
     """The `best/` values in summary.json; empty if there are none."""
     try:
-        summary = parse_json((directory / "summary.json").read_text())
+        summary = read_json(directory / "summary.json")
         return {k: v for k, v in summary.items() if k.startswith("best/") and v is not None}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -35,8 +35,10 @@ from tests.support.http_server import (
     no_http,
     not_found,
     other_content,
+    trickle,
     web_page,
     whole,
+    without_end,
 )
 from tests.support.processes import start, wait
 
@@ -206,6 +208,7 @@ BROKEN = [
     other_content,
     web_page,
     endless,
+    without_end,
     cut,
     cut_in_a_chunk,
     no_http,
@@ -221,6 +224,18 @@ def test_the_next_mirror_stands_in_for_a_broken_one(
     found = acquire(toy, None, mirrors=(server.mirror(reply), server.mirror()))
     assert contents(found) == published
     assert sum(server.requests.values()) == 8
+
+
+def test_the_next_mirror_stands_in_for_one_that_hardly_sends(
+    server: Server,
+    toy: DatasetFacts,
+    published: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Law: a byte now and then does not keep a download waiting."""
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
+    found = acquire(toy, None, mirrors=(server.mirror(trickle), server.mirror()))
+    assert contents(found) == published
 
 
 def test_the_next_mirror_stands_in_for_one_that_cannot_be_reached(

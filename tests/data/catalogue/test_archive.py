@@ -14,6 +14,7 @@ import pytest
 
 from configs.errors import InputError
 from data.catalogue import acquire as module
+from data.catalogue import archive as archive_module
 from data.catalogue.acquire import acquire, cache_folder
 from data.catalogue.archive import extract
 from data.catalogue.catalog import CATALOG
@@ -162,10 +163,16 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
         {"inner/a.bin": link("inner/a.bin", "/etc/passwd")},
         {"x": b"content", "inner/a.bin": link("inner/a.bin", "x", tarfile.LNKTYPE)},
         {"inner/a.bin": link("inner/a.bin", "", tarfile.DIRTYPE)},
+        {"inner/a.bin": link("inner/a.bin", "", tarfile.CHRTYPE)},
+        {"inner/a.bin": link("inner/a.bin", "", tarfile.FIFOTYPE)},
+        {"inner/a.bin": link("inner/a.bin", "", tarfile.GNUTYPE_SPARSE)},
         {"a.bin": b"in another folder"},
         {"inner/../inner/a.bin": b"by another path"},
     ],
-    ids=["symbolic link", "hard link", "folder", "elsewhere", "another path"],
+    ids=[
+        *("symbolic link", "hard link", "folder", "device", "pipe", "sparse"),
+        *("elsewhere", "another path"),
+    ],
 )
 def test_what_is_no_plain_file_of_that_name_is_refused(entries: Entries, tmp_path: Path) -> None:
     """Law: even an archive whose digest is right makes no file but its members, from itself."""
@@ -187,3 +194,59 @@ def test_an_archive_that_cannot_be_read_is_refused_even_with_the_right_digest(
         target = tmp_path / f"target-{len(content)}"
         with pytest.raises(InputError, match="cannot be unpacked"):
             extract(path, facts_of(content, name, ("a.bin",)), target)
+
+
+def bomb(name: str) -> bytes:
+    """An archive whose one member unpacks to a thousand times its size."""
+    out = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("inner/a.bin", bytes(1 << 21))
+        return out.getvalue()
+    return tarred({"inner/a.bin": bytes(1 << 21)})
+
+
+@pytest.mark.parametrize("name", ["toy.tar.gz", "toy.zip"])
+def test_a_member_that_unpacks_to_too_much_is_not_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "MOST_BYTES", 1 << 20)
+    content = bomb(name)
+    assert len(content) < 10_000
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be unpacked \(inner/a.bin has 2,097,152 bytes"):
+        extract(path, facts_of(content, name, ("a.bin",)), tmp_path / "target")
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+@pytest.mark.parametrize("flaw", ["lies about its size", "has a password", "unknown method"])
+def test_a_zip_that_is_not_what_it_says_is_refused(flaw: str, tmp_path: Path) -> None:
+    content = bytearray(bomb("toy.zip"))
+    central = content.rindex(b"PK\x01\x02")
+    if flaw == "lies about its size":
+        content[central + 24 : central + 28] = (100).to_bytes(4, "little")
+    elif flaw == "has a password":
+        content[6] |= 1
+        content[central + 8] |= 1
+    else:
+        content[8] = content[central + 10] = 77
+    path = tmp_path / "toy.zip"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        extract(path, facts_of(bytes(content), "toy.zip", ("a.bin",)), tmp_path / "target")
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(
+    archive: tuple[bytes, DatasetFacts], server: Server, tmp_path: Path
+) -> None:
+    """Law: nobody's file is emptied."""
+    _, facts = archive
+    precious = tmp_path / "precious"
+    precious.write_text("content")
+    folder = cache_folder(facts)
+    folder.parent.mkdir(parents=True)
+    (folder.parent / f".{facts.folder}.lock").symlink_to(precious)
+    with pytest.raises(InputError, match="is a symbolic link: remove it"):
+        acquire(facts, None, mirrors=(server.mirror(),))
+    assert precious.read_text() == "content"

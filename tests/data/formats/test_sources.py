@@ -76,7 +76,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second) > 0
-    for (x, y), (u, v) in zip(first, second, strict=True):
+    for (x, y, _), (u, v, _) in zip(first, second, strict=True):
         assert torch.equal(x, u)
         assert torch.equal(y, v)
 
@@ -97,7 +97,7 @@ def test_ranks_together_see_the_batches_of_one(data: Datasets) -> None:
     whole = take(host(data, 0).stream(0), 4)
     shares = [take(host(data, 0, rank=rank, world_size=3).stream(0), 4) for rank in range(3)]
     joined = [
-        (torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+        Batch(torch.cat([b.inputs for b in parts]), torch.cat([b.targets for b in parts]), 0)
         for parts in zip(*shares, strict=True)
     ]
     assert_same(joined, whole)
@@ -108,7 +108,7 @@ def test_evaluation_reads_every_test_sample_once_in_order(data: Datasets, worker
     loader = host(data, workers)
     for _ in range(2):
         batches = [batch for _, batch in loader.evaluation("test", 5, 0, 1)]
-        inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        inputs, targets = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         assert len(inputs) == len(data.test)
         for index in (0, len(data.test) - 1):
             expected, target = data.test[index]
@@ -118,7 +118,7 @@ def test_evaluation_reads_every_test_sample_once_in_order(data: Datasets, worker
 
 def test_the_facts_are_those_of_the_samples(data: Datasets) -> None:
     """Law: shape, type and classes a model is built for are what batches have."""
-    inputs, targets = take(host(data, 0).stream(0), 1)[0]
+    inputs, targets, _ = take(host(data, 0).stream(0), 1)[0]
     facts = data.facts()
     assert tuple(inputs.shape[1:]) == facts.input_shape
     assert str(inputs.dtype) == f"torch.{facts.dtype}"

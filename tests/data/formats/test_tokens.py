@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 from configs.schema import DataConfig
+from data.collate import IGNORED
 from data.datasets import Datasets, load_datasets
-from data.formats.tokens import IGNORED, TokenWindows
+from data.formats.tokens import TokenWindows
 from data.samples import BatchDataset
 from data.vocabulary import Vocabulary
 

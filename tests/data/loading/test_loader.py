@@ -172,7 +172,7 @@ def rng_states() -> tuple[Any, ...]:
 
 def augmented(workers: int, global_batch: int, count: int, **arguments: Any) -> list[Tensor]:
     loader = host(make_plan(**arguments), workers, Augmented(NUM_TRAIN), Augmented(NUM_TEST))
-    return [inputs for inputs, _ in take(loader.stream(global_batch), count)]
+    return [inputs for inputs, *_ in take(loader.stream(global_batch), count)]
 
 
 @WORKERS

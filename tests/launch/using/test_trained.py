@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from configs.errors import InputError
 from data.datasets import load_datasets
 from data.normalize import Normalize
 from launch.using.trained import find_checkpoint, load_trained, read_facts
+from tests.support.checkpoints import sign
 from tests.support.runs import latest_weights, records, train_here
 
 
@@ -139,3 +141,71 @@ def test_an_override_changes_how_it_runs_and_nothing_is_read_for_it(trained_run:
     trained = load_trained(trained_run, overrides=["--precision.dtype=bf16", "--data.root=/none"])
     assert trained.precision.dtype is torch.bfloat16
     assert trained.config.data.root == "/none"
+
+
+HOSTILE_FACTS = {
+    "negative": {"input_shape": [-1, 9, 7]},
+    "none": {"num_classes": 0},
+    "huge": {"input_shape": [1, 10**9, 10**9]},
+    "many classes": {"num_classes": 10**12},
+    "more classes": {"num_classes": 10**9},
+    "larger": {"input_shape": [1, 40_000, 40_000]},
+    "too many means": {"mean": [0.1, 0.2], "std": [1.0, 1.0]},
+    "infinite": {"std": [float("inf")]},
+    "zero": {"scale": 0.0},
+    "no type": {"dtype": "__class__"},
+    "no number": {"num_classes": float("inf")},
+    "a fit": {"fit": {"size": [-1, 4], "crop": 1.0}},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_FACTS)
+def test_facts_that_no_data_have_are_refused(run: Path, what: str) -> None:
+    """Law: sizes that nobody has weights for take no memory, and end in one message."""
+    path = run / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | HOSTILE_FACTS[what]))
+    with pytest.raises(InputError, match="not as it was written"):
+        load_trained(run)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        "{hidden: [1000000000000]}",
+        "{hidden: [100000, 100000, 100000]}",
+        "{hidden: [-1]}",
+        "{hidden: x}",
+        "{hidden: {a: 1}}",
+        "{hidden: [[1]]}",
+        "{hidden: 9999999999999999999999999}",
+    ],
+)
+def test_a_model_of_any_size_is_refused_before_it_takes_memory(run: Path, kwargs: str) -> None:
+    change_model(run, kwargs)
+    with pytest.raises(InputError):
+        load_trained(run)
+
+
+def test_a_model_of_any_depth_is_refused_as_it_grows(run: Path) -> None:
+    change_model(run, "{depth: 1000000000, patch_size: 1, width: 8, heads: 2}", "vit")
+    with pytest.raises(InputError, match=r"larger than its weights|model\.kwargs"):
+        load_trained(run)
+
+
+def change_model(run: Path, kwargs: str, name: str = "mlp") -> None:
+    path = run / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["model"] = {"name": name, "kwargs": yaml.safe_load(kwargs)}
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize("average", [[], {"layers.1.weight": "x"}, torch.ones(2), 1])
+def test_an_average_that_is_none_is_refused(run: Path, average: object) -> None:
+    checkpoint = (run / "checkpoints/best").resolve()
+    state = torch.load(checkpoint / "trainer.pt", weights_only=True)
+    torch.save(state | {"ema": average}, checkpoint / "trainer.pt")
+    sign(checkpoint)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("ema_decay: null", "ema_decay: 0.9"))
+    with pytest.raises(InputError):
+        load_trained(run)

@@ -1,88 +1,171 @@
-"""A run directory is data: what it names by import path runs only if it is trusted."""
+"""A run directory is data: whatever its config names, none of its author's code runs unasked."""
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from configs.errors import InputError
-from launch import evaluate, export, predict
-from tests.support.odd_runs import run as train_odd
+from configs.load import load_config
+from tests.support.data_sets import make_tree
+from tests.support.processes import launch
+from trainer.networks.from_timm import timm_model
 
-MAIN: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
-    "evaluate": (evaluate.main, ["--mistakes=0"]),
-    "predict": (predict.main, ["x.npy"]),
-    "export": (export.main, ["--format=safetensors", "--output=x.safetensors"]),
+CODE = "import pathlib; pathlib.Path({mark!r}).touch()\ndef harm(*a, **k): ...\n"
+KEYS = {
+    "model": {"name": "harmful:harm"},
+    "data": {"dataset": "harmful:harm"},
+    "data augment": {
+        "dataset": "image_folder",
+        "kwargs": {"augment": [{"harmful:harm": {}}]},
+        "root": "pictures",
+    },
+    "task": {"name": "harmful:harm"},
+    "task loss": {"loss": "harmful:harm"},
+    "task metrics": {"metrics": ["harmful:harm"]},
+    "optimizer": {"name": "harmful:harm"},
+    "optimizer groups": {"groups": "harmful:harm"},
+    "schedule": {"name": "harmful:harm"},
+    "schedule lambda": {"name": "LambdaLR", "kwargs": {"lr_lambda": "harmful:harm"}},
+    "schedule list": {
+        "name": "SequentialLR",
+        "kwargs": {"schedulers": [{"name": "harmful:harm"}], "milestones": []},
+    },
 }
 
 
 @pytest.fixture
-def given(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of a run directory, with a module beside its config that says if it is imported."""
-    folder = Path(shutil.copytree(trained_run, tmp_path / "given", symlinks=True))
-    (folder / "hostile.py").write_text(f"open({str(tmp_path / 'it_ran')!r}, 'w').close()\n")
-    return folder
+def mark(tmp_path: Path) -> Path:
+    """A file that is there when the stranger's code has run."""
+    return tmp_path / "it_ran"
 
 
-def rewrite(folder: Path, **keys: object) -> None:
-    path = folder / "config.yaml"
+@pytest.fixture
+def run(
+    trained_run: Path, tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A run that came with a module beside its config, and the user stands in its folder."""
+    folder = Path(shutil.copytree(trained_run, tmp_path / "run", symlinks=True))
+    (folder / "harmful.py").write_text(CODE.format(mark=str(mark)))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield folder
+    sys.modules.pop("harmful", None)
+
+
+def change(run: Path, group: str, values: dict[str, Any]) -> None:
+    path = run / "config.yaml"
     content = yaml.safe_load(path.read_text())
-    for key, value in keys.items():
-        group, _, name = key.partition("_")
-        content[group][name] = value
+    content[group] |= values
     path.write_text(yaml.safe_dump(content))
 
 
-@pytest.mark.parametrize("command", MAIN)
-@pytest.mark.parametrize("model", ["hostile:Net", "subprocess:getoutput"])
-def test_a_model_by_import_path_is_refused_before_it_is_imported(
-    command: str, model: str, given: Path, tmp_path: Path
-) -> None:
-    rewrite(given, model_name=model, model_kwargs={"cmd": f"touch {tmp_path / 'it_ran'}"})
-    main, options = MAIN[command]
-    before = list(sys.path)
-    with pytest.raises(InputError, match=rf"model\.name in .*given '{model}'.*--trust_code"):
-        main([str(given), *options])
-    assert not (tmp_path / "it_ran").exists()
-    assert sys.path == before
-    assert "hostile" not in sys.modules
+def call(command: str, *arguments: object) -> int:
+    found: int = importlib.import_module(f"launch.{command}").main([*map(str, arguments)])
+    return found
+
+
+def arguments_of(command: str, run: Path) -> list[str]:
+    images = run / "images.npy"
+    np.save(images, np.zeros((1, 1, 9, 7), dtype=np.uint8))
+    config = f"--config={run / 'config.yaml'}"
+    return {
+        "evaluate": [str(run)],
+        "predict": [str(run), str(images), f"--output={run / 'rows.csv'}"],
+        "export": [str(run), "--format=safetensors"],
+        "find_lr": [config, f"--output={run / 'curve.png'}", "--lr_finder.steps=10"],
+        "doctor": [config],
+        "train": [config, f"--output_dir={run.parent / 'more'}", "--train.max_steps=1"],
+    }[command]
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_no_key_of_a_run_directory_runs_code(run: Path, mark: Path, what: str) -> None:
+    """Law: neither before a message nor after it; and it names key, import path and way out."""
+    change(run, what.split()[0], KEYS[what])
+    make_tree(run / "pictures")
+    with pytest.raises(InputError, match=r"harmful:harm.* repeat: .*--trust_code") as refused:
+        call("train", *arguments_of("train", run))
+    assert f"{what.split()[0]}." in str(refused.value)
+    assert str(run / "config.yaml") in str(refused.value)
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [
-        {"data_dataset": "hostile:build"},
-        {"data_dataset": "image_folder", "data_kwargs": {"augment": [{"hostile:Jitter": {}}]}},
-    ],
+    "command",
+    ["evaluate", "predict", "export", "find_lr", pytest.param("doctor", marks=pytest.mark.process)],
 )
-def test_data_by_import_path_are_refused_where_they_would_be_read(
-    keys: dict[str, object], given: Path, tmp_path: Path
-) -> None:
-    """Law: by evaluate, unless the user names others; predict reads none."""
-    rewrite(given, **keys)
-    with pytest.raises(InputError, match=r"in .*given 'hostile:.*--trust_code"):
-        evaluate.main([str(given), "--mistakes=0"])
-    assert not (tmp_path / "it_ran").exists()
-    (given / "model.json").unlink()
-    if "augment" not in str(keys):
-        with pytest.raises(InputError, match=r"data\.dataset in .*given 'hostile:build'"):
-            predict.main([str(given), "x.npy"])
-    assert not (tmp_path / "it_ran").exists()
+def test_no_command_runs_code_of_a_run_directory(run: Path, mark: Path, command: str) -> None:
+    kwargs = {"cmd": f"touch {mark}"}
+    change(run, "model", {"name": "subprocess:getoutput", "kwargs": kwargs})
+    with pytest.raises(InputError, match=r"'subprocess:getoutput'.*--trust_code"):
+        call(command, *arguments_of(command, run))
+    assert not mark.exists()
 
 
-def test_a_directory_that_is_trusted_is_used(tmp_path: Path) -> None:
-    folder = train_odd(tmp_path, "Base")
-    with pytest.raises(InputError, match=r"model\.name in .*odd_networks:Base"):
-        evaluate.main([str(folder), "--mistakes=0"])
-    assert evaluate.main([str(folder), "--mistakes=0", "--trust_code"]) == 0
+def test_a_directory_that_hides_what_it_is_runs_no_code_either(run: Path, mark: Path) -> None:
+    """Law: what is given as a run is one, whatever its files are called."""
+    change(run, "model", {"name": "harmful:harm"})
+    best = (run / "checkpoints/best").resolve()
+    (run / "other").mkdir()
+    best.rename(run / "other/step")
+    shutil.rmtree(run / "checkpoints")
+    for name in ("metrics.jsonl", "summary.json", "environment.json"):
+        (run / name).unlink(missing_ok=True)
+    facts = (run / "model.json").read_bytes()
+    (run / "other/model.json").write_bytes(facts)
+    (run / "model.json").rename(run / "other.json")
+    change(run, "data", {"dataset": "harmful:harm"})
+    with pytest.raises(InputError, match="--trust_code"):
+        call("evaluate", run / "other/step")
+    assert not mark.exists()
 
 
-def test_what_the_user_names_is_the_users(trained_run: Path) -> None:
-    """Law: a data set that is given on the command line is no stranger's."""
-    with pytest.raises(InputError, match="an importable module"):
-        evaluate.main([str(trained_run), "--data.dataset=no_such_module:build"])
+def test_who_trusts_the_code_says_so(run: Path, mark: Path) -> None:
+    (run / "harmful.py").write_text(
+        CODE.format(mark=str(mark)) + "from trainer.networks.mlp import MLP\n"
+    )
+    change(run, "model", {"name": "harmful:MLP"})
+    assert call("evaluate", run, "--trust_code") == 0
+    assert mark.exists()
+
+
+def test_what_the_user_names_himself_is_his(run: Path, mark: Path) -> None:
+    """Law: an import path on the command line, or in a config of his own, needs no flag."""
+    change(run, "data", {"dataset": "harmful:harm"})
+    with pytest.raises(InputError, match="expected a callable"):  # it was imported and called
+        call("evaluate", run, "--data.dataset=harmful:harm")
+    assert mark.exists()
+    own = run.parent / "own.yaml"
+    own.write_text("model: {name: 'harmful:harm'}\n")
+    arguments = ["--config", str(own), f"--output_dir={run.parent}", "--train.max_steps=1"]
+    with pytest.raises(InputError, match=r"returns a torch\.nn\.Module"):
+        call("train", *arguments)
+
+
+def test_names_of_our_own_need_no_trust(run: Path) -> None:
+    assert call("evaluate", run) == 0
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_files_that_timm_unpickles_need_trust_too(run: Path, key: str) -> None:
+    load_config([f"--config={run / 'config.yaml'}"], prog="", description="")
+    with pytest.raises(InputError, match=rf"model\.kwargs\.{key}.*--trust_code"):
+        timm_model("resnet18", input_shape=(3, 8, 8), num_classes=2, **{key: "evil.pth"})
+
+
+@pytest.mark.process
+def test_the_message_has_the_command_to_repeat(run: Path) -> None:
+    change(run, "model", {"name": "harmful:harm"})
+    finished = launch("launch/export.py", run, "--format", "onnx")
+    assert finished.status == 2
+    assert f"launch/export.py {run} --format onnx --trust_code" in finished.output
+    assert "Traceback" not in finished.output

@@ -15,10 +15,11 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig, ParallelConfig
 from configs.schema_training import PrecisionConfig
+from data.collate import stack
 from data.datasets import Datasets
 from data.loading.order import Plan
 from data.normalize import Normalize
-from data.samples import Batch
+from data.samples import Batch, Example
 from tests.support.networks import Deep
 from trainer.backward.autograd import LossModule
 from trainer.engines.fsdp import ShardedEngine, check_sharding
@@ -74,7 +75,7 @@ class Rig:
             for loss in (self.loss, self.plain)
         )
         self.plan = Plan(num_samples=8, global_batch_size=8, micro_batch_size=4, even=True)
-        example: Batch = (self.inputs[:1], self.targets[:1])
+        example = Example((self.inputs[0], self.targets[0]), stack)
         self.engine = ShardedEngine(
             self.loss,
             optimizer=self.optimizer,
@@ -95,7 +96,8 @@ class Rig:
         for micro in global_batch.micro_batches:
             part = slice(micro.start, micro.stop)
             with self.engine.micro_batch(global_batch, micro):
-                self.engine.differentiate(self.inputs[part], self.targets[part], 1 / 8)
+                batch = Batch(self.inputs[part], self.targets[part], micro.size)
+                self.engine.differentiate(batch, 1 / 8)
         self.optimizer.step()
         torch.manual_seed(2)
         self.plain_optimizer.zero_grad()

@@ -136,7 +136,7 @@ def test_the_sums_of_all_ranks_have_the_bits_of_a_single_one(world_size: int) ->
     def total(ranks: int) -> list[float]:
         rows = torch.zeros(11, 3, dtype=torch.float64)
         for rank in range(ranks):
-            for index, (inputs, targets) in make_loader().evaluation("test", BATCH, rank, ranks):
+            for index, (inputs, targets, _) in make_loader().evaluation("test", BATCH, rank, ranks):
                 with torch.inference_mode():
                     logits = module(normalize(inputs))
                 loss = F.cross_entropy(logits.double(), targets, reduction="sum")

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from data.normalize import Normalize
+from data.samples import Batch
+from trainer.backward.autograd import Sums
 from trainer.backward.explicit.chain_rule import ChainRule, convert, find_head
 from trainer.backward.explicit.onednn import prefers_onednn
 from trainer.backward.explicit.plain_layers import Layer, Shape
@@ -124,15 +126,13 @@ class ExplicitPasses:
             hot = -loss_weight * (1 - smoothing + others)
             work.logp_gradients.scatter_(2, staged.targets, hot)
 
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, loss_weight: float
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(self, batch: Batch, loss_weight: float) -> Sums:
         """See `Passes`; a batch that has been staged is not looked at again.
 
         Losses and hits `(n,)` of n staged batches are returned with the last of them.
         """
         if self.staged is None:
-            self.stage(inputs, targets, loss_weight, 1)
+            self.stage(batch.inputs, batch.targets, loss_weight, 1)
         staged = self.staged
         assert staged is not None
         with entered(self.untracked):
@@ -142,10 +142,12 @@ class ExplicitPasses:
                 call()
             self.fresh = False
             if staged.used < staged.work.count:
-                return None, None
+                return None, None, None
             staged.measure(self.label_smoothing)
             self.staged = None
-        return (staged.losses, staged.hits) if index else (staged.losses[0], staged.hits[0])
+        if index:
+            return staged.losses, staged.hits, None
+        return staged.losses[0], staged.hits[0], None
 
     def _calls(self, work: Workspace, batch: Views) -> Iterable[Call]:
         """The operations on a batch, in order. On a CPU they are written down once."""

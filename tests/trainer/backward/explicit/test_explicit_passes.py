@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.explicit import DTYPES, SCALE, Dtype, batch, explicit, network, normalize
+from tests.support.explicit import (
+    DTYPES,
+    SCALE,
+    Dtype,
+    as_batch,
+    batch,
+    explicit,
+    network,
+    normalize,
+)
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.networks.dropout import LEVELS
@@ -63,7 +72,7 @@ def test_the_gradient_is_that_of_autograd(
     passes = explicit(module, smoothing)
     for index, size in enumerate((6, 3)):
         inputs, targets = batch(size, index)
-        loss, correct = passes(inputs, targets, 0.25)
+        loss, correct, _ = passes(as_batch(inputs, targets), 0.25)
         scale = LEVELS / (LEVELS - round(dropout * LEVELS))
         masks = [keep * scale for keep in drawn(passes, size)]
         logits = masked(plain, normalize()(inputs), masks)
@@ -90,7 +99,7 @@ def test_in_lower_precision_the_gradient_is_no_further_off_than_that_of_autocast
     rounded = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     for index, size in enumerate((24, 9)):
         inputs, targets = batch(size, index)
-        loss, _ = passes(inputs, targets, 0.25)
+        loss, *_ = passes(as_batch(inputs, targets), 0.25)
         masks = [keep * scale for keep in drawn(passes, size)]
         assert all(mask.dtype is rounded for mask in masks)
         values = normalize()(inputs)
@@ -133,7 +142,7 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
             for index in range(first, first + count):
                 if index % 2:
                     passes.clear()
-                metrics += passes(*parts[index], 0.5)
+                metrics += passes(as_batch(*parts[index]), 0.5)[:2]
                 rows += [gradient.clone() for gradient in passes.flat.views(passes.flat.gradients)]
             known = [value for value in metrics if value is not None]
             if passes is alone:
@@ -146,13 +155,13 @@ def test_batches_made_ready_together_have_the_bits_of_batches_one_by_one(
 def test_clearing_begins_a_new_sum(dtype: Dtype) -> None:
     module = network()
     passes = explicit(module, dtype=dtype)
-    passes(*batch(6), 1.0)
+    passes(as_batch(*batch(6)), 1.0)
     once = [gradient.clone() for gradient in gradients(module)]
-    passes(*batch(6), 1.0)
+    passes(as_batch(*batch(6)), 1.0)
     for twice, first in zip(gradients(module), once, strict=True):
         torch.testing.assert_close(twice, 2 * first)
     passes.clear()
-    passes(*batch(6), 1.0)
+    passes(as_batch(*batch(6)), 1.0)
     for again, first in zip(gradients(module), once, strict=True):
         assert torch.equal(again, first)
 
@@ -162,14 +171,14 @@ def test_a_rank_without_samples_adds_nothing(dtype: Dtype) -> None:
     """Law: a short batch may leave a rank or a shard with an empty part; its gradient is zero."""
     module = network(dropout=0.3)
     passes = explicit(module, 0.1, dtype)
-    passes(*batch(6), 1.0)
+    passes(as_batch(*batch(6)), 1.0)
     before = [gradient.clone() for gradient in gradients(module)]
-    loss, correct = passes(*batch(0), 1.0)
+    loss, correct, _ = passes(as_batch(*batch(0)), 1.0)
     assert (float(loss), int(correct)) == (0.0, 0)
     for mine, expected in zip(gradients(module), before, strict=True):
         assert torch.equal(mine, expected)
     passes.clear()
-    passes(*batch(0), 1.0)
+    passes(as_batch(*batch(0)), 1.0)
     assert not any(gradient.count_nonzero() for gradient in gradients(module))
     assert not taken(passes).count_nonzero()
 
@@ -182,7 +191,7 @@ def test_the_weights_are_read_anew_for_every_batch() -> None:
         passes = explicit(module, dtype="bf16")
         for last in (False, True):
             if changes or last:
-                passes(*batch(6), 1.0)
+                passes(as_batch(*batch(6)), 1.0)
             with torch.no_grad():
                 passes.flat.values.add_(0.0 if last else 0.5)
             passes.clear()
@@ -194,10 +203,10 @@ def test_the_weights_are_read_anew_for_every_batch() -> None:
 def test_taken_gradients_are_put_back(dtype: Dtype) -> None:
     module = network()
     passes = explicit(module, dtype=dtype)
-    passes(*batch(6), 1.0)
+    passes(as_batch(*batch(6)), 1.0)
     before = [gradient.clone() for gradient in gradients(module)]
     kept = taken(passes)
-    passes(*batch(4, 3), 1.0)
+    passes(as_batch(*batch(4, 3)), 1.0)
     passes.set_gradient(kept)
     for mine, expected in zip(gradients(module), before, strict=True):
         assert torch.equal(mine, expected)
@@ -212,7 +221,7 @@ def test_dropout_drops_as_often_as_it_says(probability: float) -> None:
     torch.manual_seed(5)
     kept, count = 0, 0
     for _ in range(100):
-        passes(*batch(16), 1.0)
+        passes(as_batch(*batch(16)), 1.0)
         for keep in drawn(passes, 16):
             kept, count = kept + int(keep.sum()), count + keep.numel()
     expected = 1 - probability
@@ -225,7 +234,7 @@ def test_masks_differ_between_layers_rows_columns_and_steps() -> None:
     torch.manual_seed(6)
     seen = []
     for _ in range(2):
-        passes(*batch(64), 1.0)
+        passes(as_batch(*batch(64)), 1.0)
         seen += [keep.clone() for keep in drawn(passes, 64)]
     assert len(seen) == 4
     for index, mask in enumerate(seen):
@@ -242,7 +251,7 @@ def test_the_same_generator_state_gives_the_same_bits() -> None:
         module = network(dropout=0.3)
         passes = explicit(module)
         torch.manual_seed(9)
-        passes(*batch(6), 1.0)
+        passes(as_batch(*batch(6)), 1.0)
         found.append([gradient.clone() for gradient in gradients(module)])
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import trainer.backward.explicit.onednn
 from configs.schema_training import PrecisionConfig
-from tests.support.explicit import normalize
+from tests.support.explicit import as_batch, normalize
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.onednn import (
     LARGE,
@@ -58,7 +58,7 @@ def found(module: MLP, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> list[Te
     for clear in (True, False):
         if clear:
             passes.clear()
-        metrics += passes(inputs, targets, 1 / 64)
+        metrics += passes(as_batch(inputs, targets), 1 / 64)[:2]
         rows += [g.clone() for g in flat.views(flat.gradients)]
     return [*rows, *metrics[-2:], *module.state_dict().values()]
 

@@ -1,0 +1,312 @@
+"""A language model keeps every promise: ranks, resume, exact evaluation, text under a seed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs.errors import InputError
+from data.collate import IGNORED
+from data.datasets import load_datasets
+from data.formats.tokens import TokenWindows
+from launch.predict import main as predict
+from launch.train import main as train_main
+from launch.using.trained import load_trained
+from tests.support.processes import python_command, start, train, wait_for_step
+from tests.support.runs import assert_same_bits, comparable, latest_weights, records, series
+from tests.support.texts import CONTEXT, make_text, text_arguments
+
+RATE = 1000.0
+"""So large that a weight is of the size of its change, and the change as exact."""
+ONE_STEP = (
+    "--train.max_steps=1",
+    "--optimizer.name=sgd",
+    f"--optimizer.lr={RATE}",
+    "--optimizer.momentum=0",
+    "--optimizer.weight_decay=0",
+    "--schedule.warmup_steps=0",
+    "--schedule.name=constant",
+)
+"""Then what became of the weights is the gradient."""
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(autouse=True)
+def same_generators() -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    torch.set_rng_state(before)
+    torch.set_flush_denormal(False)
+
+
+def run(tokens: Path, output: Path, name: str, *more: object) -> Path:
+    assert train_main(text_arguments(tokens, output, name, *more)) == 0
+    return output / name
+
+
+@pytest.fixture(scope="module")
+def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tokens, tmp_path_factory.mktemp("trained"), "run", "--train.epochs=8")
+
+
+def sets(directory: Path) -> tuple[TokenWindows, TokenWindows]:
+    config = load_trained(directory).config
+    data = load_datasets(config.data, seed=0)
+    assert isinstance(data.train, TokenWindows)
+    assert isinstance(data.test, TokenWindows)
+    return data.train, data.test
+
+
+def test_what_an_evaluation_says_is_of_every_token_once(trained: Path) -> None:
+    """Law: loss, accuracy, perplexity and bits per byte from one pass over the text in float64."""
+    test = sets(trained)[1]
+    last = [record for record in records(trained) if "eval/loss" in record][-1]
+    model = load_trained(trained, checkpoint="latest").module.double()
+    total, right, count = 0.0, 0, 0
+    for inputs, targets in (test[index] for index in range(len(test))):
+        with torch.no_grad():
+            logits = model(inputs[None])[0]
+        there = targets != IGNORED
+        total += float(F.cross_entropy(logits[there], targets[there], reduction="sum"))
+        right += int((logits.argmax(1) == targets)[there].sum())
+        count += int(there.sum())
+    separators = int((test.tokens[:-1] == test.vocabulary.separator).sum())
+    assert count == len(test.tokens) - 1 - separators == last["eval/tokens"]
+    assert last["eval/loss"] == pytest.approx(total / count, rel=1e-5)
+    assert last["eval/token_accuracy"] == pytest.approx(right / count, abs=1.01 / count)
+    assert last["eval/perplexity"] == pytest.approx(math.exp(last["eval/loss"]), rel=1e-12)
+    targets = test.tokens[1:][test.tokens[:-1] != test.vocabulary.separator]
+    text = test.vocabulary.decode(targets.tolist())
+    bits = last["eval/loss"] * count / math.log(2) / len(text.encode())
+    assert last["eval/bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+
+
+def test_it_learns_and_says_how_many_tokens_a_second(trained: Path) -> None:
+    losses = series(trained, "train/loss")
+    assert losses[-1] < 0.75 * losses[0]
+    for record in records(trained):
+        if "train/loss" in record:
+            rate = record["train/samples_per_second"] * CONTEXT
+            assert record["train/tokens_per_second"] == pytest.approx(rate)
+            assert 0 <= record["train/token_accuracy"] <= 1
+    facts = json.loads((trained / "model.json").read_text())
+    assert facts["vocabulary"]["kind"] == "characters"
+    assert facts["dtype"] == "int64"
+
+
+def gradient(directory: Path, before: Path) -> dict[str, Tensor]:
+    first, last = latest_weights(before), latest_weights(directory)
+    return {name: (first[name].double() - last[name].double()) / RATE for name in first}
+
+
+@pytest.fixture(scope="module")
+def untouched(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights that every run of seed 0 begins with."""
+    more = (*ONE_STEP, "--optimizer.lr=1e-30")
+    return run(tokens, tmp_path_factory.mktemp("untouched"), "run", *more)
+
+
+def expected_gradient(untouched: Path) -> dict[str, Tensor]:
+    """Of the mean over the tokens of the first global batch, as one batch, by autograd."""
+    from trainer.components import build_plan
+    from trainer.ranks.runtime import Runtime
+
+    train_set = sets(untouched)[0]
+    trained = load_trained(untouched)
+    plan = build_plan(trained.config, Runtime(launcher="test"), len(train_set))
+    inputs, targets = train_set.gather(torch.tensor(plan.samples(0)))
+    counts = (targets != IGNORED).sum(1)
+    assert counts.min() < CONTEXT == counts.max(), "windows have different numbers of tokens"
+    model = trained.module.double().requires_grad_(True)
+    loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        norm = float(value.norm())
+        assert float((found[name] - value).norm()) < 1e-6 * norm, name
+
+
+@pytest.mark.parametrize("micro", [1, 4, 8])
+def test_the_gradient_is_that_of_the_tokens_of_the_whole_batch(
+    micro: int, tokens: Path, untouched: Path, tmp_path: Path
+) -> None:
+    """Law: whatever micro-batch a token is in, it counts as much as every other one."""
+    found = run(
+        tokens,
+        tmp_path,
+        "run",
+        *ONE_STEP,
+        "--train.clip_norm=null",
+        f"--train.micro_batch_size={micro}",
+    )
+    assert_close(gradient(found, untouched), expected_gradient(untouched))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_change_neither_gradient_nor_evaluation(
+    ranks: int, tokens: Path, untouched: Path, tmp_path: Path
+) -> None:
+    """Law: the gradient of the whole batch, and an evaluation equal to the last bit."""
+    more = (*ONE_STEP, "--train.clip_norm=null")
+    train(
+        *text_arguments(tokens, tmp_path, "several", *more, "--train.micro_batch_size=2"),
+        ranks=ranks,
+    )
+    assert_close(gradient(tmp_path / "several", untouched), expected_gradient(untouched))
+    train(*text_arguments(tokens, tmp_path, "still", *more, "--optimizer.lr=1e-30"), ranks=ranks)
+    evaluated = [
+        {key: value for key, value in comparable(directory)[-1].items() if key.startswith("eval/")}
+        for directory in (tmp_path / "still", untouched)
+    ]
+    assert evaluated[0] == evaluated[1]
+    assert evaluated[0]["eval/tokens"] > 50
+
+
+@pytest.mark.process
+def test_exact_reduction_gives_the_same_bits_on_two_ranks(tokens: Path, tmp_path: Path) -> None:
+    more = ("--parallel.reduction=exact", "--parallel.shards=4", "--parallel.threads=1")
+    for ranks in (1, 2):
+        train(*text_arguments(tokens, tmp_path, f"ranks{ranks}", *more), ranks=ranks)
+    assert_same_bits(tmp_path / "ranks1", tmp_path / "ranks2")
+    assert comparable(tmp_path / "ranks1") == comparable(tmp_path / "ranks2")
+
+
+def test_a_run_that_stopped_in_mid_epoch_ends_with_the_same_bits(
+    tokens: Path, tmp_path: Path
+) -> None:
+    constant = "--schedule.name=constant"  # a cosine would end with the steps
+    whole = run(tokens, tmp_path, "whole", constant)
+    run(tokens, tmp_path, "broken", constant, "--train.max_steps=7")
+    broken = run(tokens, tmp_path, "broken", constant)
+    assert_same_bits(whole, broken)
+
+
+@pytest.mark.process
+def test_a_killed_run_ends_with_the_same_bits(tokens: Path, tmp_path: Path) -> None:
+    more = ("--train.epochs=20", "--checkpoint.every_steps=5")
+    process = start(
+        python_command("launch/train.py", *text_arguments(tokens, tmp_path, "killed", *more))
+    )
+    wait_for_step(tmp_path / "killed", 12, process)
+    process.kill()
+    process.communicate()
+    train(*text_arguments(tokens, tmp_path, "killed", *more, "--data.workers=1"))
+    train(*text_arguments(tokens, tmp_path, "whole", *more))
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
+
+
+def test_weights_tied_by_hand_survive_all_of_it(
+    tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A weight with two names is saved, continued, exported and used as one."""
+    own = (
+        "--model.name=tests.support.texts:Tied",
+        "--model.kwargs={}",
+        "--schedule.name=constant",
+    )
+    whole = run(tokens, tmp_path, "whole", *own)
+    run(tokens, tmp_path, "broken", *own, "--train.max_steps=7")
+    broken = run(tokens, tmp_path, "broken", *own)
+    assert_same_bits(whole, broken)
+    weights = latest_weights(whole)
+    assert torch.equal(weights["head.weight"], weights["embedding.weight"])
+    module = load_trained(whole).module
+    assert module.head.weight is module.embedding.weight
+    from launch.export import main as export
+
+    output = tmp_path / "tied.safetensors"
+    arguments = ["--format=safetensors", f"--output={output}", "--trust_code"]
+    assert export([str(whole), *arguments]) == 0
+    assert output.stat().st_size > 0
+    capsys.readouterr()
+    assert predict([str(whole), "--prompt=the", "--max_tokens=5", "--trust_code"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+
+
+def written(trained: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert predict([str(trained), *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_prompt_is_gone_on_with_under_a_seed(
+    trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Law: the same options give the same text, another seed another one; it starts with the
+    prompt, and a file holds what the screen shows."""
+    how = ("--prompt=the cat", "--max_tokens=60", "--temperature=1.5")
+    first = written(trained, capsys, *how)
+    assert first.startswith("the cat")
+    assert len(first) > len("the cat") + 1
+    assert written(trained, capsys, *how, "--seed=0") == first
+    assert any(written(trained, capsys, *how, f"--seed={seed}") != first for seed in (1, 2))
+    written(trained, capsys, *how, f"--output={tmp_path / 'text.txt'}")
+    assert (tmp_path / "text.txt").read_text() == first
+
+
+def test_the_likeliest_token_is_taken_at_temperature_0(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: it is what top-k of 1 leaves, and the argmax of the logits one after the other."""
+    how = ("--prompt=the ca", "--max_tokens=30")
+    cold = written(trained, capsys, *how, "--temperature=0")
+    assert written(trained, capsys, *how, "--top_k=1", "--seed=7") == cold
+    loaded = load_trained(trained)
+    vocabulary = loaded.facts.vocabulary
+    assert vocabulary is not None
+    ids = vocabulary.encode("the ca", "").tolist()
+    for _ in range(30):
+        token = int(loaded.logits(torch.tensor([ids[-CONTEXT:]]))[0, -1].argmax())
+        if token == vocabulary.separator:
+            break
+        ids.append(token)
+    assert cold == vocabulary.decode(ids) + "\n"
+
+
+def test_a_prompt_comes_from_standard_input(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(trained, capsys, "--prompt=a dog", "--max_tokens=9")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a dog")))
+    assert written(trained, capsys, "--prompt=-", "--max_tokens=9") == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt=Zebra"], "character 0: given 'Z'"),
+        (["--prompt=a", "--temperature=-1"], "--temperature"),
+        (["--prompt=a", "--top_k=0"], "--top_k"),
+        (["--prompt=a", "--max_tokens=0"], "--max_tokens"),
+        (["digit.png"], "--prompt TEXT for a run on tokens"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(
+    arguments: list[str], words: str, trained: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        predict([str(trained), *arguments])
+
+
+def test_a_run_on_pictures_has_no_text(trained_run: Path) -> None:
+    with pytest.raises(InputError, match=r"data.dataset=tokens"):
+        predict([str(trained_run), "--prompt=a"])
