@@ -25,8 +25,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     name: str = "classification"
-    """What is learned: classification, multilabel, regression, loss (what task.loss says, and
-    nothing else), or an import path."""
+    """What is learned: classification, multilabel, regression, next_token, loss (what task.loss
+    says, and nothing else), or an import path."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a task named by import path."""
     loss: str | None = None

@@ -92,6 +92,9 @@ def export(trained: Trained, kind: str, *, include_normalization: bool) -> Expor
 def make_inputs(facts: InputFacts, count: int) -> Tensor:
     """Random inputs `(count, *input_shape)` of the stored type, spread like the training data."""
     generator = torch.Generator().manual_seed(0)
+    if facts.vocabulary is not None:
+        shape = (count, *facts.input_shape)
+        return torch.randint(facts.vocabulary.size, shape, generator=generator)
     noise = torch.randn(count, *facts.input_shape, generator=generator)
     shape = (-1, *[1] * (len(facts.input_shape) - 1)) if len(facts.mean) > 1 else (1,)
     mean, std = (torch.tensor(values).reshape(shape) for values in (facts.mean, facts.std))
@@ -174,7 +177,8 @@ def _safetensors(trained: Trained, program: Program, inputs: Tensor, normalized:
 
     def run(inputs: Tensor) -> Tensor:
         prefixed = {f"module.{name}": value for name, value in found.items()}
-        logits: Tensor = torch.func.functional_call(program, prefixed, (inputs,))
+        # Weights that are tied come back as copies, each under its own name.
+        logits: Tensor = torch.func.functional_call(program, prefixed, (inputs,), tie_weights=False)
         return logits
 
     return content, run

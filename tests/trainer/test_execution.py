@@ -20,7 +20,7 @@ from trainer.networks.models import build_model
 from trainer.objective.tasks import build_task
 from trainer.ranks.runtime import Runtime
 
-SHAPES = {"cifar10": (3, 32, 32), "csv": (13,)}
+SHAPES = {"cifar10": (3, 32, 32), "csv": (13,), "tokens": (16,)}
 NUM_SAMPLES, GPU_BYTES = 60_000, 80 << 30
 
 
@@ -183,6 +183,13 @@ def test_all_ranks_take_as_many_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) 
     """They agree on stop requests between rows: 64 samples on 3 ranks are 21, 21 and 22."""
     monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 21 * 28 * 28 * 4)
     assert [decided("mnist", ranks=3, rank=rank).max_steps for rank in range(3)] == [2, 2, 2]
+
+
+def test_all_ranks_decide_alike_where_their_parts_differ() -> None:
+    """8 samples on 3 ranks, 2 at once: the first has one micro-batch, the others have two."""
+    options = ("--train.global_batch_size=8", "--train.micro_batch_size=2")
+    found = [decided("mnist", *options, ranks=3, rank=rank) for rank in range(3)]
+    assert [(execution.stages, execution.max_steps) for execution in found] == [(False, 1)] * 3
 
 
 def test_recording_can_be_refused() -> None:
