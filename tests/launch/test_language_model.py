@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.errors import InputError
 from data.collate import IGNORED
 from data.datasets import load_datasets
 from data.formats.tokens import TokenWindows
 from launch.predict import main as predict
-from launch.train import main as train_main
 from launch.using.trained import load_trained
 from tests.support.processes import python_command, start, train, wait_for_step
 from tests.support.runs import assert_same_bits, comparable, latest_weights, records, series
-from tests.support.texts import CONTEXT, make_text, text_arguments
+from tests.support.texts import CONTEXT, make_text, text_arguments, train_text
 
 RATE = 1000.0
 """So large that a weight is of the size of its change, and the change as exact."""
@@ -52,14 +48,9 @@ def same_generators() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-def run(tokens: Path, output: Path, name: str, *more: object) -> Path:
-    assert train_main(text_arguments(tokens, output, name, *more)) == 0
-    return output / name
-
-
 @pytest.fixture(scope="module")
 def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tokens, tmp_path_factory.mktemp("trained"), "run", "--train.epochs=8")
+    return train_text(tokens, tmp_path_factory.mktemp("trained"), "run", "--train.epochs=8")
 
 
 def sets(directory: Path) -> tuple[TokenWindows, TokenWindows]:
@@ -116,7 +107,7 @@ def gradient(directory: Path, before: Path) -> dict[str, Tensor]:
 def untouched(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights that every run of seed 0 begins with."""
     more = (*ONE_STEP, "--optimizer.lr=1e-30")
-    return run(tokens, tmp_path_factory.mktemp("untouched"), "run", *more)
+    return train_text(tokens, tmp_path_factory.mktemp("untouched"), "run", *more)
 
 
 def expected_gradient(untouched: Path) -> dict[str, Tensor]:
@@ -148,7 +139,7 @@ def test_the_gradient_is_that_of_the_tokens_of_the_whole_batch(
     micro: int, tokens: Path, untouched: Path, tmp_path: Path
 ) -> None:
     """Law: whatever micro-batch a token is in, it counts as much as every other one."""
-    found = run(
+    found = train_text(
         tokens,
         tmp_path,
         "run",
@@ -193,9 +184,9 @@ def test_a_run_that_stopped_in_mid_epoch_ends_with_the_same_bits(
     tokens: Path, tmp_path: Path
 ) -> None:
     constant = "--schedule.name=constant"  # a cosine would end with the steps
-    whole = run(tokens, tmp_path, "whole", constant)
-    run(tokens, tmp_path, "broken", constant, "--train.max_steps=7")
-    broken = run(tokens, tmp_path, "broken", constant)
+    whole = train_text(tokens, tmp_path, "whole", constant)
+    train_text(tokens, tmp_path, "broken", constant, "--train.max_steps=7")
+    broken = train_text(tokens, tmp_path, "broken", constant)
     assert_same_bits(whole, broken)
 
 
@@ -223,9 +214,9 @@ def test_weights_tied_by_hand_survive_all_of_it(
         "--model.kwargs={}",
         "--schedule.name=constant",
     )
-    whole = run(tokens, tmp_path, "whole", *own)
-    run(tokens, tmp_path, "broken", *own, "--train.max_steps=7")
-    broken = run(tokens, tmp_path, "broken", *own)
+    whole = train_text(tokens, tmp_path, "whole", *own)
+    train_text(tokens, tmp_path, "broken", *own, "--train.max_steps=7")
+    broken = train_text(tokens, tmp_path, "broken", *own)
     assert_same_bits(whole, broken)
     weights = latest_weights(whole)
     assert torch.equal(weights["head.weight"], weights["embedding.weight"])
@@ -240,73 +231,3 @@ def test_weights_tied_by_hand_survive_all_of_it(
     capsys.readouterr()
     assert predict([str(whole), "--prompt=the", "--max_tokens=5", "--trust_code"]) == 0
     assert capsys.readouterr().out.startswith("the")
-
-
-def written(trained: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    assert predict([str(trained), *arguments]) == 0
-    return capsys.readouterr().out
-
-
-def test_a_prompt_is_gone_on_with_under_a_seed(
-    trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Law: the same options give the same text, another seed another one; it starts with the
-    prompt, and a file holds what the screen shows."""
-    how = ("--prompt=the cat", "--max_tokens=60", "--temperature=1.5")
-    first = written(trained, capsys, *how)
-    assert first.startswith("the cat")
-    assert len(first) > len("the cat") + 1
-    assert written(trained, capsys, *how, "--seed=0") == first
-    assert any(written(trained, capsys, *how, f"--seed={seed}") != first for seed in (1, 2))
-    written(trained, capsys, *how, f"--output={tmp_path / 'text.txt'}")
-    assert (tmp_path / "text.txt").read_text() == first
-
-
-def test_the_likeliest_token_is_taken_at_temperature_0(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Law: it is what top-k of 1 leaves, and the argmax of the logits one after the other."""
-    how = ("--prompt=the ca", "--max_tokens=30")
-    cold = written(trained, capsys, *how, "--temperature=0")
-    assert written(trained, capsys, *how, "--top_k=1", "--seed=7") == cold
-    loaded = load_trained(trained)
-    vocabulary = loaded.facts.vocabulary
-    assert vocabulary is not None
-    ids = vocabulary.encode("the ca", "").tolist()
-    for _ in range(30):
-        token = int(loaded.logits(torch.tensor([ids[-CONTEXT:]]))[0, -1].argmax())
-        if token == vocabulary.separator:
-            break
-        ids.append(token)
-    assert cold == vocabulary.decode(ids) + "\n"
-
-
-def test_a_prompt_comes_from_standard_input(
-    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = written(trained, capsys, "--prompt=a dog", "--max_tokens=9")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a dog")))
-    assert written(trained, capsys, "--prompt=-", "--max_tokens=9") == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--prompt=Zebra"], "character 0: given 'Z'"),
-        (["--prompt=a", "--temperature=-1"], "--temperature"),
-        (["--prompt=a", "--top_k=0"], "--top_k"),
-        (["--prompt=a", "--max_tokens=0"], "--max_tokens"),
-        (["digit.png"], "--prompt TEXT for a run on tokens"),
-    ],
-)
-def test_what_cannot_be_gone_on_with_is_refused(
-    arguments: list[str], words: str, trained: Path
-) -> None:
-    with pytest.raises(InputError, match=words):
-        predict([str(trained), *arguments])
-
-
-def test_a_run_on_pictures_has_no_text(trained_run: Path) -> None:
-    with pytest.raises(InputError, match=r"data.dataset=tokens"):
-        predict([str(trained_run), "--prompt=a"])

@@ -50,6 +50,19 @@ def text_arguments(tokens: Path, output: Path, name: str, *more: object) -> list
     return [*own, *map(str, more)]
 
 
+def train_text(tokens: Path, output: Path, name: str, *more: object) -> Path:
+    """Such a run in this process; its directory."""
+    from launch.train import main
+
+    state = torch.get_rng_state()
+    try:
+        assert main(text_arguments(tokens, output, name, *more)) == 0
+    finally:
+        torch.set_rng_state(state)
+        torch.set_flush_denormal(False)
+    return output / name
+
+
 class Tied(nn.Module):
     """Two modules that share one weight, as most people tie them: two names in the state dict."""
 
