@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks.measure.contenders import PEERS, TEXT
+from benchmarks.measure.peers import show_text, summarise
+from benchmarks.measure.run_times import read_run
 from benchmarks.peers import text_common
 from benchmarks.run import parse
 from configs.load import load_config
@@ -27,7 +29,9 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> int:
     return 5
 
 
-def test_losses_and_weights_are_those_of_the_plain_loop(few_steps: int, tmp_path: Path) -> None:
+def test_losses_and_weights_are_those_of_the_plain_loop(
+    few_steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Law: from the same weights and on the same batches, five steps of text_common's parts."""
     from launch.train import main
 
@@ -67,6 +71,15 @@ def test_losses_and_weights_are_those_of_the_plain_loop(few_steps: int, tmp_path
     assert series(tmp_path / "run", "eval/loss") == pytest.approx([found[0]], rel=1e-3)
     torch.set_rng_state(state)
     torch.set_flush_denormal(False)
+    described = read_run(tmp_path / "run", started_at=0.0)
+    assert described["test_loss"] == pytest.approx(found[0], rel=1e-3)
+    assert described["test_accuracy"] == pytest.approx(found[1], abs=1e-3)
+    facts = {"peak_memory_bytes": 1 << 20, "first_step_seconds": 1.0}
+    result = summarise(TEXT[0], {"text": [described | facts]})
+    show_text([result | {"reason": None}], tokens=1000)
+    shown = capsys.readouterr().out
+    assert f"{described['test_loss']:.4f}" in shown
+    assert f"{1000 / result['epoch_seconds']['median']:,.0f}" in shown
 
 
 def test_rates_are_those_of_the_recipe() -> None:
