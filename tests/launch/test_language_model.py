@@ -151,12 +151,12 @@ def test_the_gradient_is_that_of_the_tokens_of_the_whole_batch(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize(("ranks", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
 def test_ranks_change_neither_gradient_nor_evaluation(
-    ranks: int, tokens: Path, untouched: Path, tmp_path: Path
+    ranks: int, strategy: str, tokens: Path, untouched: Path, tmp_path: Path
 ) -> None:
     """Law: the gradient of the whole batch, and an evaluation equal to the last bit."""
-    more = (*ONE_STEP, "--train.clip_norm=null")
+    more = (*ONE_STEP, "--train.clip_norm=null", f"--parallel.strategy={strategy}")
     train(
         *text_arguments(tokens, tmp_path, "several", *more, "--train.micro_batch_size=2"),
         ranks=ranks,

@@ -141,7 +141,9 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / (2 * depth) ** 0.5 if adds else 0.02)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        tokens, length = self.embedding(inputs), inputs.shape[1]
+        # Sharded embeddings come in the type of computation: what blocks add up stays as precise as
+        # the norms, which are not sharded in it.
+        tokens, length = self.embedding(inputs).to(self.norm.weight.dtype), inputs.shape[1]
         if self.positions is not None:
             tokens = tokens + self.positions(torch.arange(length, device=inputs.device))
             turns = None

@@ -104,6 +104,17 @@ def test_tied_weights_have_one_name_and_both_gradients() -> None:
     torch.testing.assert_close(tied.embedding.weight.grad, both)
 
 
+def test_what_blocks_add_up_has_the_precision_of_the_norms() -> None:
+    """FSDP fetches embeddings in bf16, and norms in float32: neither sums nor norms are in bf16."""
+    model, seen = tiny().float(), []
+    model.embedding.to(torch.bfloat16)
+    for block in model.blocks():
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids(2, 8))
+    assert seen == [torch.float32] * 2
+
+
 def test_gpt_2_has_its_number_of_parameters() -> None:
     """Law: 124,439,808 with its biases, two vectors for each LayerNorm (nanoGPT, bias=True)."""
     with torch.device("meta"):
