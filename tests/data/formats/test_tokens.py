@@ -19,6 +19,9 @@ from configs.schema import DataConfig
 from data.collate import IGNORED
 from data.datasets import Datasets, load_datasets
 from data.formats.tokens import TokenWindows
+from data.loading.loader import build_loader
+from data.loading.order import Plan
+from data.normalize import Normalize
 from data.samples import BatchDataset
 from data.vocabulary import Vocabulary
 
@@ -95,6 +98,30 @@ def test_neighbours_beyond_the_whole_numbers_of_float32_stay_apart(tmp_path: Pat
     inputs, targets = data.train[0]
     assert (inputs.tolist(), targets.tolist()) == ([FAR, FAR + 2], [FAR + 2, 5])
     assert (data.num_classes, data.input_shape, data.dtype) == (FAR + 3, (2,), "int64")
+
+
+@pytest.mark.parametrize("name", ["stream", "evaluation"])
+def test_the_model_gets_ids_as_they_are(name: str, tmp_path: Path) -> None:
+    """Law: through loader and normalisation, from host memory; nothing turns them into floats."""
+    tokens = FAR + 2 * np.arange(40)
+    data = load(folder(tmp_path, FAR + 80, "uint32", train=tokens, test=tokens), context=4)
+    plan = Plan(
+        num_samples=len(data.train),
+        global_batch_size=5,
+        micro_batch_size=None,
+        rank=0,
+        world_size=1,
+        seed=0,
+    )
+    device = torch.device("cpu")
+    loader = build_loader(DataConfig(), data.train, data.held_out, plan=plan, device=device)
+    if name == "stream":
+        batch, indices = next(loader.stream(0)), plan.samples(0)
+    else:
+        batch, indices = next(loader.evaluation("test", 5, 0, 1))[1], list(range(5))
+    inputs = Normalize(data, device)(batch.inputs)
+    assert inputs.dtype == torch.int64
+    assert inputs[:, 0].tolist() == [FAR + 8 * index for index in indices]
 
 
 def test_the_first_token_of_a_document_is_not_learned_from_another_document() -> None:
