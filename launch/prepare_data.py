@@ -101,8 +101,11 @@ def prepare_text(arguments: argparse.Namespace) -> int:
         raise InputError("--root", expected="the folder to write tokens to, with --text")
     held_out = {name: getattr(arguments, name) for name in ("validation", "test")}
     for name, part in held_out.items():
-        if not 0 <= part < 1 or sum(held_out.values()) >= 1:
-            raise InputError(f"--{name}", given=part, expected="a part below 1, and below 1 in all")
+        if not 0 <= part < 1:
+            raise InputError(f"--{name}", given=part, expected="a part from 0 to below 1")
+    if sum(held_out.values()) >= 1:
+        given = sum(held_out.values())
+        raise InputError("--validation and --test", given=given, expected="parts below 1 in all")
     encoded = encode_files(
         arguments.text,
         arguments.tokenizer,

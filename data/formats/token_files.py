@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,15 +104,17 @@ def write_tokens(folder: Path, encoded: Encoded) -> None:
         ) from None
 
 
-def _writer(text: str) -> Callable[[Path], Any]:
-    return lambda path: path.write_bytes(text.encode())
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file that appears when it is complete."""
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """A file that appears when it is complete; never written through a link."""
     unfinished = path.with_name(f".new-{path.name}")
+    unfinished.unlink(missing_ok=True)
     try:
-        write(unfinished)
+        with unfinished.open("xb") as file:
+            write(file)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _writer(text: str) -> Callable[[BinaryIO], Any]:
+    return lambda file: file.write(text.encode())
