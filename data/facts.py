@@ -40,6 +40,7 @@ class InputFacts:
 
     input_shape: tuple[int, ...]
     num_classes: int
+    """0: there are none, or their number is not known."""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 1.0
@@ -52,6 +53,8 @@ class InputFacts:
     """Names of the features of vectors, in their order; empty if they have none."""
     vocabulary: Vocabulary | None = None
     """Of tokens; None for other inputs."""
+    structure: str = ""
+    """What a sample's inputs are, in words, where they are not one tensor."""
 
     def __post_init__(self) -> None:
         for key, values in (("mean", self.mean), ("std", self.std)):
@@ -63,6 +66,21 @@ class InputFacts:
                 )
         if any(value <= 0 for value in self.std):
             raise InputError("std of the inputs", given=self.std, expected="numbers above 0")
+
+    def require_one_input(self, what: str) -> None:
+        """Refuse inputs of a structure where only one tensor makes sense.
+
+        Raises:
+            InputError: With the structure.
+        """
+        if self.structure:
+            raise InputError(
+                f"inputs to {what}",
+                given=self.structure,
+                expected="one tensor a sample",
+                remedy="Use the weights: `launch/export.py RUN --format safetensors`, or "
+                "checkpoints/best/model.safetensors in the run directory.",
+            )
 
     def feature_name(self, index: int) -> str:
         """The name of a feature, or its place."""
@@ -85,7 +103,7 @@ class InputFacts:
         numbers = (self.scale, *self.mean, *self.std)
         holds = {
             "input_shape": min(sizes, default=1) > 0 and max(map(math.prod, shapes)) <= MOST,
-            "num_classes": 0 < self.num_classes <= MOST,
+            "num_classes": 0 <= self.num_classes <= MOST,
             "mean, std and scale": all(map(math.isfinite, numbers)) and self.scale > 0,
             "dtype": re.fullmatch(DTYPES, self.dtype) is not None,
             "fit.crop": self.fit is None or 0 < self.fit.crop <= 1,
@@ -107,6 +125,7 @@ class InputFacts:
             "fit": None if self.fit is None else asdict(self.fit),
             "features": [str(name) for name in self.features],
             "vocabulary": None if self.vocabulary is None else self.vocabulary.to_json(),
+            "structure": self.structure,
         }
 
     @classmethod
@@ -122,7 +141,8 @@ class InputFacts:
             InputError: If it is something else.
         """
         try:
-            known = {"fit": None, "features": (), "vocabulary": None, **content}
+            new = {"fit": None, "features": (), "structure": "", "vocabulary": None}
+            known = new | content
             fit, words = known["fit"], known["vocabulary"]
             if fit is not None:
                 height, width = (int(side) for side in fit["size"])
@@ -138,6 +158,7 @@ class InputFacts:
                 fit=fit,
                 features=tuple(str(name) for name in known["features"]),
                 vocabulary=None if words is None else Vocabulary.from_json(words, tokenizer),
+                structure=str(known["structure"]),
             )
             facts.check()
             return facts

@@ -23,6 +23,7 @@ from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, not_negative, split_overrides
 
 if TYPE_CHECKING:
+    from data.datasets import Datasets
     from launch.using.assess import Assessment
     from launch.using.trained import Trained
 
@@ -35,13 +36,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(own)
 
     from data.datasets import load_datasets
-    from launch.using.assess import assess, to_record
+    from launch.using.assess import assess, tells_classes_apart, to_record
     from trainer.checkpoints.atomic_files import check_output, write_output
 
     trained = load_run(arguments, overrides)
     folder: Path = (arguments.output or trained.directory).expanduser()
     check_output("--output", folder / "evaluation.json")
     data = load_datasets(trained.config.data, seed=trained.config.seed)
+    if not tells_classes_apart(trained, data):
+        return measure_task(trained, data, arguments.split, folder)
     found = assess(trained, data, split=arguments.split, num_mistakes=arguments.mistakes)
     files: dict[str, bytes] = draw(trained, found) if arguments.png else {}
     record = json.dumps(to_record(trained, found), indent=2, allow_nan=False) + "\n"
@@ -49,6 +52,20 @@ def main(argv: Sequence[str]) -> int:
         write_output(folder / name, content)
     show(trained, found)
     print(visible(f"Written to {folder}: {', '.join(['evaluation.json', *files])}"))
+    return 0
+
+
+def measure_task(trained: Trained, data: Datasets, split: str, folder: Path) -> int:
+    """What the task of the run measures, where there are no classes to tell apart."""
+    from launch.using.measure import measure
+    from trainer.checkpoints.atomic_files import write_output
+
+    record = measure(trained, data, split)
+    write_output(folder / "evaluation.json", (json.dumps(record, indent=2) + "\n").encode())
+    print(visible(f"{trained.config.name}, {trained.checkpoint_name}, {split}:"))
+    for name, value in record["metrics"].items():
+        print(visible(f"  {name} {value:.6g}"))
+    print(visible(f"Written to {folder}: evaluation.json"))
     return 0
 
 

@@ -42,9 +42,7 @@ def main(argv: Sequence[str]) -> int:
     )
     write_output(output, exported.content)
     what = (
-        "weights"
-        if arguments.format == "safetensors"
-        else f"{exported.takes} -> logits (batch, {trained.facts.num_classes})"
+        "weights" if arguments.format == "safetensors" else f"{exported.takes} -> {exported.gives}"
     )
     line = (
         f"{output}: {what}, {trained.checkpoint_name}, {len(exported.content):,} bytes; read back, "

@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
             "INPUT", given=arguments.inputs, expected="--prompt TEXT for a run on tokens"
         )
     require_classes(trained.config)
+    trained.facts.require_one_input("predict")
     reading = Reading(facts=trained.facts, resize=arguments.resize, invert=arguments.invert)
     size = arguments.batch_size or trained.config.evaluate.batch_size
     with open_inputs(arguments, reading) as inputs:

@@ -72,7 +72,7 @@ class RunLog:
         self.finite = finite
         self.step = step
         self.epoch_schedule = epoch_schedule
-        self.score_name = f"train/{task.score_name}"
+        self.score_name = f"train/{task.score_name}" if task.score_name else ""
         self.selection = selection
         self.chosen_on = chosen_on
         self.group = "val" if chosen_on == "validation" else "eval"
@@ -142,7 +142,8 @@ class RunLog:
         totals = pending.metrics.totals(self.runtime)
         more = {"train/grad_norm": float(pending.norm.wait()[0])}
         if totals.count:  # else fp16 skipped every step since the last record
-            more = {"train/loss": totals.loss, self.score_name: totals.score, **more}
+            score = {self.score_name: totals.score} if self.score_name else {}
+            more = {"train/loss": totals.loss, **score, **more}
         if pending.scale is not None:
             more["train/loss_scale"] = float(pending.scale.wait()[0])
         self.sinks.record(pending.record | more)

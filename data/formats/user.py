@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch import Tensor
+from torch.utils.data import IterableDataset, TensorDataset
 
 from configs.errors import InputError
 from configs.imports import call_with, import_object
 from configs.schema import DataConfig
-from data.samples import Datasets, dtype_name
-from data.structures import as_tensor_or_none, is_record, split, tensors
+from data.samples import ArrayDataset, Datasets, dtype_name
+from data.splits import labels_of
+from data.structures import as_tensor_or_none, is_record, outline, split, tensors
 
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
@@ -45,6 +47,7 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         made = [made]
     elif not (isinstance(made, Sequence) and len(made) in (2, 3)):
         raise refusal
+    made = [_held(part) for part in made]
     train, *others = made
     classes = getattr(train, "classes", None) or ()
     num_classes = getattr(train, "num_classes", None) or len(classes)
@@ -68,8 +71,11 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         raise refusal
     if goal is not None and (goal.ndim or goal.is_floating_point()):
         num_classes = num_classes or goal.numel()  # outputs of the model
-    if goal is not None and not num_classes and not is_record(sample):
-        raise refusal
+    if goal is not None and not num_classes:
+        labels = labels_of(train)
+        if labels is None and not is_record(sample):
+            raise refusal
+        num_classes = 0 if labels is None else int(labels.max()) + 1
     return Datasets(
         train=train,
         **dict(zip(("test", "validation"), reversed(others), strict=False)),
@@ -78,7 +84,15 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         scale=255.0 if held is not None and held.dtype == torch.uint8 else 1.0,
         classes=tuple(classes),
         dtype="" if held is None else dtype_name(held),
+        structure=outline(inputs) if held is None else "",
     )
+
+
+def _held(part: Any) -> Any:
+    """Tensors in memory as what can be gathered from whole; anything else as it is."""
+    if isinstance(part, Tensor | TensorDataset) and len(part):
+        return ArrayDataset(*split(part.tensors if isinstance(part, TensorDataset) else part))
+    return part
 
 
 def _is_filled(sample: Any) -> bool:

@@ -49,6 +49,7 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
     """
     require_classes(config)
     data = load_data(config, runtime)
+    data.require_one_input("diagnose")
     findings = []
     if runtime.world_size > 1:
         facts = raise_on_all_ranks(runtime, lambda: _first_facts(config, data))

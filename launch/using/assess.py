@@ -17,6 +17,8 @@ from data.loading.loader import build_loader
 from data.loading.order import Plan
 from data.samples import Batch, MapDataset
 from data.splits import Divisible
+from data.structures import as_tensor_or_none
+from data.structures import split as split_sample
 from launch.using.class_metrics import Metrics, Tally
 from launch.using.trained import Trained, not_finite, require_classes
 
@@ -64,7 +66,7 @@ def assess(
     tally = Tally(trained.facts.num_classes, trained.runtime.device)
     worst: list[tuple[float, int, int, int, Tensor]] = []
     start = 0
-    for inputs, targets, _ in _batches(trained, _samples_of(data, split)):
+    for inputs, targets, _ in _batches(trained, samples_of(data, split)):
         logits = trained.logits(inputs)
         _check(logits, targets, trained.facts)
         bad = (~logits.isfinite()).any(1).nonzero()
@@ -84,6 +86,19 @@ def assess(
     ]
     return Assessment(
         metrics=tally.metrics(), mistakes=mistakes, inputs=[entry[-1] for entry in worst]
+    )
+
+
+def tells_classes_apart(trained: Trained, data: Datasets) -> bool:
+    """Whether every sample has one class of several, as the tables and pictures need it."""
+    _, target = split_sample(data.train[0])
+    tensor = as_tensor_or_none(target)
+    return (
+        trained.config.task.name == "classification"
+        and not trained.facts.structure
+        and trained.facts.num_classes > 0
+        and tensor is not None
+        and tensor.ndim == 0
     )
 
 
@@ -138,7 +153,7 @@ def to_record(trained: Trained, found: Assessment) -> dict[str, Any]:
     }
 
 
-def _samples_of(data: Datasets, split: str) -> MapDataset:
+def samples_of(data: Datasets, split: str) -> MapDataset:
     sets = {"train": data.train, **data.held_out}
     if split not in sets:
         raise InputError(

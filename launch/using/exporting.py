@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from torch.export import Dim, ExportedProgram
 from configs.errors import InputError
 from configs.identity import flatten
 from configs.imports import import_extra
-from data.facts import InputFacts
+from data.facts import InputFacts, read_model
 from data.normalize import Normalize
+from data.structures import outline
 from launch.using.trained import Trained
 from trainer.ranks.failures import RunFailed
 
@@ -47,6 +49,8 @@ class Exported:
     content: bytes
     takes: str
     """What goes in, for a person to read."""
+    gives: str
+    """What comes out."""
     difference: float
     """Largest difference from the module that was found, in logits."""
 
@@ -71,7 +75,7 @@ def export(trained: Trained, kind: str, *, include_normalization: bool) -> Expor
 
     Args:
         trained: The run.
-        kind: One of FORMATS.
+        kind: safetensors, or one of FORMATS.
         include_normalization: Let the program take the inputs as they are stored (uint8 images);
             otherwise float32 that the caller has normalised. Weights alone are not affected.
 
@@ -79,31 +83,61 @@ def export(trained: Trained, kind: str, *, include_normalization: bool) -> Expor
         InputError: If the model cannot be exported in this format, or an extra is missing.
         ExportFailed: If the result differs from the module by more than TOLERANCE.
     """
+    if kind == "safetensors":
+        return Exported(content=_weights(trained), takes="", gives="", difference=0.0)
     facts = trained.facts
+    facts.require_one_input("a program")
     program = Program(trained.module, trained.normalize if include_normalization else None).eval()
-    stored = make_inputs(facts, max(BATCH_SIZES))
+    stored = make_inputs(facts, max(BATCH_SIZES), known_values(trained.directory))
     inputs = stored if include_normalization else trained.normalize(stored)
+    outputs = None if trained.config.model.forward else program(inputs)
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            "model",
+            given=trained.config.model.forward or outline(outputs),
+            expected="one that makes one tensor of its inputs, without model.forward",
+            remedy="--format safetensors always works.",
+        )
     content, run = FORMATS[kind](trained, program, inputs, include_normalization)
     shape = ", ".join(("batch", *map(str, facts.input_shape)))
-    takes = f"{str(inputs.dtype).removeprefix('torch.')} ({shape})"
-    return Exported(content=content, takes=takes, difference=check(program, run, inputs))
+    return Exported(
+        content=content,
+        takes=f"{str(inputs.dtype).removeprefix('torch.')} ({shape})",
+        gives=f"logits (batch{''.join(f', {size}' for size in outputs.shape[1:])})",
+        difference=check(program, run, inputs),
+    )
 
 
-def make_inputs(facts: InputFacts, count: int) -> Tensor:
-    """Random inputs `(count, *input_shape)` of the stored type, spread like the training data."""
+def known_values(directory: Path) -> tuple[float, float] | None:
+    """Least and largest of the training inputs that the run looked at, if it wrote them down."""
+    try:
+        found = read_model(directory / "model.json")[1]["data"]["values"]
+        return float(found[0]), float(found[1])
+    except (FileNotFoundError, KeyError, TypeError):
+        return None
+
+
+def make_inputs(facts: InputFacts, count: int, values: tuple[float, float] | None = None) -> Tensor:
+    """Random inputs `(count, *input_shape)` of the stored type, spread like the training data.
+
+    Whole numbers that are not normalised, such as token ids, lie between `values`.
+    """
     generator = torch.Generator().manual_seed(0)
-    if facts.vocabulary is not None:
+    plain = (facts.mean, facts.std, facts.scale) == ((0.0,), (1.0,), 1.0)
+    if plain and values is not None and facts.dtype in ("int16", "int32", "int64"):
+        low, high = map(int, values)
         shape = (count, *facts.input_shape)
-        return torch.randint(facts.vocabulary.size, shape, generator=generator)
+        drawn = torch.randint(low, high + 1, shape, generator=generator)
+        return drawn.to(getattr(torch, facts.dtype))
     noise = torch.randn(count, *facts.input_shape, generator=generator)
     shape = (-1, *[1] * (len(facts.input_shape) - 1)) if len(facts.mean) > 1 else (1,)
     mean, std = (torch.tensor(values).reshape(shape) for values in (facts.mean, facts.std))
-    values = (noise * std + mean) * facts.scale
+    inputs = (noise * std + mean) * facts.scale
     dtype = getattr(torch, facts.dtype or ("uint8" if facts.scale == 255.0 else "float32"))
     if dtype.is_floating_point:
-        return values.to(dtype)
+        return inputs.to(dtype)
     limits = torch.iinfo(dtype)
-    return values.round().clamp(limits.min, limits.max).to(dtype)
+    return inputs.round().clamp(limits.min, limits.max).to(dtype)
 
 
 @torch.no_grad()
@@ -164,24 +198,21 @@ Made = tuple[bytes, Callable[[Tensor], Tensor]]
 """The content of a file, and the program that was read back from it."""
 
 
-def _safetensors(trained: Trained, program: Program, inputs: Tensor, normalized: bool) -> Made:
+def _weights(trained: Trained) -> bytes:
+    """The state dict; compared bit by bit with what is read back."""
     from safetensors.torch import load, save
 
     # Copies: names that share memory (tied weights) cannot be saved as they are.
     weights = {
         name: value.detach().clone().contiguous()
         for name, value in trained.module.state_dict().items()
+        if isinstance(value, Tensor)
     }
     content = save(weights, metadata={"format": "pt", **describe(trained, None)})
     found = load(content)
-
-    def run(inputs: Tensor) -> Tensor:
-        prefixed = {f"module.{name}": value for name, value in found.items()}
-        # Weights that are tied come back as copies, each under its own name.
-        logits: Tensor = torch.func.functional_call(program, prefixed, (inputs,), tie_weights=False)
-        return logits
-
-    return content, run
+    if any(found[name].ne(value).any() for name, value in weights.items()):
+        raise ExportFailed("the weights that were read back are not those of the checkpoint")
+    return content
 
 
 def _torch_export(trained: Trained, program: Program, inputs: Tensor, normalized: bool) -> Made:
@@ -264,7 +295,6 @@ def _one_line(error: BaseException) -> str:
 
 
 FORMATS: dict[str, Callable[[Trained, Program, Tensor, bool], Made]] = {
-    "safetensors": _safetensors,
     "torch_export": _torch_export,
     "onnx": _onnx,
 }

@@ -125,7 +125,7 @@ def test_all_ranks_take_the_micro_batch_of_the_one_with_least_memory(
     assert "global_batch_size: 24" in saved
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "doctor"])
+@pytest.mark.parametrize("command", ["predict", "doctor"])
 def test_commands_that_know_classes_only_say_so(tmp_path: Path, command: str) -> None:
     config = f"--config={EXAMPLES / 'polynomial.yaml'}"
     train(config, f"--output_dir={tmp_path}", "--train.max_steps=2")
@@ -133,7 +133,7 @@ def test_commands_that_know_classes_only_say_so(tmp_path: Path, command: str) ->
     inputs = tmp_path / "inputs.npy"
     np.save(inputs, np.zeros((1, 2), dtype=np.float32))
     own = "--trust_code"  # the module of the example
-    arguments = {"evaluate": [run, own], "predict": [run, inputs, own], "doctor": [config]}[command]
+    arguments = {"predict": [run, inputs, own], "doctor": [config]}[command]
     finished = launch(f"launch/{command}.py", *arguments, env={"PYTHONPATH": str(EXAMPLES)})
     assert finished.status == 2, finished.output
     assert "regression" in finished.output

@@ -158,7 +158,7 @@ def test_the_command_writes_beside_the_run_unless_told_otherwise(
     assert {path.name for path in run.iterdir()} - before == {"model.safetensors"}
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_what_computes_something_else_is_not_written(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

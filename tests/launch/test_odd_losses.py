@@ -16,7 +16,6 @@ from tests.support.runs import comparable, series
     ("loss", "words"),
     [
         ("weighted_mean", r"one number, .* expected the mean over samples.*reduction='none'"),
-        ("weighted_module", r"one number"),
         ("summed_up", r"one number, .* for 32 samples"),
         ("Learning", r"a module with parameters \(scale"),
     ],
@@ -30,7 +29,7 @@ def test_a_loss_that_is_no_mean_over_samples_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("loss", ["weighted_float32", "WeightedModule"])
+@pytest.mark.parametrize("loss", ["weighted_float32", "WeightedModule", "weighted_module"])
 def test_weights_of_classes_are_those_of_each_sample(loss: str, tmp_path: Path) -> None:
     """Law: the same for any micro-batch, and evaluated in the type of the weights."""
     whole = run(tmp_path / "whole", "Base", f"--task.loss={ODD}:{loss}")
@@ -64,7 +63,7 @@ def test_a_label_that_no_output_stands_for_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("TupleInTraining", "outputs of the model while it trains: given 'tuple'"),
+        ("TupleInTraining", "outputs of the model: given 'tuple"),
         ("Complex", "weight phase of the model: given 'complex64'"),
     ],
 )

@@ -63,7 +63,7 @@ def build_model(
     if weights_follow and config.name.startswith(from_timm.PREFIX):
         kwargs = {key: kwargs[key] for key in kwargs if key not in from_timm.WEIGHTS}
     seed_stream(seed, "weights")
-    facts = {"input_shape": input_shape, "num_classes": num_classes}
+    facts = {"input_shape": input_shape, **({"num_classes": num_classes} if num_classes else {})}
     try:
         model = call_with("model.kwargs", factory, kwargs, facts)
     except Exception as error:  # sizes of any kind may be asked for

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from data.structures import fields_of, is_record, tensors
+from data.structures import fields_of, is_record, outline, tensors
 
 Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor]"]
 """Outputs `(B, ...)` in float32 or float64 and targets `(B, ...)` -> the loss, summed over B; or
@@ -105,11 +105,23 @@ def weighted_entropy(loss: Any) -> Loss:
     return total
 
 
-def logits_of(outputs: Any) -> Any:
-    """The part of a structure of outputs that is called `logits`, as transformers calls it."""
-    if isinstance(outputs, Tensor) or not is_record(outputs):
+def logits_of(outputs: Any) -> Tensor:
+    """The outputs, or the part of them that is called `logits`, as transformers calls it.
+
+    Raises:
+        InputError: If there is no such part: a model may give something else while it trains.
+    """
+    if isinstance(outputs, Tensor):
         return outputs
-    return fields_of(outputs).get("logits", outputs)
+    found = fields_of(outputs).get("logits") if is_record(outputs) else None
+    if not isinstance(found, Tensor):
+        raise InputError(
+            "outputs of the model",
+            given=f"{type(outputs).__name__} {outline(outputs)}",
+            expected="a tensor, or a mapping with the entry `logits`, in training and evaluation",
+            remedy="A loss of your own may take them: --task.name loss --task.loss FILE:LOSS.",
+        )
+    return found
 
 
 def check_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequence[int]) -> None:

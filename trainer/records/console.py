@@ -74,7 +74,7 @@ class RichSink:
             self.progress.console.print(plain(line))
         if "train/loss" in record:
             metrics = (
-                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}  {_pace(record)}"
+                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}{_pace(record)}"
             )
             self.progress.update(
                 self.task, completed=record["step"], epoch=record["epoch"], metrics=metrics
@@ -105,7 +105,7 @@ class PlainSink:
             left = epochs * self.facts.samples_per_epoch / rate
             print(
                 f"step {record['step']}/{self.facts.total_steps}  epoch {record['epoch']:.2f}  "
-                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}  "
+                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}"
                 f"lr {record['train/lr']:.3g}  {_pace(record)}  "
                 f"ETA {int(left) // 60}:{int(left) % 60:02d}",
                 flush=True,
@@ -125,9 +125,11 @@ def _pace(record: Record) -> str:
 
 
 def _score(record: Record, facts: RunFacts) -> str:
-    """The score of a training record, as in `acc 98.20%`."""
+    """The score of a training record, as in `acc 98.20%  `; empty if the task has none."""
     name = facts.score_name
-    return f"{'acc' if name == 'accuracy' else name} {shown(name, record[f'train/{name}'])}"
+    if not name:
+        return ""
+    return f"{'acc' if name == 'accuracy' else name} {shown(name, record[f'train/{name}'])}  "
 
 
 def evaluation_lines(record: Record, facts: RunFacts) -> list[str]:

@@ -25,7 +25,7 @@ class RunFacts:
     total_epochs: float
     samples_per_epoch: int
     score_name: str
-    """The score that is recorded as `train/SCORE_NAME` beside `train/loss`."""
+    """The score that is recorded as `train/SCORE_NAME` beside `train/loss`; empty: none."""
     selection: Selection
     """Which evaluation is better."""
     first_step: int

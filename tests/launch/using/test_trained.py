@@ -145,7 +145,7 @@ def test_an_override_changes_how_it_runs_and_nothing_is_read_for_it(trained_run:
 
 HOSTILE_FACTS = {
     "negative": {"input_shape": [-1, 9, 7]},
-    "none": {"num_classes": 0},
+    "none": {"num_classes": -1},
     "huge": {"input_shape": [1, 10**9, 10**9]},
     "many classes": {"num_classes": 10**12},
     "more classes": {"num_classes": 10**9},

@@ -33,7 +33,6 @@ class Pair(nn.Linear):
         (nn.Linear(4, 3), torch.tensor([3]), classification(), r"\(1, 3\)"),
         (nn.Linear(4, 3), torch.ones(1, 2), multilabel(), r"\(1, 3\)"),
         (nn.Linear(4, 3), torch.ones(1), regression(), r"\(1, 3\)"),
-        (Pair(4, 3), torch.tensor([2]), classification(), r"\(\(1, 3\)"),
     ],
 )
 def test_outputs_that_the_task_cannot_measure_are_refused_with_their_shape(
@@ -41,6 +40,17 @@ def test_outputs_that_the_task_cannot_measure_are_refused_with_their_shape(
 ) -> None:
     with pytest.raises(InputError, match=rf"task\.name={task.name}.*{given}.*{task.outputs[:6]}"):
         check_outputs(model, call_whole, normalize, Batch(INPUTS, target, 1), task)
+
+
+def test_outputs_that_are_no_tensor_are_refused_with_what_they_are() -> None:
+    with pytest.raises(InputError, match=r"tuple \(\(1, 3\) float32, \(1, 4\) float32\)"):
+        check_outputs(
+            Pair(4, 3),
+            call_whole,
+            normalize,
+            Batch(INPUTS, torch.tensor([2]), 1),
+            classification(),
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.schema_execution import ProfileConfig
 from configs.schema_training import PrecisionConfig
+from data.samples import Batch
 from trainer.checkpoints.state import Progress
 from trainer.profiling.events import DATA, break_down
 from trainer.profiling.profiler import (
@@ -44,12 +45,18 @@ def make(folder: Path, progress: Progress, *, enabled: bool = True, rank: int = 
         progress=progress,
         watch=Stopwatch(),
         runs_as="runs as: itself",
+        forward=forward,
     )
 
 
-def batches() -> Iterator[tuple[Tensor, Tensor]]:
+def forward(module: nn.Module, size: int) -> Tensor:
+    total: Tensor = module(torch.zeros(size, 5)).sum()
+    return total
+
+
+def batches() -> Iterator[Batch]:
     while True:
-        yield torch.ones(2, 5), torch.zeros(2, dtype=torch.int64)
+        yield Batch(torch.ones(2, 5), torch.zeros(2, dtype=torch.int64), 2)
 
 
 def drive(profiler: Profiler, progress: Progress, steps: int, row: int = 1) -> None:
@@ -58,7 +65,7 @@ def drive(profiler: Profiler, progress: Progress, steps: int, row: int = 1) -> N
     for _ in range(0, steps, row):
         with profiler.step():
             for _ in range(row):
-                inputs, _ = next(stream)
+                inputs = next(stream).inputs
                 inputs.sum()
                 progress.global_batches += 1
 
@@ -124,8 +131,7 @@ def test_flops_are_counted_on_a_copy() -> None:
     random numbers move."""
     module = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, 3))
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    precision = build_precision(PrecisionConfig(), CPU)
-    flops = count_flops(module, precision, (5,), [4, 4, 2])
+    flops = count_flops(module, forward, [4, 4, 2])
     assert flops == 10 * (4 * 5 * 7 + 6 * 7 * 3)
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name])

@@ -1,0 +1,58 @@
+"""What a task measures of a trained run: any task, any structure of batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.collate import choose_collate
+from data.datasets import Datasets
+from data.loading.loader import build_loader
+from data.loading.order import Plan
+from data.samples import Example
+from launch.using.assess import samples_of
+from launch.using.trained import Trained
+from trainer.networks.calling import choose_call
+from trainer.objective.evaluation import evaluate
+from trainer.objective.tasks import build_task
+
+
+def measure(trained: Trained, data: Datasets, split: str) -> dict[str, Any]:
+    """The content of evaluation.json: as the run itself evaluates, on one set of `data`.
+
+    Raises:
+        InputError: If there is no such set.
+    """
+    config, samples = trained.config, samples_of(data, split)
+    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+    example = Example(samples[0], choose_collate(config.data))
+    # Nobody trains here: the samples stand in for the training set, which is not to be moved.
+    plan = Plan(num_samples=len(samples), global_batch_size=1, seed=config.seed)
+    loader = build_loader(
+        config.data, samples, {"these": samples}, plan=plan, device=trained.runtime.device
+    )
+    result = evaluate(
+        trained.module,
+        loader,
+        "these",
+        num_samples=len(samples),
+        batch_size=config.evaluate.batch_size,
+        normalize=trained.normalize,
+        call=choose_call(
+            trained.module, example, config.model.forward, with_targets=task.takes_targets
+        ),
+        task=task,
+        precision=trained.precision,
+        runtime=trained.runtime,
+        interrupted=lambda: False,
+    )
+    assert result is not None
+    return {
+        "run": config.name,
+        "checkpoint": trained.checkpoint_name,
+        "step": trained.step,
+        "weights": trained.weights,
+        "data": {"dataset": config.data.dataset, "root": config.data.root},
+        "split": split,
+        "task": task.name,
+        "metrics": result.values,
+    }

@@ -1,0 +1,87 @@
+"""Batches and outputs of any structure: every promise of a pair of tensors is kept for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.processes import ROOT, launch, train
+from tests.support.runs import assert_same_bits, latest_weights, series
+
+EXAMPLES = ROOT / "examples"
+NAMES = ("sentences", "autoencoder", "pairs", "segmentation", "detection")
+LEARNED = {
+    "sentences": ("eval/accuracy", 0.9, 1.0),
+    "autoencoder": ("eval/loss", 0.0, 12.0),
+    "pairs": ("eval/accuracy", 0.85, 1.0),
+    "segmentation": ("eval/miou", 0.9, 1.0),
+    "detection": ("eval/loss", 0.0, 0.5),
+}
+
+
+def run(folder: Path, name: str, *more: object, ranks: int = 1) -> Path:
+    """An example in a folder; global batches of 48 or 16 leave a short last one of 3 or 11."""
+    config = f"--config={EXAMPLES / name}.yaml"
+    train(config, f"--output_dir={folder}", "--parallel.device=cpu", *more, ranks=ranks)
+    return folder / name
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_runs_have_the_same_bits_on_one_rank_and_on_two_that_were_stopped(
+    name: str, tmp_path: Path
+) -> None:
+    """Law: neither the ranks nor a stop in the middle of an epoch moves a bit, whatever a batch is;
+    the short last batch leaves shards, and a rank's last micro-batches, without samples."""
+    exact = ("--parallel.reduction=exact", "--train.micro_batch_size=2", "--train.epochs=2")
+    one = run(tmp_path / "one", name, *exact)
+    run(tmp_path / "two", name, *exact, "--train.max_steps=8", ranks=2)
+    two = run(tmp_path / "two", name, *exact, ranks=2)
+    assert_same_bits(one, two)
+    assert series(one, "eval/loss")[-1] == series(two, "eval/loss")[-1]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_learn_what_one_learns(name: str, strategy: str, tmp_path: Path) -> None:
+    """Law: the gradient is that of the whole global batch, however it is cut."""
+    more = ("--train.epochs=1", "--train.max_steps=30")
+    if name == "autoencoder":  # noise differs by rank
+        more = (*more, "--optimizer.lr=1e-9")
+    one = latest_weights(run(tmp_path / "one", name, *more))
+    cut = ("--train.micro_batch_size=4", f"--parallel.strategy={strategy}")
+    two = latest_weights(run(tmp_path / "two", name, *more, *cut, ranks=2))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_they_learn(name: str, tmp_path: Path) -> None:
+    found = json.loads((run(tmp_path, name) / "summary.json").read_text())
+    key, least, most = LEARNED[name]
+    assert least <= found[key] <= most
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["sentences", "detection"])
+def test_commands_know_them_or_refuse_at_once(name: str, tmp_path: Path) -> None:
+    """Law: an evaluation afterwards has the values of the run; what takes one tensor says so."""
+    folder = run(tmp_path, name, "--train.max_steps=3")
+    env = {"PYTHONPATH": str(EXAMPLES)}
+    found = launch("launch/evaluate.py", folder, "--trust_code", env=env)
+    assert found.status == 0, found.output
+    metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert metrics["loss"] == summary["eval/loss"]
+    weights = launch("launch/export.py", folder, "--trust_code", "--format=safetensors", env=env)
+    assert weights.status == 0, weights.output
+    program = launch("launch/export.py", folder, "--trust_code", "--format=torch_export", env=env)
+    assert program.status == 2
+    assert "Traceback" not in program.output
