@@ -74,6 +74,9 @@ class DataConfig:
     collate: str | None = None
     """Import path of a function that makes a batch of a list of samples; `data.collate:pad` pads
     each micro-batch to its longest."""
+    order: str | None = None
+    """Import path of a function (seed, epoch) that gives the indices of an epoch's samples in their
+    order: weighted, balanced, by length; it may ask for data, the training set, too."""
     validation: int | float = 0
     """Samples, or a fraction of them, held out of the training set for everything that chooses:
     best, patience, keep_best, plateau."""

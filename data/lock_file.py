@@ -9,6 +9,21 @@ from pathlib import Path
 from typing import TextIO
 
 
+def lock_of(folder: Path) -> TextIO:
+    """The lock of a folder, whether it is there yet or not: one file, whatever links lead to it.
+
+    It lies beside the folder, which may be renamed while the lock is held; in it if nothing may be
+    written beside it.
+
+    Raises:
+        OSError: See `open_lock`; and if links lead in a circle.
+    """
+    real = Path(os.path.realpath(folder))
+    if real.is_dir() and not os.access(real.parent, os.W_OK):
+        return open_lock(real / ".lock")
+    return open_lock(real.parent / f".{real.name}.lock")
+
+
 def open_lock(path: Path) -> TextIO:
     """A lock file, made if it is not there; never emptied, and a symbolic link is not followed.
 

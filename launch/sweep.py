@@ -136,7 +136,7 @@ def write_plan(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / TRIALS
     content = json.dumps(plan, indent=2) + "\n"
     if path.exists():
-        if path.read_text(encoding="utf-8") != content:
+        if path.read_bytes() != content.encode():
             raise InputError(
                 f"{folder} holds another sweep",
                 expected="the same trials and options to continue it",

@@ -16,6 +16,7 @@ from data.collate import choose_collate
 from data.datasets import Datasets
 from data.loading.loader import Loader, build_loader, free_bytes, placement
 from data.loading.order import Plan
+from data.loading.user_order import UserOrder, choose_order
 from data.normalize import Normalize
 from data.samples import Example
 from data.structures import tensors
@@ -177,7 +178,8 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Examp
     targets = example.batch().targets
     target = targets[0] if isinstance(targets, Tensor) and targets.dim() else targets
     task.check_target(target)
-    plan = build_plan(config, runtime, len(data.train))
+    order = choose_order(config.data, data.train, config.seed)
+    plan = build_plan(config, runtime, order.size if order else len(data.train), order)
     model = _build_model(config, runtime, data, plan)
     classes = data.num_classes if task.name == "classification" else None
     augment = build_augment(config.data.augment, data.input_shape, classes)
@@ -256,7 +258,9 @@ def build_optimizer_and_kernel(
     return flat, optimizer, kernel
 
 
-def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:
+def build_plan(
+    config: RunConfig, runtime: Runtime, num_samples: int, order: UserOrder | None = None
+) -> Plan:
     """Who trains on which of the training samples, as this rank sees it."""
     if runtime.world_size > num_samples:
         raise InputError(
@@ -273,6 +277,7 @@ def build_plan(config: RunConfig, runtime: Runtime, num_samples: int) -> Plan:
         seed=config.seed,
         drop_last=config.data.drop_last,
         batch_schedule=config.train.batch_stages,
+        user_order=order,
         shards=config.parallel.shards if config.parallel.reduction == "exact" else None,
         # Then every forward pass is a collective.
         even=config.parallel.strategy == "fsdp" or config.parallel.sync_batch_norm,

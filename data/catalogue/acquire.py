@@ -18,7 +18,7 @@ from configs.errors import InputError
 from data.catalogue.archive import extract
 from data.catalogue.dataset_facts import DatasetFacts, FileFacts
 from data.formats.idx import GZIP_MAGIC, digest_error, read_idx
-from data.lock_file import open_lock
+from data.lock_file import lock_of
 
 ROUNDS = 3
 """How often every mirror is tried for one file."""
@@ -98,7 +98,7 @@ def acquire(
         raise _missing(facts, folder, ["data.download is false"])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{facts.folder}.lock"):
+        with _locked(folder):
             if found := find_files(facts, root):
                 return found
             _obtain(facts, folder, archive, mirrors or facts.mirrors, progress)
@@ -135,8 +135,8 @@ def _find_one(folder: Path, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open_lock(path) as file:
+def _locked(folder: Path) -> Iterator[None]:
+    with lock_of(folder) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

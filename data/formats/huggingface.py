@@ -263,7 +263,8 @@ def _num_classes(
     options: HuggingFaceOptions, labels: Any, target: Tensor, splits: Mapping[str, Any]
 ) -> int:
     """Classes of a column of whole numbers, each checked; else the numbers in a target."""
-    if target.ndim or target.is_floating_point():
+    whole = "int" in str(getattr(labels, "dtype", ""))  # a first row of none is read as NaN
+    if target.ndim or (target.is_floating_point() and not whole):
         return options.num_classes or target.numel()
     known = int(options.num_classes or getattr(labels, "num_classes", None) or 0)
     counter = ClassCounter()

@@ -19,6 +19,7 @@ from torch import Tensor
 from configs.errors import InputError
 from data.formats.html_page import SNIFFED, refuse_page
 from data.formats.idx import DTYPES, GZIP_MAGIC, read_idx
+from data.formats.npy_file import load_npy
 from data.formats.picture import Picture
 from data.formats.reading import Reading
 
@@ -65,7 +66,7 @@ def open_images(path: Path, reading: Reading, *, format: str = "auto", name: str
     refuse_page(head, name)
     kind = _kind(head) if format == "auto" else format
     if kind == "npy":
-        return Stack(name, _map_npy(path, name), reading)
+        return Stack(name, load_npy(path, name), reading)
     if kind == "idx":
         return Stack(name, read_idx(path), reading)
     if path.suffix.lower() in TABLES:
@@ -178,17 +179,6 @@ def _kind(head: bytes) -> str:
         return "npy"
     is_idx = head[:2] == b"\0\0" and len(head) >= 4 and head[2] in TYPE_CODES and head[3] > 0
     return "idx" if is_idx or head[:2] == GZIP_MAGIC else "png"
-
-
-def _map_npy(path: Path, name: str) -> NDArray[Any]:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name} cannot be read as NPY ({reason})") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(name, given="an archive of arrays", expected="one array (.npy)")
-    return array
 
 
 def _check_dtype(name: str, found: np.dtype[Any], reading: Reading) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from configs.errors import InputError, expect
 from configs.schema import DataConfig
-from data.formats.html_page import SNIFFED, refuse_page
+from data.formats.npy_file import load_npy
 from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import MomentOptions, folder_of, read_options
 from data.samples import NOTHING, BatchDataset, Datasets, Moments, moments
@@ -194,21 +194,11 @@ def map_npy(path: Path) -> NDArray[Any]:
     Raises:
         InputError: If it is truncated, holds no samples, or numbers that tensors do not have.
     """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        if path.is_file():
-            with path.open("rb") as file:
-                refuse_page(file.read(SNIFFED), str(path))
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be mapped into memory ({reason})",
-            expected="one array of numbers, as numpy.save writes it",
-        ) from None
-    if not isinstance(array, np.ndarray) or array.ndim == 0 or 0 in array.shape:
+    array = load_npy(path, str(path))
+    if array.ndim == 0 or 0 in array.shape:
         raise InputError(
             f"{path}: shape",
-            given=getattr(array, "shape", "an archive of arrays"),
+            given=array.shape,
             expected="(N, ...) with one sample or more",
         )
     if array.dtype.name not in DTYPES or not array.dtype.isnative:

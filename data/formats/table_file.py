@@ -40,12 +40,12 @@ def read_columns(path: Path, texts: Collection[str] = ()) -> Columns:
             types = dict.fromkeys(texts, arrow.string())
             convert = csv.ConvertOptions(strings_can_be_null=True, column_types=types)
             table = csv.read_csv(path, convert_options=convert)
+        names = table.column_names  # of bytes until they are asked for
     except InputError:
         raise
     except Exception as error:  # pyarrow raises what its readers like
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be read ({reason})", expected="a table") from None
-    names = table.column_names
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise InputError(
             str(path),

@@ -8,7 +8,6 @@ at the start, and a sample is two reads at known places: the order is that of an
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import re
@@ -25,6 +24,7 @@ from torch import Tensor
 from configs.errors import InputError, expect
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
+from data.formats.npy_file import load_npy
 from data.formats.parts import REMEDY, PartOptions, choose_parts
 from data.labels import SET_NUM_CLASSES, ClassCounter
 from data.options import folder_of, read_options
@@ -282,9 +282,8 @@ def _number(content: bytes, name: str) -> int:
 
 
 def _read_array(content: bytes, name: str) -> Tensor:
+    array = load_npy(content, name)
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
         return torch.from_numpy(array)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name} cannot be read as NPY ({reason})") from None
+    except TypeError as error:
+        raise InputError(name, given=array.dtype, expected=f"numbers ({error})") from None

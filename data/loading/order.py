@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class Plan:
     """Which samples each rank trains on in every step.
 
     Args:
-        num_samples: Size of the training set.
+        num_samples: Samples of an epoch.
         global_batch_size: Samples per optimizer step over all ranks.
         micro_batch_size: Most samples of one micro-batch, or None for a whole part.
         rank: This rank.
@@ -74,6 +74,8 @@ class Plan:
         drop_last: Leave out the short last batch of an epoch.
         batch_schedule: (epoch, another global batch size from it on), ascending, epochs from 0.
         shards: Number of parts of a global batch under exact reduction; None: one per rank.
+        user_order: Another order of the samples of an epoch, int64 `(num_samples,)`, than a random
+            permutation.
         even: Cut every part into as many micro-batches as the largest one needs, for ranks that
             must go through the model equally often.
 
@@ -90,6 +92,7 @@ class Plan:
     drop_last: bool = False
     batch_schedule: tuple[tuple[int, int], ...] = ()
     shards: int | None = None
+    user_order: Callable[[int], Tensor] | None = None
     even: bool = False
 
     def __post_init__(self) -> None:
@@ -188,7 +191,9 @@ class Plan:
         return GlobalBatch(number, epoch, start, size, step + 1 == steps, self._cut(size))
 
     def order(self, epoch: int) -> Tensor:
-        """Permutation of all samples in `epoch`, int64 `(num_samples,)`."""
+        """Permutation of all samples in `epoch`, int64 `(num_samples,)`, or the user's order."""
+        if self.user_order is not None:
+            return self.user_order(epoch)
         return _order(self.seed, epoch, self.num_samples)
 
     def samples(self, number: int) -> list[int]:

@@ -16,6 +16,7 @@ from configs.schema import RunConfig
 from data.datasets import Datasets
 from data.loading.loader import build_loader
 from data.loading.order import Plan
+from data.loading.user_order import choose_order
 from data.normalize import Normalize
 from data.samples import Batch
 from trainer.ranks.precision import Precision, build_precision
@@ -51,8 +52,10 @@ class Subject:
 
 def plan_alone(config: RunConfig, data: Datasets) -> Plan:
     """The plan of a run on one rank."""
+    order = choose_order(config.data, data.train, config.seed)
     return Plan(
-        num_samples=len(data.train),
+        num_samples=order.size if order else len(data.train),
+        user_order=order,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
         seed=config.seed,

@@ -99,8 +99,9 @@ def load_trained(
     module = _build_module(config, facts, raw, directory)
     averaged = config.train.ema_decay is not None or config.train.swa_from_epoch is not None
     average = trainer.get("ema") if averaged else None
-    if not isinstance(average, dict | None):
-        raise InputError(f"ema of {path}", given=type(average).__name__, expected="a mapping")
+    for key, found in (("ema", average), ("buffers", trainer.get("buffers"))):
+        if not isinstance(found, dict | None):
+            raise InputError(f"{key} of {path}", given=type(found).__name__, expected="a mapping")
     _load_weights(module, average or raw, trainer.get("buffers") or {}, path)
     return Trained(
         directory=directory,

@@ -320,6 +320,7 @@ MATHS: dict[str, Any] = {
     "data.test": 100,
     "data.collate": "data.collate:pad",
     "data.drop_last": True,
+    "data.order": "package.module:order",
     "data.augment.shift": 2.0,
     "data.augment.rotate": 10.0,
     "data.augment.scale": 0.1,

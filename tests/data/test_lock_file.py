@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import InputError
-from data.lock_file import open_lock
+from data.lock_file import lock_of, open_lock
 from launch.train import main
 from trainer.checkpoints.atomic_files import write_atomically
 
@@ -22,6 +22,30 @@ def test_a_lock_is_neither_followed_nor_emptied(tmp_path: Path) -> None:
         open_lock(link)
     open_lock(precious).close()
     assert precious.read_text() == "content"
+
+
+def test_a_folder_has_one_lock_whatever_leads_to_it(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a").symlink_to("disk/there")
+    (tmp_path / "b").symlink_to("a")
+    locks = []
+    for _ in range(2):  # before the folder is there, and after
+        locks += [lock_of(tmp_path / name) for name in ("a", "b", "disk/there")]
+        (tmp_path / "disk/there").mkdir(exist_ok=True)
+    assert len({os.fstat(lock.fileno()).st_ino for lock in locks}) == 1
+    for lock in locks:
+        lock.close()
+
+
+def test_the_lock_lies_in_a_folder_that_nothing_may_be_written_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk whose administrator has made a folder for each user."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    lock_of(tmp_path / "link").close()
+    assert (tmp_path / "mine/.lock").is_file()
 
 
 def test_a_pipe_is_no_lock(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Whatever is thrown at it, a command gives a result or one message, and soon.
 
-Each case is drawn from a seed of its own, which a failure names: 2,300 of them.
+Each case is drawn from a seed of its own, which a failure names: 3,550 of them, of which the first
+ones of each kind are tried by the quick suite.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ from data.formats.idx import read_idx
 from launch import compare, evaluate, export, predict
 from launch.sweeping.trials import read_sweep
 from tests.support.checkpoints import sign
-from tests.support.data_sets import make_idx
+from tests.support.data_sets import make_arrays, make_idx, make_shards, make_tree
 from tests.support.hostile import NASTY, attempt, spoil_bytes, spoil_text
 
-pytestmark = pytest.mark.slow
+FEW, ALL = 0.04, 1.0
+pytestmark = pytest.mark.parametrize("part", [FEW, pytest.param(ALL, marks=pytest.mark.slow)])
 Case = Callable[[random.Random], Callable[[], Any]]
 TEXTS = ("config.yaml", "model.json", "metrics.jsonl", "summary.json", "environment.json")
 
 
-def try_all(kind: str, count: int, case: Case) -> Counter[str]:
+def attempt_all(kind: str, count: float, case: Case) -> Counter[str]:
     """Every case of a kind; the outcomes that are faults, with their seeds, fail the test."""
     outcomes: Counter[str] = Counter()
     faults = []
-    for number in range(count):
+    for number in range(int(count)):
         outcome = attempt(case(random.Random(f"{kind} {number}")))
         outcomes[outcome] += 1
         if outcome not in ("accepted", "refused"):
@@ -50,7 +52,7 @@ def try_all(kind: str, count: int, case: Case) -> Counter[str]:
     return outcomes
 
 
-def test_configs(tmp_path: Path) -> None:
+def test_configs(tmp_path: Path, part: float) -> None:
     recipes = [path.read_text() for path in sorted(RECIPES.glob("*.yaml"))]
     path = tmp_path / "x.yaml"
 
@@ -59,10 +61,10 @@ def test_configs(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         return partial(load_config, [f"--config={path}"], prog="", description="")
 
-    assert try_all("config", 600, case)["accepted"]
+    assert attempt_all("config", 600 * part, case)["accepted"]
 
 
-def test_sweeps(tmp_path: Path) -> None:
+def test_sweeps(tmp_path: Path, part: float) -> None:
     sweeps = [path.read_text() for path in sorted((RECIPES / "sweeps").glob("*.yaml"))]
     path = tmp_path / "x.yaml"
 
@@ -70,10 +72,10 @@ def test_sweeps(tmp_path: Path) -> None:
         path.write_text(spoil_text(draw.choice(sweeps), draw))
         return partial(read_sweep, path, count=3, seed=0)
 
-    assert try_all("sweep", 150, case)["accepted"]
+    assert attempt_all("sweep", 150 * part, case)["accepted"]
 
 
-def test_command_lines() -> None:
+def test_command_lines(part: float) -> None:
     keys = known_keys()
 
     def case(draw: random.Random) -> Callable[[], Any]:
@@ -86,10 +88,10 @@ def test_command_lines() -> None:
             words += draw.choice(([f"--{key}={value}"], [f"--{key}", value], [value], [f"--{key}"]))
         return partial(load_config, words, prog="", description="")
 
-    try_all("line", 500, case)
+    attempt_all("line", 500 * part, case)
 
 
-def test_idx_files(tmp_path: Path) -> None:
+def test_idx_files(tmp_path: Path, part: float) -> None:
     folder = make_idx(tmp_path / "set")
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -110,11 +112,61 @@ def test_idx_files(tmp_path: Path) -> None:
             else partial(read_idx, folder / name)
         )
 
-    assert try_all("idx", 400, case)["accepted"]
+    assert attempt_all("idx", 400 * part, case)["accepted"]
+
+
+def make_tables(folder: Path, ending: str) -> Path:
+    lines = [f"{number / 7:.3f},{number % 5},{'xyz'[number % 3]}" for number in range(40)]
+    folder.mkdir()
+    for split in ("train", "test"):
+        path = folder / f"{split}.csv"
+        path.write_text("\n".join(["a,b,label", *lines]))
+        if ending == "parquet":
+            from pyarrow import csv, parquet
+
+            parquet.write_table(csv.read_csv(path), path.with_suffix(".parquet"))
+            path.unlink()
+    return folder
+
+
+SETS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "image_folder": (partial(make_tree, num_train=9, num_test=6), {"size": 16}),
+    "npy": (make_arrays, {}),
+    "webdataset": (make_shards, {"size": 16}),
+    "csv": (partial(make_tables, ending="csv"), {"target": "label"}),
+    "parquet": (partial(make_tables, ending="parquet"), {"target": "label"}),
+}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_data_of_your_own(tmp_path: Path, kind: str, part: float) -> None:
+    make, kwargs = SETS[kind]
+    folder = make(tmp_path / "set")
+    whole = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    config = DataConfig(dataset=kind, root=str(folder), kwargs=kwargs)
+
+    def read_all() -> None:
+        found = load_datasets(config, seed=0)
+        for split in (found.train, found.test):
+            for index in range(len(split)) if hasattr(split, "__getitem__") else ():
+                split[index]
+
+    def case(draw: random.Random) -> Callable[[], Any]:
+        for path, content in whole.items():
+            path.write_bytes(content)
+        chosen = draw.choice(list(whole))
+        chosen.write_bytes(spoil_bytes(whole[chosen], draw))
+        return read_all
+
+    attempt_all(kind, 250 * part, case)
 
 
 def test_run_directories(
-    trained_run: Path, tmp_path: Path, idx_folder: Path, capsys: pytest.CaptureFixture[str]
+    trained_run: Path,
+    tmp_path: Path,
+    idx_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    part: float,
 ) -> None:
     images = tmp_path / "images.npy"
     np.save(images, np.zeros((2, 1, 9, 7), dtype=np.uint8))
@@ -142,11 +194,11 @@ def test_run_directories(
             )
         )
 
-    assert try_all("run", 250, case)["accepted"]
+    assert attempt_all("run", 250 * part, case)["accepted"]
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_archives(tmp_path: Path) -> None:
+def test_archives(tmp_path: Path, part: float) -> None:
     """Even if the digest is right: it is that of the spoilt archive."""
     (tmp_path / "a.bin").write_bytes(bytes(range(256)) * 30)
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
@@ -171,7 +223,7 @@ def test_archives(tmp_path: Path) -> None:
         )
         return partial(extract, tmp_path / name, facts, target)
 
-    assert try_all("archive", 400, case)["accepted"]
+    assert attempt_all("archive", 400 * part, case)["accepted"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("a.bin", "target", "x.tar", "x.tar.gz", "x.zip")
     ]

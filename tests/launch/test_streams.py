@@ -115,36 +115,6 @@ def test_a_data_worker_dies_with_its_rank_from_the_first_moment(
             time.sleep(0.05)
 
 
-def test_a_full_disk_keeps_records_waiting(tmp_path: Path) -> None:
-    """Law: said once; every record comes, whole and in order, when there is room again."""
-    from trainer.records.jsonl import JsonlSink
-
-    sink = JsonlSink()
-    path = tmp_path / "metrics.jsonl"
-    path.touch()
-    sink.file = path.open("r+b", buffering=0)
-    real = sink.file
-    sink.record({"step": 1})
-
-    class Full:
-        def truncate(self, size: int) -> int:
-            return real.truncate(size)
-
-        def seek(self, where: int) -> int:
-            return real.seek(where)
-
-        def write(self, content: bytes) -> int:
-            return real.write(content[:3])  # what still fits
-
-    sink.file = Full()  # type: ignore[assignment]
-    sink.record({"step": 2})
-    sink.record({"step": 3})
-    sink.file = real
-    sink.record({"step": 4})
-    sink.finish("completed")
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
-
-
 def test_an_evaluation_that_comes_again_is_recorded_once(tmp_path: Path) -> None:
     """Law: after a stop in an evaluation, a restart and a kill before its checkpoint was there."""
     from trainer.records.jsonl import JsonlSink
@@ -167,15 +137,6 @@ def test_an_evaluation_that_comes_again_is_recorded_once(tmp_path: Path) -> None
         kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in kept] == expected
         assert "train/loss" in json.loads(kept[0])
-
-
-def test_a_lock_that_is_a_link_is_not_followed(small: Arguments, tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.write_text("content")
-    (tmp_path / ".run.lock").symlink_to(precious)
-    finished = wait(start(python_command("launch/train.py", *small("run"))))
-    assert finished.status == 2, finished.output
-    assert precious.read_text() == "content"
 
 
 def test_a_run_directory_that_is_deleted_is_missed_at_once(

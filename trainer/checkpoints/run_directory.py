@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from configs.identity import digest, flatten, identity, nest
 from configs.read_files import read_json
 from configs.schema import RunConfig
 from data.facts import InputFacts, read_model
-from data.lock_file import open_lock
+from data.lock_file import lock_of
 from data.vocabulary import TOKENIZER
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
 from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
@@ -93,9 +94,17 @@ class RunDirectory:
         What a killed process left halfway in it is finished or undone.
 
         Raises:
-            InputError: If another process holds the lock, or OUTPUT_DIR cannot be written.
+            InputError: If another process holds the lock, OUTPUT_DIR cannot be written, or NAME is
+                a link that leads nowhere.
         """
         if self.lock is None:
+            if os.path.islink(self.path) and not os.path.exists(self.path):
+                raise InputError(
+                    str(self.path),
+                    given=f"a link to {self.path.readlink()}",
+                    expected="a folder that is there",
+                    remedy="Make it, or mount its disk, or remove the link.",
+                )
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
@@ -227,7 +236,7 @@ class RunDirectory:
 
     def _take_lock(self) -> None:
         """Hold OUTPUT_DIR/.NAME.lock while this process lives; a kill releases it."""
-        lock = open_lock(self.path.parent / f".{self.path.name}.lock")
+        lock = lock_of(self.path)
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:

@@ -79,6 +79,9 @@ def check_trainer(trainer: Mapping[str, Any], progress: Mapping[str, Any]) -> No
     for key, value in found.items():
         _expect(key in progress, f"progress.{key}", value, "a key that is known")
         _check_value(f"progress.{key}", value, progress[key])
+    for key in ("best_step", "evaluated_step"):
+        late = found.get(key, 0) > found["window"]
+        _expect(not late, f"progress.{key}", found.get(key), f"{found['window']} or less")
     batches = found["step"] + found.get("skipped_steps", 0)
     _expect(found["window"] == batches, "progress.window", found["window"], f"{batches}")
     _expect(trainer["device_type"] in DEVICES, "device_type", trainer["device_type"], "a device")
@@ -107,11 +110,15 @@ def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
     known = any(
         k.__module__.startswith(("torch.", "trainer.")) for k in type(optimizer).__mro__[:1]
     )
+    slots = {key for own in parts.values() if isinstance(own, dict) for key in own}
     for index, own in parts.items():
         name = f"optimizer.state.{index}"
         _expect(isinstance(index, int) and 0 <= index < len(parameters), name, "state", "none")
         _expect(isinstance(own, dict), name, own, "a mapping")
-        for key, value in own.items() if known else ():
+        if not known:
+            continue
+        _expect(own.keys() == slots, name, list(own), f"{list(slots)}, as of the others")
+        for key, value in own.items():
             _check_slot(f"{name}.{key}", key, value, parameters[index])
 
 
@@ -119,8 +126,9 @@ def _check_slot(name: str, key: str, value: Any, parameter: Tensor) -> None:
     if key in SCALARS:
         number = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
         _expect(number, name, value, "one number")
-        _expect(key != "step" or 0 <= float(value) <= MOST, name, value, "a count")
-    elif key in ELEMENTWISE and value is not None:
+        whole = key != "step" or (0 <= float(value) <= MOST and float(value).is_integer())
+        _expect(whole, name, value, "a count")
+    elif key in ELEMENTWISE and not (value is None and key == "momentum_buffer"):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         _expect(shape == tuple(parameter.shape), name, shape, f"shape {tuple(parameter.shape)}")
 

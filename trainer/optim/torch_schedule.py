@@ -18,6 +18,7 @@ from configs.schema_training import ScheduleConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.objective.selection import Selection
 from trainer.optim.optimizers import set_rate
+from trainer.optim.saved_schedule import MOVING, alike
 
 Scheduler = lr_scheduler.LRScheduler
 
@@ -165,12 +166,23 @@ class TorchSchedule:
         """Continue a saved one; one of another kind or with other arguments is left alone.
 
         This one then catches up with the run by counting, as if it had always been in use.
+
+        Raises:
+            ValueError: If it is not what `state_dict` gives.
         """
         if state.get("made_of") != self.made_of:
             return
-        state = copy.deepcopy(state)
+        fresh, state = self.state_dict(), copy.deepcopy(state)
+        if type(self.scheduler) in SCHEDULERS.values():  # it takes whatever attribute it is given
+            state["scheduler"] = alike(
+                "schedule.scheduler", state["scheduler"], fresh["scheduler"], MOVING
+            )
+        options = {k: v for k, v in fresh["group"].items() if type(v) in (int, float, tuple, list)}
+        group = alike("schedule.group", state["group"], options)  # the others are the optimizer's
+        if not isinstance(state["count"], int) or state["count"] < 0:
+            raise ValueError(f"schedule.count of trainer.pt is {state['count']!r}, not a count")
         self.count = state["count"]
-        self.stand_in.param_groups[0].update(state["group"])
+        self.stand_in.param_groups[0].update(group)
         self.scheduler.load_state_dict(state["scheduler"])
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from configs.imports import import_extra
 from configs.schema_records import LoggingConfig
+from trainer.records.append_file import AppendFile
 from trainer.records.sinks import Record, RunFacts
 
 log = logging.getLogger("convoy")
 FOLDER = "tensorboard"
+PREFIX = "events.out.tfevents"
 
 
 def check_tensorboard(config: LoggingConfig) -> None:
@@ -26,46 +32,76 @@ def check_tensorboard(config: LoggingConfig) -> None:
 
 
 class TensorBoardSink:
-    """Writes every value of a record as a scalar over optimizer steps, and the config as text."""
+    """Writes every value of a record as a scalar over optimizer steps, and the config as text.
+
+    Not through SummaryWriter: what its thread fails to write is lost, and the file ends there.
+    """
 
     def __init__(self) -> None:
-        self.writer: Any = None
+        self.file: AppendFile | None = None
 
     def start(self, facts: RunFacts) -> None:
-        # Readers drop what earlier files of the folder say about the steps that are taken again.
-        # Its background thread passes on whatever went wrong, so anything may come.
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from torch.utils.tensorboard.summary import text
 
             folder = Path(facts.directory) / FOLDER
-            self.writer = SummaryWriter(str(folder), purge_step=facts.first_step + 1)
+            folder.mkdir(exist_ok=True)
+            self.file = AppendFile(_next_file(folder), new=True)
+            # Readers drop what earlier files of the folder say about the steps taken again.
+            first, begun = facts.first_step + 1, SessionLog(status=SessionLog.START)
             lines = (f"    {key}: {json.dumps(value)}" for key, value in facts.config.items())
-            self.writer.add_text("config", "\n".join(lines), facts.first_step)
+            config = text("config", "\n".join(lines))  # type: ignore[no-untyped-call]
+            self._append(
+                [
+                    Event(wall_time=time.time(), step=first, file_version="brain.Event:2"),
+                    Event(wall_time=time.time(), step=first, session_log=begun),
+                    Event(wall_time=time.time(), step=facts.first_step, summary=config),
+                ]
+            )
         except Exception as error:
             self._give_up(error)
 
     def record(self, record: Record) -> None:
-        if self.writer is None:
+        if self.file is None:
             return
         try:
-            step, when = int(record["step"]), record["time"]
-            for key, value in record.items():
-                if "/" in key or key == "epoch":
-                    self.writer.add_scalar(key, value, step, walltime=when)
-            self.writer.flush()
+            from tensorboard.compat.proto.event_pb2 import Event
+            from torch.utils.tensorboard.summary import scalar
+
+            place: dict[str, Any] = {"step": int(record["step"]), "wall_time": record["time"]}
+            self._append(
+                [
+                    Event(summary=scalar(key, value), **place)  # type: ignore[no-untyped-call]
+                    for key, value in record.items()
+                    if "/" in key or key == "epoch"
+                ]
+            )
         except Exception as error:
             self._give_up(error)
 
+    def _append(self, events: list[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        assert self.file is not None
+        piece = io.BytesIO()
+        for event in events:
+            RecordWriter(piece).write(event.SerializeToString())
+        self.file.append(piece.getvalue())
+
     def finish(self, status: str) -> None:
-        if self.writer is None:
-            return
-        try:
-            self.writer.close()
-        except Exception as error:
-            self._give_up(error)
+        if self.file is not None:
+            self.file.close()
 
     def _give_up(self, error: Exception) -> None:
         """Warn once, and write nothing from then on."""
         reason = " ".join(str(error).split()) or type(error).__name__
         log.warning("TensorBoard files end here (%s); training goes on without them", reason)
-        self.writer = None
+        self.file = None
+
+
+def _next_file(folder: Path) -> Path:
+    """A name after those that are there, wherever the clock stands: readers go by their order."""
+    earlier = [path.name.split(".")[3] for path in folder.glob(f"{PREFIX}.*")]
+    seconds = max([int(time.time()), *(int(word) + 1 for word in earlier if word.isdecimal())])
+    return folder / f"{PREFIX}.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.0"

@@ -171,6 +171,7 @@ def test_labels_of_text_become_classes_in_alphabetical_order(tmp_path: Path) -> 
     ("train", "test", "classes", "said"),
     [
         ([1, None, 1, 1] * 2, [0] * 8, None, r"row 1 of split train: given 'nothing'"),
+        ([None, 1, 1, 1] * 2, [0] * 8, None, r"row 0 of split train: given 'nothing'"),
         (["a", "b"] * 4, ["a", "b", None, "a"] * 2, None, r"row 2 of split test: given 'nothing'"),
         ([0, 1] * 4, [0, 1, 1, -1] * 2, 2, r"row 3 of split test: given -1, expected 0 to 1"),
         ([0, 1] * 4, [0, -1] * 4, None, r"row 1 of split test: given -1, expected 0 or more"),

@@ -181,6 +181,13 @@ def test_numbers_that_float32_cannot_tell_apart_are_refused(root: Path) -> None:
     assert load(root).input_shape == (1,)
 
 
+def test_names_of_columns_that_are_no_text_are_refused(root: Path) -> None:
+    path = root / "test.csv"
+    path.write_bytes(b"\xdb" + path.read_bytes())
+    with pytest.raises(InputError, match=r"test\.csv cannot be read"):
+        load(root)
+
+
 def test_a_missing_file_is_named_and_one_file_can_be_cut(root: Path) -> None:
     (root / "test.csv").unlink()
     with pytest.raises(InputError, match=r"expected test\.csv or val\.csv.*--data\.test 0\.1"):

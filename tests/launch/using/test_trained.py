@@ -199,11 +199,19 @@ def change_model(run: Path, kwargs: str, name: str = "mlp") -> None:
     path.write_text(yaml.safe_dump(content))
 
 
-@pytest.mark.parametrize("average", [[], {"layers.1.weight": "x"}, torch.ones(2), 1])
-def test_an_average_that_is_none_is_refused(run: Path, average: object) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("ema", value) for value in ([1], {"layers.1.weight": "x"}, torch.ones(2), 1)),
+        *(("buffers", value) for value in ([1], torch.ones(2), 1)),
+    ],
+)
+def test_an_average_or_buffers_that_are_none_are_refused(
+    run: Path, key: str, value: object
+) -> None:
     checkpoint = (run / "checkpoints/best").resolve()
     state = torch.load(checkpoint / "trainer.pt", weights_only=True)
-    torch.save(state | {"ema": average}, checkpoint / "trainer.pt")
+    torch.save(state | {key: value}, checkpoint / "trainer.pt")
     sign(checkpoint)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("ema_decay: null", "ema_decay: 0.9"))

@@ -23,6 +23,8 @@ CODE = "import pathlib; pathlib.Path({mark!r}).touch()\ndef harm(*a, **k): ...\n
 KEYS = {
     "model": {"name": "harmful:harm"},
     "data": {"dataset": "harmful:harm"},
+    "model forward": {"forward": "harmful:harm"},
+    "data collate": {"collate": "harmful:harm"},
     "data augment": {
         "dataset": "image_folder",
         "kwargs": {"augment": [{"harmful:harm": {}}]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,41 @@ def test_a_link_keeps_leading_to_the_disk_that_was_chosen(
     assert str(disk / "there.1") in note
     assert (tmp_path / "run").readlink() == disk / "there"
     assert (disk / "there" / "config.yaml").is_file()
-    assert sorted(path.name for path in disk.iterdir()) == ["there", "there.1"]
+    assert sorted(path.name for path in disk.iterdir()) == [".there.lock", "there", "there.1"]
+
+
+def test_two_links_to_one_directory_are_one_run(
+    config: RunConfig,
+    tmp_path: Path,
+    opened: list[RunDirectory],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Law: whatever leads to it, and even if the directory was moved aside in between."""
+    monkeypatch.setattr(run_directory, "LOCK_SECONDS", 0.0)
+    (tmp_path / "disk/there").mkdir(parents=True)
+    for name in ("run", "other"):
+        (tmp_path / name).symlink_to(tmp_path / "disk/there")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    earlier_run(config, "completed")
+    opened.append(RunDirectory(config))
+    opened[0].open(config, Resume(None, 0, []))
+    for folder, name in (("", "run"), ("", "other"), ("folder", "run"), ("disk", "there")):
+        same = replace(config, output_dir=str(tmp_path / folder), name=name)
+        with pytest.raises(InputError, match="another process is training in"):
+            RunDirectory(same).claim()
+    another = RunDirectory(replace(config, name="another"))
+    opened.append(another)
+    another.claim()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "run"])
+def test_a_link_that_leads_nowhere_is_refused(
+    config: RunConfig, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=r"given 'a link to .*, expected a folder that is there"):
+        RunDirectory(config).claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("length", [250, 300])

@@ -74,6 +74,10 @@ EDITS = {
     "metrics no mapping": put([], "progress", "metrics"),
     "elapsed not a number": put(float("nan"), "progress", "elapsed_seconds"),
     "a switch of 2": put(2, "progress", "evaluation_due"),
+    "a best of tomorrow": put(99, "progress", "best_step"),
+    "an exp_avg_sq that is missing": drop("optimizer", "state", 1, "exp_avg_sq"),
+    "an exp_avg_sq of nothing": put(None, "optimizer", "state", 1, "exp_avg_sq"),
+    "half a step of an optimizer": put(torch.tensor(1.5), "optimizer", "state", 0, "step"),
     "another step": lambda s: s["progress"].update(step=2, window=2),
     "no optimizer": drop("optimizer"),
     "optimizer no mapping": put([], "optimizer"),
@@ -118,6 +122,30 @@ def test_an_edited_state_is_refused(
     run = tamper(small_run, tmp_path, EDITS[what])
     with pytest.raises(InputError, match=r"does not fit this run|cannot be read"):
         resume(run, idx_folder)
+
+
+SCHEDULES = {
+    "a method in the way": put("x", "schedule", "scheduler", "step"),
+    "a text for a number": put("x", "schedule", "scheduler", "num_bad_epochs"),
+    "a shorter list": put([], "schedule", "scheduler", "_last_lr"),
+    "another constant": put(["x"], "schedule", "scheduler", "min_lrs"),
+    "a rate of text": put("x", "schedule", "group", "lr"),
+    "a count below 0": put(-(10**12), "schedule", "count"),
+    "no scheduler": drop("schedule", "scheduler"),
+}
+
+
+@pytest.mark.parametrize("what", SCHEDULES)
+def test_an_edited_scheduler_is_refused_or_taken_without_them(
+    what: str, tmp_path: Path, idx_folder: Path
+) -> None:
+    arguments = ["--schedule.name=ReduceLROnPlateau", "--train.max_steps=3"]
+    run = tamper(train_here(tmp_path / "first", idx_folder, *arguments), tmp_path, SCHEDULES[what])
+    if what in ("a method in the way", "another constant"):
+        assert resume(run, idx_folder) == 0
+    else:
+        with pytest.raises(InputError, match="does not fit this run"):
+            resume(run, idx_folder)
 
 
 def test_a_state_that_nobody_edited_continues(

@@ -179,6 +179,20 @@ def test_a_checkpoint_without_a_schedule_is_caught_up_with() -> None:
     assert settings_of(second) == settings_of(first)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_steps_change_comes_back(name: str) -> None:
+    """Law: all of it, though what follows from the config is not taken from a checkpoint."""
+    real = optimizer()
+    saved, fresh = (schedule_of(real, name=name, kwargs=SCHEDULES[name]) for _ in range(2))
+    saved.apply(real, 7, 7)
+    for epoch, value in enumerate((0.3, 0.2, 0.2, 0.1), start=1):
+        saved.evaluated({"accuracy": value}, epoch * PER_EPOCH)
+    state = saved.state_dict()
+    assert state != fresh.state_dict()
+    fresh.load_state_dict(state)
+    assert fresh.state_dict() == state
+
+
 def test_changed_arguments_hold_from_the_continued_step_on() -> None:
     saved = schedule_of(optimizer(), name="StepLR", kwargs={"step_size": 1, "gamma": 0.5})
     saved.apply(optimizer(), 6, 6)
