@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from configs.errors import InputError
 from data.collate import IGNORED
 from data.datasets import load_datasets
 from data.formats.tokens import TokenWindows
+from launch.evaluate import main as evaluate
 from launch.predict import main as predict
 from launch.using.trained import load_trained
 from tests.support.processes import python_command, start, train, wait_for_step
@@ -83,6 +86,25 @@ def test_what_an_evaluation_says_is_of_every_token_once(trained: Path) -> None:
     text = test.vocabulary.decode(targets.tolist())
     bits = last["eval/loss"] * count / math.log(2) / len(text.encode())
     assert last["eval/bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+
+
+def test_the_command_says_what_the_run_said_and_knows_its_vocabulary(
+    trained: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Law: evaluate.py of the latest weights gives the last record; another text is refused."""
+    arguments = [str(trained), "--checkpoint=latest", f"--output={tmp_path}"]
+    assert evaluate(arguments) == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
+    last = [record for record in records(trained) if "eval/loss" in record][-1]
+    for name in ("loss", "perplexity", "bits_per_byte", "token_accuracy", "tokens"):
+        assert found[name] == pytest.approx(last[f"eval/{name}"], rel=1e-12), name
+    other = tmp_path / "other"
+    shutil.copytree(tokens, other)
+    header = json.loads((other / "tokens.json").read_text())
+    header["vocabulary"]["characters"] = header["vocabulary"]["characters"][::-1]
+    (other / "tokens.json").write_text(json.dumps(header))
+    with pytest.raises(InputError, match="vocabulary of the data"):
+        evaluate([str(trained), f"--data.root={other}"])
 
 
 def test_it_learns_and_says_how_many_tokens_a_second(trained: Path) -> None:
