@@ -122,6 +122,10 @@ def _may_name_module(value: Any) -> bool:
     return isinstance(value, str) and is_import_path(value) and value[0].isidentifier()
 
 
+class MissingExtra(InputError):
+    """An optional package is not installed."""
+
+
 def import_extra(module: str, extra: str) -> Any:
     """Import an optional package where it is needed.
 
@@ -130,14 +134,14 @@ def import_extra(module: str, extra: str) -> Any:
         extra: The extra of this project that installs it.
 
     Raises:
-        InputError: If it is not installed, with the command that does it.
+        MissingExtra: If it is not installed, with the command that does it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise InputError(
+        raise MissingExtra(
             f"{error.name} is not installed for {sys.executable}",
             expected=f"the extra `{extra}`",
             remedy=f"Run `pip install -c constraints.txt -e '.[{extra}]'`.",

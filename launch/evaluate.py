@@ -37,10 +37,11 @@ def main(argv: Sequence[str]) -> int:
 
     from data.datasets import load_datasets
     from launch.using.assess import assess, tells_classes_apart, to_record
-    from trainer.checkpoints.atomic_files import check_output, write_output
+    from trainer.checkpoints.atomic_files import check_output, make_folder, write_output
 
     trained = load_run(arguments, overrides)
     folder: Path = (arguments.output or trained.directory).expanduser()
+    make_folder("--output", folder)
     check_output("--output", folder / "evaluation.json")
     data = load_datasets(trained.config.data, seed=trained.config.seed)
     if not tells_classes_apart(trained, data):

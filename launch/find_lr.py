@@ -22,7 +22,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
-from configs.imports import import_extra
+from configs.imports import MissingExtra
 from configs.load import load_config
 from configs.visible import visible
 from launch.entry import num_ranks, run_command
@@ -51,7 +51,12 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(
         rest, prog="launch/find_lr.py", description="The keys of a run, as for launch/train.py."
     )
-    output = Path(given.pop("output")).expanduser()
+    runs = Path(config.output_dir).expanduser()
+    if "output" not in given:
+        from trainer.checkpoints.atomic_files import make_folder
+
+        make_folder("output_dir", runs)
+    output = Path(given.pop("output", runs / f"{config.name}_lr_finder.png")).expanduser()
     if output.suffix != ".png":
         raise InputError("--output", given=str(output), expected="the name of a picture, FILE.png")
     if num_ranks() > 1:
@@ -73,9 +78,9 @@ def own_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--lr_finder.{name}", dest=name, metavar="VALUE", help=text)
     parser.add_argument(
         "--output",
-        default="lr_finder.png",
         metavar="FILE.png",
-        help="picture of the curve; FILE.json beside it holds the numbers (default: %(default)s)",
+        help="picture of the curve; FILE.json beside it holds the numbers (default: "
+        "OUTPUT_DIR/NAME_lr_finder.png)",
     )
     return parser
 
@@ -113,14 +118,13 @@ def read_options(given: dict[str, str]) -> FinderOptions:
 
 def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
     """Run the test on all ranks; rank 0 shows what it found."""
-    from launch.finding.curve_files import draw_curve, write_curve
+    from launch.finding.curve_files import write_curve
     from launch.finding.loss_curve import suggest
     from launch.finding.range_test import range_test
     from trainer.build import assemble
     from trainer.checkpoints.atomic_files import check_output
     from trainer.ranks.runtime import choose_device, detect, process_group
 
-    import_extra("matplotlib.figure", "report")  # better now than after the test
     for path in (output, output.with_suffix(".json")):
         check_output("--output", path)
     runtime = choose_device(detect(os.environ), config.parallel)
@@ -129,19 +133,30 @@ def find(config: RunConfig, options: FinderOptions, output: Path) -> int:
     suggestion = suggest(curve)
     if runtime.is_main:
         write_curve(output.with_suffix(".json"), curve, suggestion)
-        draw_curve(output, curve, suggestion)
-        show(curve, suggestion, output)
+        show(curve, suggestion, draw(curve, suggestion, output))
     return 0 if suggestion is not None else 1
 
 
-def show(curve: LossCurve, suggestion: Suggestion | None, output: Path) -> None:
+def draw(curve: LossCurve, suggestion: Suggestion | None, output: Path) -> str:
+    """Draw the picture if matplotlib is there; returns what was written, in words."""
+    from launch.finding.curve_files import draw_curve
+
+    numbers = output.with_suffix(".json")
+    try:
+        draw_curve(output, curve, suggestion)
+    except MissingExtra as missing:
+        return f"Curve in {numbers}; no picture: {missing}"
+    return f"Curve in {output} and {numbers}"
+
+
+def show(curve: LossCurve, suggestion: Suggestion | None, written: str) -> None:
     """What was found, and the flag to paste."""
     if not curve.learning_rates:
         print(f"No step was taken: {curve.stopped}.")
     else:
         first, last = curve.learning_rates[0], curve.learning_rates[-1]
         print(f"{len(curve.losses)} steps from {first:.1e} to {last:.1e}: {curve.stopped}.")
-    print(visible(f"Curve in {output} and {output.with_suffix('.json')}"))
+    print(visible(written))
     if suggestion is None:
         remedy = "Try a larger --lr_finder.max_lr or more --lr_finder.steps"
         if curve.bad_sample is not None:

@@ -181,7 +181,7 @@ def test_data_the_model_cannot_know_are_refused(
         (["--model.name=mlp"], "--model.name: expected a key of data, evaluate, parallel"),
         (["--data.rot=x"], "unknown config key 'data.rot'"),
         (["--data.root"], "--data.root: expected a value after it"),
-        (["--output=/no/such/folder"], "expected a file in a folder that exists"),
+        (["--output=/dev/null/folder"], "expected a folder that can be made"),
         (["--checkpoint=nowhere"], "--checkpoint: given 'nowhere'"),
     ],
 )

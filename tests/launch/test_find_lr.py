@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,19 @@ def test_help_shows_its_own_options_and_the_config() -> None:
     assert finished.status == 0
     for option in ("--lr_finder.min_lr", "--lr_finder.steps", "--output", "--optimizer.lr"):
         assert option in finished.stdout
+
+
+def test_without_matplotlib_there_are_numbers_and_the_way_to_a_picture(
+    small: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Law: what was found lies where runs lie, and only the picture needs the extra."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    runs = tmp_path / "new" / "runs"
+    assert main([*small(), "--lr_finder.steps=20", f"--output_dir={runs}", "--name=mine"]) in (0, 1)
+    found = capsys.readouterr().out
+    assert "no picture" in found
+    assert "pip install" in found
+    assert [path.name for path in runs.iterdir()] == ["mine_lr_finder.json"]

@@ -137,6 +137,20 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(option: str, folder: Path) -> None:
+    """Make a folder for what a command writes, if it is not there.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            option, given=str(folder), expected=f"a folder that can be made ({error.strerror})"
+        ) from None
+
+
 def check_output(option: str, path: Path) -> None:
     """Refuse a file that could not be written, before any work goes into it.
 
