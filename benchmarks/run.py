@@ -2,6 +2,7 @@
 
     python launch/benchmark.py                # every peer and every mode, interleaved rounds
     python launch/benchmark.py --quick        # one short round, a few minutes
+    python launch/benchmark.py --text         # the language model: tokens/s, loss after as many
     python launch/benchmark.py --options      # what exactness, checkpoints and drift checks cost
     python launch/benchmark.py --growth       # samples/s against batch size, width and ranks
     python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
@@ -35,11 +36,11 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.measure import results
-from benchmarks.measure.contenders import Settings, choose
+from benchmarks.measure.contenders import TEXT, Settings, choose
 from benchmarks.measure.growth import measure_growth, points, show_growth
 from benchmarks.measure.loaders import measure_loaders, show_loaders
 from benchmarks.measure.option_costs import WARMUP_STEPS, compare_options, show_options
-from benchmarks.measure.peers import compare, show_peers
+from benchmarks.measure.peers import compare, show_peers, show_text
 from benchmarks.measure.pictures import growth_figure, peers_figure, roofline_figure
 from benchmarks.measure.precisions import (
     measure_precisions,
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--text", action="store_true", help="the language model and its peers")
     add("--options", action="store_true", help="options of Convoy")
     add("--growth", action="store_true", help="batch size, width and ranks")
     add("--roofline", action="store_true", help="steps against their floors")
@@ -109,7 +111,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError("what to measure", given=chosen, expected="one of them at a time")
     arguments.kind = chosen[0] if chosen else "peers"
     _fill_defaults(arguments)
-    if arguments.only is not None and arguments.kind != "peers":
+    if arguments.only is not None and arguments.kind not in ("peers", "text"):
         raise InputError("--only", given=arguments.only, expected="a comparison of peers")
     if arguments.kind == "project_scaling":
         return arguments  # it has an output of its own
@@ -146,6 +148,21 @@ def benchmark_peers(arguments: argparse.Namespace) -> int:
     found = compare(chosen, settings(arguments), arguments.rounds, arguments.seconds)
     show_peers(found)
     write(arguments, {"contenders": found}, lambda: peers_figure(found, described(arguments)))
+    return 1 if any(item["status"] == "failed" for item in found) else 0
+
+
+def benchmark_text(arguments: argparse.Namespace) -> int:
+    """The contenders of the language model: table and JSON. Status 1 if one of them failed."""
+    from benchmarks.peers.text_common import CONTEXT, load_text
+
+    found = compare(
+        choose(arguments.only, arguments.device, TEXT),
+        settings(arguments),
+        arguments.rounds,
+        arguments.seconds,
+    )
+    show_text(found, len(load_text()[0]) * CONTEXT)
+    write(arguments, {"contenders": found})
     return 1 if any(item["status"] == "failed" for item in found) else 0
 
 
@@ -219,6 +236,7 @@ def benchmark_loaders(arguments: argparse.Namespace) -> int:
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "peers": benchmark_peers,
+    "text": benchmark_text,
     "options": benchmark_options,
     "growth": benchmark_growth,
     "roofline": benchmark_roofline,
@@ -240,7 +258,12 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 def described(arguments: argparse.Namespace) -> dict[str, Any]:
     """How it was measured, for the JSON file and the picture."""
-    own = {"options": ("steps",), "peers": ("epochs", "device"), "roofline": ("epochs", "device")}
+    own = {
+        "options": ("steps",),
+        "peers": ("epochs", "device"),
+        "text": ("epochs", "device"),
+        "roofline": ("epochs", "device"),
+    }
     keys = ("rounds", "threads", *own.get(arguments.kind, ("device",)))
     found = {key: getattr(arguments, key) for key in keys}
     if arguments.max_steps is not None:

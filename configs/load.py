@@ -17,6 +17,7 @@ from configs.identity import flatten
 from configs.imports import find_beside
 from configs.read_files import read_yaml
 from configs.schema import RunConfig
+from configs.strange_kwargs import without_strange_kwargs
 from configs.trust import FLAG, judge, lies_in_run
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def load_config(
     _check_flags(rest)
     parser = build_parser(prog, description)
     try:
-        config = _instantiate(parser, parser.parse_args(_without_strange_kwargs(files, rest)))
+        config = _instantiate(parser, parser.parse_args(without_strange_kwargs(files, rest)))
     except (argparse.ArgumentError, ArithmeticError, RecursionError) as error:
         raise _translate(str(error)) from None
     foreign = [] if FLAG in argv else [file for file in files if of_run or lies_in_run(file)]
@@ -227,41 +228,6 @@ def _check_flags(argv: Sequence[str]) -> None:
                 f"argument {token!r}", expected="options of the form --key value", remedy=SEE_HELP
             )
         previous = token
-
-
-NAMES = dict.fromkeys(("model", "task", "optimizer", "schedule"), "name") | {"data": "dataset"}
-"""Groups with `kwargs`, and their keys that say whose arguments these are."""
-
-
-def _without_strange_kwargs(files: Sequence[Path], argv: Sequence[str]) -> list[str]:
-    """The whole command line, in which another name of a model (or task, ...) than that of the
-    files before it also drops the arguments that these gave to that one."""
-    contents = [read_yaml(file) for file in files]
-    words = [["--config", str(file)] for file in files] + [list(argv)]
-    for group, key in NAMES.items():
-        name: str = getattr(getattr(RunConfig(), group), key)
-        kwargs: dict[str, Any] = {}
-        chosen = [(content.get(group) or {}).get(key) for content in contents]
-        for number, now in enumerate([*chosen, _value_of(f"--{group}.{key}", argv)]):
-            if now not in (None, name):
-                name = now
-                if kwargs and _value_of(f"--{group}.kwargs", argv) is None:
-                    words[number][:0] = [f"--{group}.kwargs={{}}"]
-                    log.info(f"{group}.kwargs {kwargs} are not those of {now}: left out")
-                kwargs = {}
-            given = (contents[number].get(group) or {}).get("kwargs") if contents[number:] else None
-            kwargs |= given if isinstance(given, dict) else {}
-    return [word for part in words for word in part]
-
-
-def _value_of(option: str, argv: Sequence[str]) -> str | None:
-    """What a command line says last of an option."""
-    said = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        name, equals, value = word.partition("=")
-        if name == option:
-            said = value if equals else following
-    return said
 
 
 SEE_HELP = "`python launch/train.py --help` lists every key."

@@ -48,7 +48,7 @@ class AugmentConfig:
 class DataConfig:
     dataset: str = "mnist"
     """Catalogue name (mnist, fashion_mnist, kmnist, emnist_SPLIT, cifar10, cifar100), files of your
-    own (idx, image_folder, npy, csv, parquet, huggingface, webdataset), or an import path
+    own (idx, image_folder, npy, csv, parquet, huggingface, webdataset, tokens), or an import path
     `package.module:attribute`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Options of the data set (docs/data.md), or keyword arguments of one by import path."""

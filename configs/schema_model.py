@@ -12,8 +12,8 @@ from configs.fields import execution
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str = "mlp"
-    """Registered name (mlp, convnet, resnet9, resnet18, resnet50, vit), timm/NAME or an import
-    path `package.module:attribute`."""
+    """Registered name (mlp, convnet, resnet9, resnet18, resnet50, vit, gpt), timm/NAME or an
+    import path `package.module:attribute`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model, such as {hidden: [256, 128], dropout: 0.2}."""
     forward: str | None = None
@@ -57,8 +57,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     name: str = "classification"
-    """What is learned: classification, multilabel, regression, loss (what task.loss says, and
-    nothing else), or an import path."""
+    """What is learned: classification, multilabel, regression, next_token, loss (what task.loss
+    says, and nothing else), model_loss (what the model computes), or an import path."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a task named by import path."""
     loss: str | None = None

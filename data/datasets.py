@@ -18,6 +18,7 @@ from data.formats.idx_folder import load_idx_folder
 from data.formats.image_folder import FolderOptions, load_image_folder
 from data.formats.npy import load_mapped
 from data.formats.tabular import load_csv, load_parquet
+from data.formats.tokens import load_tokens
 from data.formats.user import load_user
 from data.formats.webdataset import ShardOptions, load_shards
 from data.options import read_options
@@ -43,6 +44,7 @@ READERS: dict[str, Callable[[DataConfig], Datasets]] = {
     "parquet": load_parquet,
     "huggingface": load_huggingface,
     "webdataset": load_shards,
+    "tokens": load_tokens,
 }
 """Formats of a user's own files, by name; the catalogue has names of its own."""
 PICTURES: dict[str, type[PictureOptions]] = {

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from configs.errors import InputError
 from configs.read_files import parse_json, read_text
+from data.vocabulary import MOST_TOKENIZER_BYTES, TOKENIZER, Vocabulary
 
 MOST = 2**31
 """Numbers in one sample, or classes."""
@@ -50,6 +51,8 @@ class InputFacts:
     """Of pictures of any size; None for inputs that are taken as they are stored."""
     features: tuple[str, ...] = ()
     """Names of the features of vectors, in their order; empty if they have none."""
+    vocabulary: Vocabulary | None = None
+    """Of tokens; None for other inputs."""
     structure: str = ""
     """What a sample's inputs are, in words, where they are not one tensor."""
 
@@ -121,23 +124,26 @@ class InputFacts:
             "dtype": self.dtype,
             "fit": None if self.fit is None else asdict(self.fit),
             "features": [str(name) for name in self.features],
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_json(),
             "structure": self.structure,
         }
 
     @classmethod
-    def from_json(cls, content: Any, where: str) -> Self:
+    def from_json(cls, content: Any, where: str, tokenizer: str = "") -> Self:
         """What `to_json` wrote; JSON keeps every bit of a float.
 
         Args:
             content: The parsed JSON.
             where: The file, for the message.
+            tokenizer: The content of a tokenizer's file that lies beside it.
 
         Raises:
             InputError: If it is something else.
         """
         try:
-            known = {"fit": None, "features": (), "structure": "", **content}
-            fit = known["fit"]
+            new = {"fit": None, "features": (), "structure": "", "vocabulary": None}
+            known = new | content
+            fit, words = known["fit"], known["vocabulary"]
             if fit is not None:
                 height, width = (int(side) for side in fit["size"])
                 fit = PictureFit(size=(height, width), crop=float(fit["crop"]))
@@ -151,11 +157,12 @@ class InputFacts:
                 dtype=str(known["dtype"]),
                 fit=fit,
                 features=tuple(str(name) for name in known["features"]),
+                vocabulary=None if words is None else Vocabulary.from_json(words, tokenizer),
                 structure=str(known["structure"]),
             )
             facts.check()
             return facts
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise InputError(
                 f"{where} is not as it was written ({type(error).__name__}: {error})",
                 expected="the facts of a run's data",
@@ -176,4 +183,13 @@ def read_model(path: Path) -> tuple[InputFacts, Any]:
         raise
     except (OSError, ValueError) as error:
         content = f"unreadable: {error}"
-    return InputFacts.from_json(content, str(path)), content
+    return InputFacts.from_json(content, str(path), _tokenizer(path.with_name(TOKENIZER))), content
+
+
+def _tokenizer(path: Path) -> str:
+    try:
+        return read_text(path, most=MOST_TOKENIZER_BYTES)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} ({error})", expected="the tokenizer of the run") from None

@@ -1,4 +1,5 @@
-"""Classify images with a trained run: `python launch/predict.py runs/mnist digit.png`."""
+"""Classify images with a trained run, `python launch/predict.py runs/mnist digit.png`, or go on
+with a text: `python launch/predict.py runs/gpt_chars --prompt "She was"`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import contextlib
-import csv
-import io
-import json
 import logging
 import os
 import shutil
@@ -19,14 +17,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
-from configs.visible import csv_cell, plain
+from configs.visible import visible
 from launch.entry import run_command
 from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
 
@@ -41,24 +39,30 @@ GROUPS = ("parallel", "precision")
 INPUT_FORMATS = ("auto", "idx", "npy", "png")
 FORMATS = ("csv", "json", "jsonl")
 STDIN = "-"
-TOP = 3
-"""Classes that a person is shown for an image."""
 log = logging.getLogger("convoy")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check every input, then write one row for each image."""
+    """Check every input, then write one row for each image, or text."""
     own, overrides = split_overrides(argv, GROUPS)
-    arguments = build_parser().parse_args(own)
+    text = any(word.partition("=")[0] == "--prompt" for word in own)
+    arguments = build_parser(text=text).parse_args(own)
+    if text:
+        return continue_text(arguments, overrides)
     kind = output_format(arguments)
 
     from data.formats.reading import Reading
+    from launch.using.rows import show_rows, text_file, write_rows
     from launch.using.trained import require_classes
     from trainer.checkpoints.atomic_files import check_output
 
     if arguments.output is not None:
         check_output("--output", arguments.output)
     trained = load_run(arguments, overrides)
+    if trained.facts.vocabulary is not None:
+        raise InputError(
+            "INPUT", given=arguments.inputs, expected="--prompt TEXT for a run on tokens"
+        )
     require_classes(trained.config)
     trained.facts.require_one_input("predict")
     reading = Reading(facts=trained.facts, resize=arguments.resize, invert=arguments.invert)
@@ -80,19 +84,47 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def continue_text(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Write a prompt and what follows it."""
+    from launch.using.generating import require_text, write_text
+    from launch.using.rows import text_file
+    from launch.using.text_options import read_prompt, sampling
+    from trainer.checkpoints.atomic_files import check_output
+
+    how = sampling(arguments)
+    if arguments.output is not None:
+        check_output("--output", arguments.output)
+    trained = load_run(arguments, overrides)
+    require_text(trained)
+    pieces = write_text(trained, read_prompt(arguments.prompt), how)
+    if arguments.output is not None:
+        with text_file(arguments.output) as file:
+            file.writelines([*pieces, "\n"])
+        return 0
+    show = visible if sys.stdout.isatty() else str
+    for piece in pieces:
+        print(show(piece), end="", flush=True)
+    print()
+    return 0
+
+
+def build_parser(*, text: bool = False) -> argparse.ArgumentParser:
+    """The options; a `text` has no other inputs than its prompt."""
+    from launch.using.text_options import add_options
+
     parser = build_run_parser(
         "predict",
         "Classify images with a trained run: one row per image with its class, the name of the "
-        "class and the probability of every class.",
+        "class and the probability of every class. Or go on with a text.",
         GROUPS,
     )
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="IDX (plain or .gz), NPY or picture files; - reads one from standard input.",
-    )
+    if not text:
+        parser.add_argument(
+            "inputs",
+            nargs="+",
+            metavar="INPUT",
+            help="IDX (plain or .gz), NPY or picture files; - reads one from standard input.",
+        )
     parser.add_argument(
         "--format",
         choices=INPUT_FORMATS,
@@ -128,6 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Turn dark drawings on white into light ones on black, as in MNIST (255 - value).",
     )
+    add_options(parser)
     return parser
 
 
@@ -210,58 +243,6 @@ def look_inverted(images: Tensor, facts: InputFacts) -> int:
     means = images.flatten(1).double().mean(1) / facts.scale
     away, inverted = (means - facts.mean[0]).abs(), (1 - means - facts.mean[0]).abs()
     return int(((away > 0.4) & (inverted < away / 2)).sum())
-
-
-def show_rows(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> None:
-    """A line for each image, for a person: its class, and the next likely ones."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("input", "class", "probability", "then")
-    for row in rows:
-        probabilities = row["probabilities"]
-        ranked = sorted(range(len(names)), key=lambda label: -probabilities[label])[1:TOP]
-        others = "  ".join(f"{names[label]} {probabilities[label]:.1%}" for label in ranked)
-        where = f"{row['input']} [{row['index']}]" if row["index"] else row["input"]
-        cells = where, row["name"], f"{row['probability']:.1%}", others
-        table.add_row(*map(plain, cells))
-    Console().print(table)
-
-
-def write_rows(
-    file: TextIO, rows: Iterator[dict[str, Any]], kind: str, names: Sequence[str]
-) -> None:
-    """Write the rows as they come."""
-    if kind == "csv":
-        table = csv.writer(file, lineterminator="\n")
-        fixed = ("input", "index", "class", "name", "probability")
-        table.writerow([*fixed, *(csv_cell(f"p_{name}") for name in names)])
-        for row in rows:
-            table.writerow([*(csv_cell(row[key]) for key in fixed), *row["probabilities"]])
-    elif kind == "jsonl":
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-    else:
-        separator = "[\n"
-        for row in rows:
-            file.write(separator + json.dumps(row))
-            separator = ",\n"
-        file.write("\n]\n")
-
-
-@contextlib.contextmanager
-def text_file(path: Path) -> Iterator[TextIO]:
-    """A text file that appears when it is complete."""
-    from trainer.checkpoints.atomic_files import cannot_write, replacing
-
-    try:
-        with replacing(path) as raw:
-            text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-            yield text
-            text.flush()
-            text.detach()
-    except OSError as error:
-        raise cannot_write(path, error) from None
 
 
 if __name__ == "__main__":

@@ -162,7 +162,11 @@ def _try_out(
 
 def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Example) -> Subject:
     """What is trained, on which samples, and where."""
-    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+    task = build_task(
+        config.task,
+        label_smoothing=config.train.label_smoothing,
+        vocabulary=data.vocabulary,
+    )
     if runtime.device.type == "mps" and config.task.name != "classification":
         raise InputError(
             "task.name",

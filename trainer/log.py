@@ -66,6 +66,7 @@ class RunLog:
         watch: Stopwatch,
         end: End,
         hook: Hook,
+        tokens_per_sample: int | None = None,
     ) -> None:
         self.config = config
         self.runtime = runtime
@@ -87,6 +88,7 @@ class RunLog:
         self.hook = hook
         self.written: Record = {}
         """The latest training record."""
+        self.tokens_per_sample = tokens_per_sample
         self.unwritten: Unwritten | None = None
         self.summary_refused = False
 
@@ -117,10 +119,13 @@ class RunLog:
         self.flush()
         self.step.parts.check(self.state.progress.step)
         scaler = self.state.precision.scaler
+        rate = self.watch.read()
         record = self._start() | {
             "train/lr": self.step.learning_rate,
-            "train/samples_per_second": self.watch.read(),
+            "train/samples_per_second": rate,
         }
+        if self.tokens_per_sample is not None:
+            record["train/tokens_per_second"] = rate * self.tokens_per_sample
         scale = None
         if scaler.is_enabled():
             record["train/skipped_steps"] = self.state.progress.skipped_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,4 +260,5 @@ def build_log(
             watch=watch,
             sharded="FSDP" in components.execution.engine,
         ),
+        tokens_per_sample=math.prod(data.input_shape) if data.vocabulary else None,
     )

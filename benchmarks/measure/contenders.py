@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,8 @@ class Contender:
     title: str
     program: str | None = None
     """File under benchmarks/peers; None: a run of launch/train.py."""
+    config: str = "mnist"
+    """Recipe of a run of launch/train.py."""
     options: tuple[str, ...] = ()
     ranks: int = 1
     torchrun: bool = False
@@ -64,7 +67,7 @@ class Contender:
         """The command line; a run of Convoy goes to `folder`/run."""
         if self.program is None:
             options = [
-                "--config=mnist",
+                f"--config={self.config}",
                 "--name=run",
                 f"--output_dir={folder}",
                 f"--train.epochs={settings.epochs}",
@@ -179,17 +182,48 @@ PROGRAMS = (
 
 CONTENDERS = (*CONVOY, *PROGRAMS)
 
+TEXT = (
+    Contender(name="text", title="Convoy", config="gpt_chars", against="text"),
+    Contender(
+        name="text-compile",
+        title="Convoy, compiled",
+        config="gpt_chars",
+        options=("--compile.enabled=true",),
+        against="text",
+    ),
+    Contender(
+        name="text-pytorch", title="plain PyTorch loop", program="text_pytorch.py", against="text"
+    ),
+    Contender(
+        name="text-accelerate",
+        title="Accelerate",
+        program="text_accelerate.py",
+        against="text",
+        needs=("accelerate",),
+    ),
+    Contender(
+        name="text-lightning",
+        title="Lightning",
+        program="text_lightning.py",
+        against="text",
+        needs=("lightning",),
+    ),
+)
+"""Runs of configs/gpt_chars.yaml, and peers that train the same network on the same text."""
 
-def choose(only: str | None, device: str = "cpu") -> tuple[Contender, ...]:
+
+def choose(
+    only: str | None, device: str = "cpu", among: Sequence[Contender] = CONTENDERS
+) -> tuple[Contender, ...]:
     """All contenders on a device, or those whose names `only` lists, in the order of the table.
 
     Raises:
         InputError: For a name that nobody has.
     """
     if only is None:
-        return tuple(contender for contender in CONTENDERS if device in contender.devices)
+        return tuple(contender for contender in among if device in contender.devices)
     wanted = [name.strip() for name in only.split(",")]
-    known = [contender.name for contender in CONTENDERS]
+    known = [contender.name for contender in among]
     for name in wanted:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -199,7 +233,7 @@ def choose(only: str | None, device: str = "cpu") -> tuple[Contender, ...]:
                 expected=", ".join(known),
                 remedy=f"Did you mean {close[0]!r}?" if close else "",
             )
-    return tuple(contender for contender in CONTENDERS if contender.name in wanted)
+    return tuple(contender for contender in among if contender.name in wanted)
 
 
 def named(name: str) -> Contender:

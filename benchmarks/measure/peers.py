@@ -109,6 +109,8 @@ def summarise(
         ("peak_memory_bytes", 0),
     ):
         facts[key] = spread([run[key] for run in mine], digits)
+    if all("test_loss" in run for run in mine):
+        facts["test_loss"] = spread([run["test_loss"] for run in mine], 4)
     facts["against"] = contender.against
     theirs = [steady(run["train_seconds"]) for run in runs.get(contender.against, [])]
     facts["ratio"] = ratios(seconds, theirs) if len(theirs) == len(seconds) else None
@@ -153,6 +155,35 @@ def show_peers(results: Sequence[dict[str, Any]]) -> None:
     )
     if any(item.get("extrapolated") for item in results):
         print("* trained on a few steps only: its time is extrapolated, its accuracy means nothing")
+
+
+def show_text(results: Sequence[dict[str, Any]], tokens: int) -> None:
+    """One line each: tokens a second, the ratio of times to Convoy's, and what was learned.
+
+    Args:
+        results: Of `compare`.
+        tokens: Those of an epoch.
+    """
+    rows = []
+    for item in results:
+        if item["status"] != "measured":
+            why = (item["reason"] or "").splitlines()[0]
+            rows.append((item["title"], f"{item['status']}: {why}", *[""] * 5))
+            continue
+        rows.append(
+            (
+                item["title"],
+                f"{tokens / item['epoch_seconds']['median']:,.0f}",
+                range_text(item["epoch_seconds"]),
+                range_text(item["ratio"]),
+                f"{item['test_loss']['median']:.4f}",
+                f"{item['peak_memory_bytes']['median'] / 2**20:.0f}",
+                f"{item['first_step_seconds']['median']:.1f}",
+            )
+        )
+    title = "Training of the language model (median and range over the rounds)"
+    columns = ("contender", "tokens/s", "s an epoch", "times Convoy", "test loss", "peak MiB")
+    show(title, (*columns, "first step (s)"), rows)
 
 
 def _list(reasons: dict[str, str]) -> str:

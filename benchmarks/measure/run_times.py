@@ -26,20 +26,22 @@ def read_run(run: Path, *, started_at: float) -> dict[str, Any]:
     """
     records = read_records(run)
     training = [record for record in records if "train/loss" in record]
-    ends = [record for record in records if "eval/accuracy" in record]
+    ends = [record for record in records if "eval/loss" in record]
     elapsed = [0.0, *(record["elapsed_seconds"] for record in ends)]
     epochs = [after - before for before, after in itertools.pairwise(elapsed)]
     warmup = compile_seconds(training)
     epochs[0] -= warmup
     summary = json.loads((run / "summary.json").read_text())
+    score = "accuracy" if "eval/accuracy" in summary else "token_accuracy"
     return {
         "train_seconds": [round(seconds, 4) for seconds in epochs],
         "compile_seconds": round(warmup, 4),
         "first_step_seconds": round(training[0]["time"] - started_at, 3),
         "first_step_is_upper_bound": True,
-        "test_accuracy": summary["eval/accuracy"],
+        "test_accuracy": summary[f"eval/{score}"],
+        "test_loss": summary["eval/loss"],
         "train_loss": last_epoch_mean(training, "train/loss"),
-        "train_accuracy": last_epoch_mean(training, "train/accuracy"),
+        "train_accuracy": last_epoch_mean(training, f"train/{score}"),
         "epochs": len(epochs),
         "steps": summary["step"],
         "extrapolated": False,

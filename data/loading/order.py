@@ -132,8 +132,12 @@ class Plan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of the largest global batch on this rank."""
-        return max(len(self._cut(size)) for size in self.epoch_schedule.sizes)
+        """Micro-batches of the largest global batch on the rank that has most of them: what ranks
+        conclude from it must be the same on all, and their parts may differ by a sample."""
+        parts = self.shards or self.world_size
+        largest = [-(-size // parts) for size in self.epoch_schedule.sizes]
+        most = max(len(self._bounds(0, size, size)) for size in largest)
+        return most * (parts // self.world_size)
 
     @functools.cached_property
     def micro_batch_sizes(self) -> list[int]:

@@ -9,7 +9,7 @@ from configs.errors import InputError
 from launch.comparing.run_record import RunRecord
 
 LOWER = re.compile(
-    r"loss|error|err|perplexity|ppl|nll|mae|mse|rmse|ece|brier|fid|wer|cer|bpb|bpc|regret|seconds"
+    r"loss|error|err|perplexity|ppl|nll|mae|mse|rmse|ece|brier|fid|wer|cer|bits|bpb|bpc|regret|seconds"
 )
 """Words in the name of a metric of which less is better."""
 QUALITY = {"accuracy": 3, "acc": 3, "f1": 2, "loss": 1}

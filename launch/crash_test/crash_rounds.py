@@ -25,7 +25,7 @@ from launch.crash_test.scenarios import (
 
 MOST_KILLS_OF_A_RUN = 12
 WEIGHTS = "run/checkpoints/latest/model.safetensors"
-VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second")
+VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
 """What the clock says in a record."""
 ROUNDING = 1e-5
 """By how much a loss may differ that other ranks have summed."""

@@ -114,6 +114,13 @@ def check_same_kind(model: InputFacts, data: InputFacts) -> None:
     ):
         if given != expected and given and expected:
             raise InputError(what, given=given, expected=f"{expected}, as in training")
+    if data.vocabulary != model.vocabulary:
+        raise InputError(
+            "vocabulary of the data",
+            given=data.vocabulary and data.vocabulary.to_json(),
+            expected="that of the run's training",
+            remedy="Tokens of another vocabulary stand for other text: evaluate those of the run.",
+        )
     if data.num_classes > model.num_classes:
         raise InputError(
             "classes of the data",

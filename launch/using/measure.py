@@ -9,7 +9,7 @@ from data.datasets import Datasets
 from data.loading.loader import build_loader
 from data.loading.order import Plan
 from data.samples import Example
-from launch.using.assess import samples_of
+from launch.using.assess import check_same_kind, samples_of
 from launch.using.trained import Trained
 from trainer.networks.calling import choose_call
 from trainer.objective.evaluation import evaluate
@@ -20,10 +20,15 @@ def measure(trained: Trained, data: Datasets, split: str) -> dict[str, Any]:
     """The content of evaluation.json: as the run itself evaluates, on one set of `data`.
 
     Raises:
-        InputError: If there is no such set.
+        InputError: If there is no such set, or it is of another kind than in training.
     """
     config, samples = trained.config, samples_of(data, split)
-    task = build_task(config.task, label_smoothing=config.train.label_smoothing)
+    check_same_kind(trained.facts, data.facts())
+    task = build_task(
+        config.task,
+        label_smoothing=config.train.label_smoothing,
+        vocabulary=trained.facts.vocabulary,
+    )
     example = Example(samples[0], choose_collate(config.data))
     # Nobody trains here: the samples stand in for the training set, which is not to be moved.
     plan = Plan(num_samples=len(samples), global_batch_size=1, seed=config.seed)

@@ -16,7 +16,7 @@ from benchmarks.peers.common import load_mnist
 from tests.support.processes import ROOT, launch
 
 PEERS = ROOT / "benchmarks/peers"
-SHARED = {"common", "torch_common", "passes_by_hand", "jax_common", "mini_framework"}
+SHARED = {"common", "torch_common", "text_common", "passes_by_hand", "jax_common", "mini_framework"}
 KEYS = {
     "name",
     "train_seconds",
@@ -69,6 +69,26 @@ def test_a_peer_learns_on_a_slice(name: str, reported: str, needs: str) -> None:
     assert line["test_accuracy"] > 0.84
     assert 0.1 < line["train_loss"] < 0.7
     assert not line["extrapolated"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("name", "reported", "needs"),
+    [
+        ("text_pytorch", "text-pytorch", "torch"),
+        ("text_accelerate", "text-accelerate", "accelerate"),
+        ("text_lightning", "text-lightning", "lightning"),
+    ],
+)
+def test_a_peer_of_the_language_model_learns_on_a_slice(
+    name: str, reported: str, needs: str
+) -> None:
+    """Law: 328 windows are 21 steps of 16; letters by their frequency are told with a loss of 3."""
+    line = program(name, "--epochs=1", "--limit=328", needs=needs)
+    assert (line["name"], line["steps"], line["samples_per_epoch"]) == (reported, 21, 328)
+    assert line["tokens_per_sample"] == 128
+    assert 2 < line["test_loss"] < 3.5
+    assert 2 < line["train_loss"] < 4.4
 
 
 @pytest.mark.process

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,6 +175,28 @@ def test_memory_is_what_a_rank_holds(small: Arguments, backward: str) -> None:
     # Inputs, activations and masks of 12 samples instead of 24; constants are a few bytes.
     assert two["activations"] == pytest.approx(one["activations"] / 2, rel=0.1)
     assert two["activations"] > 12 * 4 * (63 + 24 + 16)
+
+
+@pytest.mark.parametrize("ranks", [8, 64])
+def test_the_language_model_for_gpus_would_run_on_many_ranks(ranks: int, tmp_path: Path) -> None:
+    """configs/gpt_small.yaml as it stands, but for the size of its network and of its windows."""
+    for name, count in (("train", 16 * 600), ("val", 16 * 100)):
+        (np.arange(count) % 50_257).astype("<u2").tofile(tmp_path / f"{name}.bin")
+    (tmp_path / "tokens.json").write_text('{"dtype": "uint16", "vocabulary": 50257}')
+    report = dry(
+        "--config=gpt_small",
+        f"--data.root={tmp_path}",
+        "--data.kwargs.context=16",
+        '--model.kwargs={"depth": 2, "width": 16, "heads": 2}',
+        "--train.max_steps=1000",
+        "--train.epochs=999",
+        f"--output_dir={tmp_path}",
+        f"--dry_run.world_size={ranks}",
+    )
+    assert report.execution.ways["engine"] == "FSDP"
+    assert report.splits[0].samples == (512 // ranks,) * ranks
+    assert report.splits[0].micro_batches == (512 // ranks // 8,) * ranks
+    assert [need.purpose for need in report.memory if need.num_bytes is None] == ["data set"]
 
 
 def test_shares_that_overlap_or_leave_a_gap_are_found() -> None:

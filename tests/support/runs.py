@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second")
+VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
 
 
 def comparable(run: Path, after: int = 0) -> list[dict[str, Any]]:

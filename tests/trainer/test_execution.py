@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +12,10 @@ import trainer.execution
 from configs.errors import InputError
 from configs.load import RECIPES, load_config
 from data.augment import build_augment
-from data.datasets import ArrayDataset
+from data.datasets import ArrayDataset, MapDataset
+from data.formats.tokens import TokenWindows
 from data.loading.loader import placement
+from data.vocabulary import of_bytes
 from tests.support.processes import launch
 from trainer.components import build_plan
 from trainer.execution import MAX_EXECUTED, MAX_RECORDED, Execution, Subject, decide
@@ -20,7 +23,7 @@ from trainer.networks.models import build_model
 from trainer.objective.tasks import build_task
 from trainer.ranks.runtime import Runtime
 
-SHAPES = {"cifar10": (3, 32, 32), "csv": (13,)}
+SHAPES = {"cifar10": (3, 32, 32), "csv": (13,), "tokens": (16,)}
 NUM_SAMPLES, GPU_BYTES = 60_000, 80 << 30
 
 
@@ -31,7 +34,11 @@ def decided(
     config = load_config([f"--config={recipe}", *overrides], prog="", description="")
     shape = SHAPES.get(config.data.dataset, (1, 28, 28))
     inputs = torch.zeros((), dtype=torch.uint8).expand(NUM_SAMPLES, *shape)
-    data = ArrayDataset(inputs, torch.zeros((), dtype=torch.int64).expand(NUM_SAMPLES))
+    data: MapDataset = ArrayDataset(inputs, torch.zeros((), dtype=torch.int64).expand(NUM_SAMPLES))
+    if config.data.dataset == "tokens":  # mapped, and read a batch at a time
+        data = TokenWindows(
+            np.zeros(2, np.uint16), of_bytes(separator=False), context=16, stride=16
+        )
     runtime = Runtime(
         launcher="described", rank=rank, world_size=ranks, device=torch.device(device)
     )
@@ -76,10 +83,21 @@ AUGMENTED = PLAIN | {
     ("cpu", 1): "written out, flat, none, one by one",
     ("cpu", 4): "written out, flat, all-reduce, one by one",
 }
+MAPPED = AUTOGRAD | {("cuda", 1): "compiled autograd, direct, none, one by one"}
+SHARDED = {
+    ("cpu", 1): "compiled autograd, own, none, one by one",
+    ("cpu", 4): "compiled autograd, own, reduce-scatter, one by one",
+    ("cuda", 1): "compiled autograd, own, none, one by one",
+    ("cuda", 4): "compiled autograd, own, reduce-scatter, one by one",
+}
+QUICK = {"gpt_small": ('--model.kwargs={"depth": 1, "width": 16, "heads": 2}',)}
+"""Options that build a smaller model, of which the decision is the same."""
 PINNED = {
     "cifar10_resnet": AUTOGRAD,
     "fashion_mnist": PLAIN,
     "fashion_mnist_convnet": AUTOGRAD,
+    "gpt_chars": MAPPED,
+    "gpt_small": SHARDED,
     "idx": PLAIN,
     "mnist": PLAIN,
     "mnist_accurate": AUGMENTED,
@@ -100,7 +118,10 @@ def test_every_recipe_is_pinned() -> None:
 
 @pytest.mark.parametrize("recipe", PINNED)
 def test_a_recipe_runs_as_it_did(recipe: str) -> None:
-    found = {at: words(decided(recipe, device=at[0], ranks=at[1])) for at in PINNED[recipe]}
+    options = QUICK.get(recipe, ())
+    found = {
+        at: words(decided(recipe, *options, device=at[0], ranks=at[1])) for at in PINNED[recipe]
+    }
     assert found == PINNED[recipe]
 
 
@@ -183,6 +204,13 @@ def test_all_ranks_take_as_many_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) 
     """They agree on stop requests between rows: 64 samples on 3 ranks are 21, 21 and 22."""
     monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 21 * 28 * 28 * 4)
     assert [decided("mnist", ranks=3, rank=rank).max_steps for rank in range(3)] == [2, 2, 2]
+
+
+def test_all_ranks_decide_alike_where_their_parts_differ() -> None:
+    """8 samples on 3 ranks, 2 at once: the first has one micro-batch, the others have two."""
+    options = ("--train.global_batch_size=8", "--train.micro_batch_size=2")
+    found = [decided("mnist", *options, ranks=3, rank=rank) for rank in range(3)]
+    assert [(execution.stages, execution.max_steps) for execution in found] == [(False, 1)] * 3
 
 
 def test_recording_can_be_refused() -> None:

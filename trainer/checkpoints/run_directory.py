@@ -19,6 +19,7 @@ from configs.read_files import read_json
 from configs.schema import RunConfig
 from data.facts import InputFacts, read_model
 from data.lock_file import lock_of
+from data.vocabulary import TOKENIZER
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
 from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
@@ -159,6 +160,8 @@ class RunDirectory:
         """Write model.json: what using the model takes besides the config and the weights, and what
         was found in the data."""
         content = json.dumps(facts.to_json() | {"data": found}, indent=2) + "\n"
+        if facts.vocabulary is not None and facts.vocabulary.file:
+            write_atomically(self.path / TOKENIZER, facts.vocabulary.file)
         write_atomically(self.path / "model.json", content)
 
     def write_summary(self, summary: dict[str, Any]) -> None:

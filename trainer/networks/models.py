@@ -14,6 +14,7 @@ from configs.registry import resolve
 from configs.schema_model import ModelConfig
 from trainer.networks import from_timm
 from trainer.networks.convnet import ConvNet
+from trainer.networks.gpt import GPT
 from trainer.networks.mlp import MLP
 from trainer.networks.resnet import resnet18, resnet50
 from trainer.networks.resnet9 import ResNet9
@@ -30,6 +31,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "vit": ViT,
+    "gpt": GPT,
 }
 
 

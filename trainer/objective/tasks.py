@@ -17,6 +17,7 @@ from configs.registry import resolve
 from configs.schema_model import TaskConfig
 from data.collate import IGNORED
 from data.structures import fields_of, floats_as, is_record, tensors
+from data.vocabulary import Vocabulary
 from trainer.objective.losses import (
     LOSS_PROTOCOL,
     Loss,
@@ -34,6 +35,7 @@ from trainer.objective.metrics import (
     Metric,
     hits,
 )
+from trainer.objective.next_token import next_token
 from trainer.objective.task import Task
 
 
@@ -156,34 +158,40 @@ TASKS: dict[str, Callable[..., Task]] = {
     "classification": classification,
     "multilabel": multilabel,
     "regression": regression,
+    "next_token": next_token,
     "loss": loss_alone,
     "model_loss": model_loss,
 }
 
+SMOOTHED = ("classification", "next_token")
+"""Tasks that know train.label_smoothing."""
 METRIC_PROTOCOL = (
     "a class or an object with `width`, `higher_is_better`, `sums(outputs, targets)` -> `(width,)` "
     "and `compute(sums, count)` -> a dict of values by name (see trainer/objective/metrics.py)"
 )
 
 
-def build_task(config: TaskConfig, *, label_smoothing: float) -> Task:
+def build_task(
+    config: TaskConfig, *, label_smoothing: float, vocabulary: Vocabulary | None = None
+) -> Task:
     """Build the task of a run, with the user's loss and metrics if the config names some.
 
     Args:
         config: The name of the task, its arguments, and import paths of a loss and of metrics.
-        label_smoothing: train.label_smoothing, for a classification.
+        label_smoothing: train.label_smoothing, for a classification or the next token.
+        vocabulary: Of the data, if these are tokens.
 
     Raises:
         InputError: If a name leads nowhere, or to something that does not keep its protocol.
     """
     factory = resolve("task.name", config.name, TASKS)
-    if label_smoothing and config.name != "classification":
+    if label_smoothing and config.name not in SMOOTHED:
         raise InputError(
             "train.label_smoothing",
             given=label_smoothing,
-            expected="0 unless task.name=classification",
+            expected=f"0 unless task.name={' or '.join(SMOOTHED)}",
         )
-    offered = {"label_smoothing": label_smoothing}
+    offered = {"label_smoothing": label_smoothing, "vocabulary": vocabulary}
     task = call_with("task.kwargs", factory, dict(config.kwargs), offered)
     if not isinstance(task, Task):
         raise InputError(

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 2.0
 """Seconds between two plain lines about training; evaluations are always printed."""
-PERCENTAGES = ("accuracy", "label_accuracy", "f1", "precision", "recall", "exact_match")
+PERCENTAGES = (
+    *("accuracy", "label_accuracy", "token_accuracy", "f1", "precision", "recall", "exact_match"),
+)
 """Metrics that are printed as percentages."""
 
 EVALUATIONS = {
@@ -72,8 +74,7 @@ class RichSink:
             self.progress.console.print(plain(line))
         if "train/loss" in record:
             metrics = (
-                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}"
-                f"{record['train/samples_per_second']:,.0f} samples/s"
+                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}{_pace(record)}"
             )
             self.progress.update(
                 self.task, completed=record["step"], epoch=record["epoch"], metrics=metrics
@@ -105,7 +106,7 @@ class PlainSink:
             print(
                 f"step {record['step']}/{self.facts.total_steps}  epoch {record['epoch']:.2f}  "
                 f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}"
-                f"lr {record['train/lr']:.3g}  {rate:,.0f} samples/s  "
+                f"lr {record['train/lr']:.3g}  {_pace(record)}  "
                 f"ETA {int(left) // 60}:{int(left) % 60:02d}",
                 flush=True,
             )
@@ -114,6 +115,13 @@ class PlainSink:
 
     def finish(self, status: str) -> None:
         pass
+
+
+def _pace(record: Record) -> str:
+    """Samples a second, and of windows of tokens these too."""
+    pace = f"{record['train/samples_per_second']:,.0f} samples/s"
+    tokens = record.get("train/tokens_per_second")
+    return pace if tokens is None else f"{pace}  {tokens:,.0f} tokens/s"
 
 
 def _score(record: Record, facts: RunFacts) -> str:
