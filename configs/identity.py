@@ -69,3 +69,24 @@ def digest(config: RunConfig) -> str:
     """SHA-256 of the run's identity; equal digests continue each other."""
     canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Every key whose value changed, with both.
+
+    A key that the old run did not know yet had its default there: that is how keys are added.
+    """
+    normal, defaults = (
+        json.loads(json.dumps(x, default=str)) for x in (new, identity(RunConfig()))
+    )
+    old = {key: defaults[key] for key in normal if key in defaults} | old
+    return {
+        key: (old.get(key), normal.get(key))
+        for key in dict.fromkeys([*normal, *old])
+        if old.get(key) != normal.get(key)
+    }
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """As in `optimizer.lr 0.001, now 0.0003; seed 1, now 2`."""
+    return "; ".join(f"{key} {was!r}, now {now!r}" for key, (was, now) in changes(old, new).items())

@@ -1,4 +1,4 @@
-"""Arguments that a config file gives to a model (or task, ...) that was then changed for another."""
+"""Arguments that a config file gives to a model (or task, ...) which was then replaced."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ AUGMENTED = PLAIN | {
 }
 MAPPED = AUTOGRAD | {("cuda", 1): "compiled autograd, direct, none, one by one"}
 SHARDED = {
-    ("cpu", 1): "compiled autograd, own, none, one by one",
+    ("cpu", 1): "compiled autograd, direct, none, one by one",
     ("cpu", 4): "compiled autograd, own, reduce-scatter, one by one",
-    ("cuda", 1): "compiled autograd, own, none, one by one",
+    ("cuda", 1): "compiled autograd, direct, none, one by one",
     ("cuda", 4): "compiled autograd, own, reduce-scatter, one by one",
 }
 QUICK = {"gpt_small": ('--model.kwargs={"depth": 1, "width": 16, "heads": 2}',)}

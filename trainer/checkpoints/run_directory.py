@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from configs.errors import InputError
-from configs.identity import digest, flatten, identity, nest
+from configs.identity import changes, differences, digest, flatten, identity, nest
 from configs.read_files import read_json
 from configs.schema import RunConfig
 from data.facts import InputFacts, read_model
@@ -76,7 +76,7 @@ class RunDirectory:
                 )
             return Resume(None, 0, [])
         manifest = verify_checkpoint(chosen)
-        changed = _differences(manifest["identity"], identity(config))
+        changed = differences(manifest["identity"], identity(config))
         if not changed:
             return self._continued(chosen, manifest, rejected)
         if self.status() == "completed":
@@ -208,7 +208,7 @@ class RunDirectory:
             InputError: If model.json is damaged.
         """
         content, facts = path.resolve().parents[1] / "model.json", None
-        others = _changes(manifest["identity"], self.identity)
+        others = changes(manifest["identity"], self.identity)
         if content.is_file() and not any(key.startswith("data.") for key in others):
             facts = read_model(content)[0]
         return Resume(path, manifest["step"], notes, facts)
@@ -272,29 +272,6 @@ class RunDirectory:
         if self.path.is_symlink():
             path.mkdir()
         return target
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Every key whose value changed, with both.
-
-    A key that the old run did not know yet had its default there: that is how keys are added.
-    """
-    normal, defaults = (
-        json.loads(json.dumps(x, default=str)) for x in (new, identity(RunConfig()))
-    )
-    old = {key: defaults[key] for key in normal if key in defaults} | old
-    return {
-        key: (old.get(key), normal.get(key))
-        for key in dict.fromkeys([*normal, *old])
-        if old.get(key) != normal.get(key)
-    }
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """As in `optimizer.lr 0.001, now 0.0003; seed 1, now 2`."""
-    return "; ".join(
-        f"{key} {was!r}, now {now!r}" for key, (was, now) in _changes(old, new).items()
-    )
 
 
 def _yaml(config: RunConfig) -> str:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.schema_training import PrecisionConfig, ScheduleConfig, TaskConfig
+from configs.schema_model import TaskConfig
+from configs.schema_training import PrecisionConfig, ScheduleConfig
 from data.augment import as_is
 from data.collate import pad
 from data.facts import InputFacts
