@@ -27,6 +27,7 @@ NOT_RUN = {
     r"parallel\.engine accelerate": "run by tests/launch/test_accelerate.py",
     r"--format (onnx|torch_export)": "takes long; run by tests/launch/test_export.py",
     r"predict\.py \S+ -": "reads its standard input; run by tests/launch/test_predict.py",
+    r"gpt_small|--prompt": "takes long; run by tests/launch/test_language_model.py",
     r"prepare_data": "fills the cache of the machine",
     r"--help": "prints and ends: run by tests/launch/test_train.py",
 }
@@ -95,7 +96,8 @@ def arguments_of(command: Command, files: Path, folder: Path) -> tuple[str, list
     if script[1] == "train":
         words += [f"--output_dir={folder / 'runs'}", "--logging.progress=off"]
         words += [] if "--schedule.warmup_steps" in words else ["--train.max_steps=3"]
-        own = any("examples/" in word or word == "wine" for word in words)
+        words += ["--schedule.warmup_steps=1"] if "gpt_chars" in words else []
+        own = any("examples/" in word or word in ("wine", "gpt_chars") for word in words)
         if not own and "--dry_run.world_size" not in words:  # which takes MNIST's 60,000 samples
             words += ["--data.dataset=idx", f"--data.root={files}"]
     return script[1], words

@@ -99,7 +99,7 @@ def build(
         InputError: On every rank alike, if any rank refuses its input.
     """
     config, components = _prepare(config, runtime)
-    directory = directory or RunDirectory(config)
+    (directory := directory or RunDirectory(config)).identify(config)
     resume = broadcast_object(
         runtime,
         raise_on_all_ranks(

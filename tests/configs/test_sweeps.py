@@ -56,8 +56,10 @@ def test_a_sweep_has_the_form_that_wandb_accepts(path: Path) -> None:
         assert set(parameter) in ({"value"}, {"values"}, {"distribution", "min", "max"})
         if sweep["method"] == "grid":
             assert "min" not in parameter
-    sweeps = pytest.importorskip("sweeps", reason="W&B's own schema is in the package `sweeps`")
-    assert sweeps.config.cfg.schema_violations_from_proposed_config(sweep) == []
+    sweeps = pytest.importorskip(
+        "sweeps.config", reason="W&B's own schema is in the package `sweeps`"
+    )
+    assert sweeps.cfg.schema_violations_from_proposed_config(sweep) == []
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

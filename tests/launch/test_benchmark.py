@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure.contenders import CONTENDERS, PEERS, Contender, Settings, choose
+from benchmarks.measure.contenders import CONTENDERS, PEERS, TEXT, Contender, Settings, choose
 from benchmarks.measure.growth import points
 from benchmarks.measure.option_costs import OPTIONS, step_seconds, summarise
 from benchmarks.measure.peers import compare, measure, show_peers
@@ -145,13 +145,15 @@ def write_run(folder: Path) -> Path:
         for step in (40, 80, 120, 160, 200)
     ]
     evaluations = [
-        {"step": 100, "epoch": 1.0, "time": 1011, "elapsed_seconds": 4.0, "eval/accuracy": 0.8},
-        {"step": 200, "epoch": 2.0, "time": 1019, "elapsed_seconds": 5.0, "eval/accuracy": 0.9},
+        {"step": 100, "epoch": 1.0, "time": 1011, "elapsed_seconds": 4.0, "eval/loss": 0.8},
+        {"step": 200, "epoch": 2.0, "time": 1019, "elapsed_seconds": 5.0, "eval/loss": 0.6},
     ]
     records = sorted([*training, *evaluations], key=lambda record: record["elapsed_seconds"])
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
-    (folder / "summary.json").write_text(json.dumps({"step": 200, "eval/accuracy": 0.9}))
+    (folder / "summary.json").write_text(
+        json.dumps({"step": 200, "eval/accuracy": 0.9, "eval/loss": 0.6})
+    )
     return folder
 
 
@@ -239,7 +241,7 @@ def test_threads_are_shared_by_the_ranks() -> None:
 
 
 def test_every_peer_has_a_program_and_every_program_a_contender() -> None:
-    used = {item.program for item in CONTENDERS if item.program}
+    used = {item.program for item in (*CONTENDERS, *TEXT) if item.program}
     programs = {path.name for path in PEERS.glob("*.py") if "def main()" in path.read_text()}
     assert used == programs
     assert len({item.name for item in CONTENDERS}) == len(CONTENDERS)

@@ -16,6 +16,7 @@ from configs.errors import InputError
 from launch import compare, evaluate, predict
 from launch.diagnosis.findings import Finding, show
 from launch.entry import Visibly
+from launch.using.rows import show_rows
 from tests.support.sample_runs import write_run
 
 HOSTILE = "=\x1b]0;owned\x07[bold red]\x1b[2J$\\frac{\u202e"
@@ -51,7 +52,7 @@ def test_predict_shows_and_writes_any_class(
     images = tmp_path / "=\x1b[31m.npy"
     np.save(images, np.zeros((3, 1, 9, 7), dtype=np.uint8))
     row = {"input": str(images), "index": 0, "name": HOSTILE, "probability": 1.0}
-    predict.show_rows(iter([row | {"class": 0, "probabilities": [1.0]}]), [HOSTILE])
+    show_rows(iter([row | {"class": 0, "probabilities": [1.0]}]), [HOSTILE])
     assert is_harmless(capsys.readouterr().out)
     monkeypatch.chdir(tmp_path)
     assert predict.main([str(run), images.name, "--output=rows.csv"]) == 0

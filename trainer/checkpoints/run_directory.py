@@ -51,6 +51,10 @@ class RunDirectory:
         self.path = Path(config.output_dir).expanduser() / config.name
         self.checkpoints = self.path / "checkpoints"
         self.lock: TextIO | None = None
+        self.identify(config)
+
+    def identify(self, config: RunConfig) -> None:
+        """Take over what was found out since: a batch that fits, the digest of weights given."""
         self.identity = identity(config)
         self.digest = digest(config)
 

@@ -110,14 +110,18 @@ def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
     known = any(
         k.__module__.startswith(("torch.", "trainer.")) for k in type(optimizer).__mro__[:1]
     )
-    slots = {key for own in parts.values() if isinstance(own, dict) for key in own}
+    slots: dict[int, set[str]] = {}  # some optimizers treat matrices and vectors differently
+    for index, own in parts.items():
+        if isinstance(own, dict) and isinstance(index, int) and 0 <= index < len(parameters):
+            slots.setdefault(parameters[index].ndim, set()).update(own)
     for index, own in parts.items():
         name = f"optimizer.state.{index}"
         _expect(isinstance(index, int) and 0 <= index < len(parameters), name, "state", "none")
         _expect(isinstance(own, dict), name, own, "a mapping")
         if not known:
             continue
-        _expect(own.keys() == slots, name, list(own), f"{list(slots)}, as of the others")
+        others = slots[parameters[index].ndim]
+        _expect(own.keys() == others, name, list(own), f"{list(others)}, as of the others")
         for key, value in own.items():
             _check_slot(f"{name}.{key}", key, value, parameters[index])
 
