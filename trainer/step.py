@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data.augment import Augment
+from data.augment import Augment, as_is
 from data.loading.order import GlobalBatch
 from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
@@ -211,10 +211,11 @@ class TrainStep:
         """The gradient of one global batch, as the optimizer uses it, to `.grad`."""
         self.engine.clear()
         loss_weight = self.engine.gradient_scale / global_batch.size
-        weights = list[Tensor]()
+        weights: list[Tensor] = []
         for micro in global_batch.micro_batches:
-            inputs, targets, size = next(batches)
-            batch = Batch(*self.augment(inputs, targets), size)
+            batch = next(batches)
+            if self.augment is not as_is:
+                batch = Batch(*self.augment(batch.inputs, batch.targets), batch.size)
             with self.engine.micro_batch(global_batch, micro):
                 loss, score, weight = self.engine.differentiate(batch, loss_weight)
             meter.add(global_batch.number, loss, score, micro.size if weight is None else weight)
