@@ -35,7 +35,7 @@ def reached(output: str) -> list[str]:
     return re.findall(r"completed at step 800: ([^>]*)>", output)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_example_is_killed_and_goes_on_bit_equal(tmp_path: Path, ranks: int) -> None:
     """The same command; on several ranks all have the same result."""
 

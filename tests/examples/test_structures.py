@@ -12,6 +12,8 @@ from tests.support.processes import ROOT, launch, train
 from tests.support.runs import assert_same_bits, latest_weights, series
 
 EXAMPLES = ROOT / "examples"
+SLOW = ("autoencoder", "pairs", "segmentation", "gan")
+"""Whose exact runs are tried where there is time."""
 NAMES = ("sentences", "autoencoder", "pairs", "segmentation", "detection", "gan")
 LEARNED = {
     "sentences": ("eval/accuracy", 0.9, 1.0),
@@ -31,7 +33,9 @@ def run(folder: Path, name: str, *more: object, ranks: int = 1) -> Path:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES]
+)
 def test_exact_runs_have_the_same_bits_on_one_rank_and_on_two_that_were_stopped(
     name: str, tmp_path: Path
 ) -> None:
@@ -71,7 +75,7 @@ def test_they_learn(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", ["sentences", "detection"])
+@pytest.mark.parametrize("name", ["sentences", pytest.param("detection", marks=pytest.mark.slow)])
 def test_commands_know_them_or_refuse_at_once(name: str, tmp_path: Path) -> None:
     """Law: an evaluation afterwards has the values of the run; what takes one tensor says so."""
     folder = run(tmp_path, name, "--train.max_steps=3")

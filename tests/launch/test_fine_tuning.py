@@ -89,7 +89,7 @@ def test_other_weights_are_another_run(base: Path, tmp_path: Path) -> None:
 
 
 def test_unfreezing_by_hand_is_refused_when_it_is_seen(tmp_path: Path) -> None:
-    """Law: today's habit changed nothing, silently; the message shows the way."""
+    """Law: it would change nothing, so it is refused; the message shows the way."""
     with pytest.raises(RunFailed, match=r"a\.weight of the model was unfrozen.*model\.train_from"):
         run(tmp_path, f"{CHANGING}:Unfreezing")
 
@@ -99,8 +99,8 @@ def test_unfreezing_by_hand_is_refused_when_it_is_seen(tmp_path: Path) -> None:
     "way",
     [
         (),
-        ("--parallel.reduction=exact", "--parallel.shards=2"),
-        ("--parallel.strategy=fsdp",),
+        pytest.param(("--parallel.reduction=exact", "--parallel.shards=2"), marks=pytest.mark.slow),
+        pytest.param(("--parallel.strategy=fsdp",), marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_tune_as_one(way: tuple[str, ...], base: Path, tmp_path: Path) -> None:

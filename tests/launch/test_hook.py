@@ -76,7 +76,7 @@ def test_a_hook_that_fails_is_left_out_and_one_that_is_none_is_refused(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_hook_of_two_ranks_changes_no_bit(strategy: str, tmp_path: Path) -> None:
     """Law: by rank 0 alone, and by all ranks where the model is in parts."""
     way = (f"--parallel.strategy={strategy}", "--train.epochs=2", "--logging.every_steps=2")

@@ -173,7 +173,14 @@ def test_the_gradient_is_that_of_the_tokens_of_the_whole_batch(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("ranks", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(
+    ("ranks", "strategy"),
+    [
+        pytest.param(2, "ddp", marks=pytest.mark.slow),
+        (3, "ddp"),
+        pytest.param(2, "fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_change_neither_gradient_nor_evaluation(
     ranks: int, strategy: str, tokens: Path, untouched: Path, tmp_path: Path
 ) -> None:

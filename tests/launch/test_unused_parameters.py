@@ -61,8 +61,10 @@ def test_no_gradient_is_no_step(more: tuple[str, ...], tmp_path: Path) -> None:
     [
         ("LateBranch", ()),
         ("LateBranch", ("--parallel.reduction=exact", "--parallel.shards=2")),
-        ("LateBranch", ("--parallel.strategy=fsdp",)),
-        ("EarlyBranch", ("--parallel.find_unused_parameters=true",)),
+        pytest.param("LateBranch", ("--parallel.strategy=fsdp",), marks=pytest.mark.slow),
+        pytest.param(
+            "EarlyBranch", ("--parallel.find_unused_parameters=true",), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_two_ranks_leave_alone_what_one_rank_does(
