@@ -68,17 +68,18 @@ class AccelerateEngine(Engine):
         model = compile_model(loss, compile_, plan) if compiled else loss
         self.model: nn.Module = self.accelerator.prepare(model)
         self.gradient_scale = 1.0
+        self.checked: list[tuple[str, nn.Parameter]] = []
+        """By name; once, since walking a module takes its time."""
         if runtime.world_size > 1:
             assert isinstance(self.model, DistributedDataParallel)
             self.gradient_scale = float(runtime.world_size)  # it averages, we want the sum
             freeze_buckets(self.model, self.module, plan, example, runtime.device)
-        self.checks = runtime.world_size > 1 and parallel.find_unused_parameters is not True
+            if parallel.find_unused_parameters is not True:
+                self.checked = list(self.model.module.named_parameters())
         self.passes = AcceleratedPasses(self.model, loss, self.accelerator, example)
 
     def reduce(self) -> None:
-        if self.checks:
-            assert isinstance(self.model, DistributedDataParallel)
-            check_used(self.model.module.named_parameters())
+        check_used(self.checked)
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch

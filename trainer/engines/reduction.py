@@ -50,6 +50,7 @@ class AllReduce(Reduction):
 
     def __init__(self, ddp: DistributedDataParallel, world_size: int) -> None:
         self.ddp = ddp
+        self.named = list(ddp.module.named_parameters())  # once: walking a module takes its time
         self.gradient_scale = float(world_size)  # DDP averages over ranks, we want the sum
 
     def micro_batch(
@@ -59,7 +60,7 @@ class AllReduce(Reduction):
 
     def finish(self) -> None:
         if not self.ddp.find_unused_parameters:
-            check_used(self.ddp.module.named_parameters())
+            check_used(self.named)
 
 
 class FlatAllReduce(Reduction):
