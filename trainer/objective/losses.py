@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import InputError
+from data.collate import IGNORED
 from data.structures import fields_of, is_record, outline, tensors
 
 Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor]"]
@@ -79,28 +80,25 @@ def weighted_entropy(loss: Any) -> Loss:
     """Cross-entropy as torch averages it: over the weights of the targets that are not ignored."""
     function = torch_entropy(loss)
     assert function is not None
-    ignored = getattr(loss, "ignore_index", -100)
-    smoothing = (
-        {"label_smoothing": loss.label_smoothing} if hasattr(loss, "label_smoothing") else {}
-    )
+    ignored = getattr(loss, "ignore_index", IGNORED)
+    options: dict[str, Any] = {"reduction": "sum"}
+    if hasattr(loss, "label_smoothing"):
+        options["label_smoothing"] = loss.label_smoothing
 
     def total(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = logits_of(outputs)
         if isinstance(loss, nn.Module):
             loss.to(outputs.device)
         weight = getattr(loss, "weight", None)
-        options: dict[str, Any] = smoothing if weight is None else {**smoothing, "weight": weight}
+        weight = None if weight is None else weight.to(outputs)
         if targets.is_floating_point():  # probabilities: every sample counts once
-            targets = targets.to(outputs.dtype)
-            value = function(outputs, targets, reduction="sum", **options)
+            value = function(outputs, targets.to(outputs.dtype), weight=weight, **options)
             return value, value.new_tensor(outputs.numel() / outputs.shape[1])
-        if weight is not None:
-            options["weight"] = weight.to(outputs)
-        value = function(outputs, targets, ignore_index=ignored, reduction="sum", **options)
+        value = function(outputs, targets, weight=weight, ignore_index=ignored, **options)
         there = targets != ignored
         if weight is None:
             return value, there.sum()
-        return value, (weight.to(outputs)[targets.where(there, 0)] * there).sum()
+        return value, (weight[targets.where(there, 0)] * there).sum()
 
     return total
 

@@ -24,7 +24,6 @@ from trainer.objective.losses import (
     logits_of,
     summed,
     torch_entropy,
-    weighted_entropy,
 )
 from trainer.objective.metrics import (
     Accuracy,
@@ -63,7 +62,6 @@ def classification(*, label_smoothing: float = 0.0) -> Task:
 
 def loss_alone() -> Task:
     """What `task.loss` says, of any outputs and targets; nothing else is measured."""
-
     return Task(name="loss", loss=lambda outputs, targets: outputs)
 
 
@@ -214,7 +212,7 @@ def build_task(
                 expected="0 with a task.loss of your own",
                 remedy="Smooth the labels in that loss.",
             )
-        total = weighted_entropy(loss) if torch_entropy(loss) else summed(_ready(loss))
+        total = summed(_ready(loss))
         task = replace(task, loss=total, measured_loss=_in_float32(total), label_smoothing=None)
     own = [(path, _metric(path)) for path in config.metrics]
     _check_names(task, own)
@@ -223,8 +221,8 @@ def build_task(
 
 def _ready(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss whose weights, if it has some as buffers, are where the outputs are."""
-    if not isinstance(loss, nn.Module):
-        return loss
+    if not isinstance(loss, nn.Module) or torch_entropy(loss) is not None:
+        return loss  # torch's own is known to `summed`, which moves its weights
     if next(loss.parameters(), None) is not None:
         raise InputError(
             "task.loss",
