@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ PROTOCOL = (
     "the indices of the samples of an epoch in their order: whole numbers, as many in every epoch, "
     "and the same whenever it is asked"
 )
-Order = Callable[[int], Tensor]
-"""Number of an epoch -> int64 `(N,)`."""
 
 
 class UserOrder:
@@ -36,9 +33,9 @@ class UserOrder:
         self.function = import_object("data.order", path)
         if not callable(self.function):
             raise self._refusal(type(self.function).__name__)
-        self.known: dict[int, Tensor] = {}
-        self.size = len(self._ask(0))
-        if not torch.equal(self._ask(0), self(0)):
+        self.known = {0: self._ask(0)}
+        self.size = len(self.known[0])
+        if not torch.equal(self._ask(0), self.known[0]):
             raise self._refusal("another order when asked again", "Seed its generator with seed.")
 
     def __call__(self, epoch: int) -> Tensor:

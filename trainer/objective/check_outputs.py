@@ -57,8 +57,6 @@ def _outputs(model: nn.Module, call: Call, inputs: Any, targets: Any) -> Any:
     try:
         return call(model, inputs, targets)
     except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is None:
-            raise
         if "forward" not in str(error):  # from within the model, not from its call
             raise
         raise InputError(

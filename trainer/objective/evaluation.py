@@ -71,10 +71,10 @@ def evaluate(
         num_samples: Samples in it.
         batch_size: Samples in a batch; the last one may be shorter.
         normalize: Turns inputs as the data set gives them into what the module takes.
-
         task: Measures the outputs.
         precision: The type that the module computes in; sums are float64.
         runtime: This rank, within the process group.
+        call: Calls the module with inputs, once they are normalised.
         interrupted: Whether to stop; every rank asks before each of its batches, equally often.
         run_along: What a rank does while others evaluate a batch and it has none left.
 
