@@ -68,6 +68,19 @@ def import_object(key: str, path: str) -> Any:
     return found
 
 
+def import_callable(key: str, path: str, expected: str) -> Callable[..., Any]:
+    """The same for a class or function of the user's; `expected` is its protocol, for the message.
+
+    Raises:
+        InputError: As `import_object` does, and if it cannot be called.
+    """
+    found = import_object(key, path)
+    if not callable(found):
+        raise InputError(key, given=path, expected=expected)
+    function: Callable[..., Any] = found
+    return function
+
+
 def _hidden(module: str, attribute: str = "") -> str:
     """Which file of the user's is not imported under its name, why not, and the way out.
 
@@ -166,14 +179,13 @@ def call_with(
         InputError: If the arguments do not fit its signature, which the message shows.
     """
     signature = signature_of(target)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = {name: v for name, v in offered.items() if name in named(signature)}
     arguments = {**accepted, **{name: with_objects(key, value) for name, value in kwargs.items()}}
     try:
         signature.bind(*positional, **arguments)
     except TypeError as error:
         reason = str(error)[:1].upper() + str(error)[1:]
-        strange = not takes_any and not kwargs.keys() <= signature.parameters.keys()
+        strange = not takes_any(signature) and not kwargs.keys() <= signature.parameters.keys()
         if strange and key.endswith(".kwargs"):  # they may be the recipe's own
             reason += f": give arguments of its own, or none with --{key} '{{}}'"
         raise InputError(
@@ -197,6 +209,11 @@ def named(signature: inspect.Signature) -> set[str]:
     """The arguments that can be given by name; those of `**kwargs` have none."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name for name, parameter in signature.parameters.items() if parameter.kind in kinds}
+
+
+def takes_any(signature: inspect.Signature) -> bool:
+    """Whether there is a `**kwargs`."""
+    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
 def _name(thing: Any) -> str:

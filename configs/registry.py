@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.errors import InputError
-from configs.imports import import_object, is_import_path
+from configs.imports import import_callable, is_import_path
 
 
 def resolve(key: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -18,11 +18,7 @@ def resolve(key: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Cal
             leads nowhere.
     """
     if is_import_path(name):
-        found = import_object(key, name)
-        if not callable(found):
-            raise InputError(key, given=name, expected="the import path of a callable")
-        factory: Callable[..., Any] = found
-        return factory
+        return import_callable(key, name, "the import path of a callable")
     if name not in table:
         lowered = {known.lower(): known for known in table}
         close = [lowered[found] for found in difflib.get_close_matches(name.lower(), lowered, n=1)]

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
 from configs.errors import InputError
-from configs.imports import import_object
+from configs.imports import import_callable
 from configs.schema import DataConfig
 from data.samples import Collate
 from data.structures import TARGETS, as_tensor_or_none, fields_of, is_record, outline, split
@@ -27,15 +27,8 @@ def choose_collate(config: DataConfig) -> Collate:
     """
     if config.collate is None:
         return stack
-    found = import_object("data.collate", config.collate)
-    if not callable(found):
-        raise InputError(
-            "data.collate",
-            given=config.collate,
-            expected="a callable (list of samples) -> a batch, as torch's DataLoader takes it",
-        )
-    collate: Collate = found
-    return collate
+    protocol = "a callable (list of samples) -> a batch, as torch's DataLoader takes it"
+    return import_callable("data.collate", config.collate, protocol)
 
 
 def stack(samples: list[Any]) -> Any:
@@ -78,7 +71,7 @@ def pad(samples: list[Any]) -> Any:
     if is_record(samples[0]):
         named = [fields_of(sample) for sample in samples]
         batch = {name: _pad([item[name] for item in named], name) for name in named[0]}
-        inputs = [name for name in named[0] if name not in TARGETS and _length(named[0][name])]
+        inputs = [name for name in named[0] if name not in TARGETS and _has_length(named[0][name])]
         if inputs and "attention_mask" not in batch:
             batch["attention_mask"] = _mask([item[inputs[0]] for item in named]).long()
         return batch
@@ -87,7 +80,7 @@ def pad(samples: list[Any]) -> Any:
 
 
 def _pad(parts: list[Any], name: str) -> Any:
-    if not _length(parts[0]):
+    if not _has_length(parts[0]):
         return default_collate(parts)
     rows = [torch.as_tensor(part) for part in parts]
     whole = not rows[0].is_floating_point()
@@ -101,5 +94,5 @@ def _mask(parts: list[Any]) -> Tensor:
     return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
-def _length(part: Any) -> bool:
-    return (torch.is_tensor(part) and part.dim() > 0) or (hasattr(part, "shape") and part.ndim > 0)
+def _has_length(part: Any) -> bool:
+    return getattr(part, "ndim", 0) > 0  # of tensors and of numpy's arrays

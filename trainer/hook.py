@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError
-from configs.imports import import_object
+from configs.imports import import_callable
 from configs.schema_records import LoggingConfig
 from data.normalize import Normalize
 from trainer.checkpoints.state import RunState
@@ -70,11 +69,7 @@ def find_hook(config: LoggingConfig) -> Callable[[Moment], object] | None:
     """
     if config.hook is None:
         return None
-    found = import_object("logging.hook", config.hook)
-    if not callable(found):
-        raise InputError("logging.hook", given=config.hook, expected=PROTOCOL)
-    function: Callable[[Moment], object] = found
-    return function
+    return import_callable("logging.hook", config.hook, PROTOCOL)
 
 
 class Hook:

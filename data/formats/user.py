@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
 from configs.errors import InputError
-from configs.imports import call_with, import_object
+from configs.imports import call_with, import_callable
 from configs.schema import DataConfig
 from data.samples import ArrayDataset, Datasets, dtype_name
 from data.splits import known_labels
@@ -31,9 +31,7 @@ def load_user(config: DataConfig, seed: int) -> Datasets:
     Raises:
         InputError: If it is nothing to train on; the message shows the protocol.
     """
-    build = import_object("data.dataset", config.dataset)
-    if not callable(build):
-        raise InputError("data.dataset", given=config.dataset, expected=PROTOCOL)
+    build = import_callable("data.dataset", config.dataset, PROTOCOL)
     offered = {"root": config.root, "seed": seed}
     made = call_with("data.dataset", build, dict(config.kwargs), offered)
     return made if isinstance(made, Datasets) else _from_sets(config, made)

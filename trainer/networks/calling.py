@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from inspect import Signature
 from typing import Any
 
 from torch import nn
 
-from configs.errors import InputError
-from configs.imports import import_object
+from configs.imports import import_callable, named, signature_of, takes_any
 from data.samples import Example
 from data.structures import TARGETS, fields_of, is_record
 
 Call = Callable[[nn.Module, Any, Any], Any]
 """The model, inputs of a batch, normalised, and its targets -> the outputs."""
+PROTOCOL = "a callable (model, batch) -> outputs"
 
 
 def call_whole(module: nn.Module, inputs: Any, targets: Any) -> Any:
@@ -41,44 +41,33 @@ def choose_call(
         InputError: If that is no callable.
     """
     if forward is not None:
-        return _own_call(import_object("model.forward", forward), forward, example)
+        return _own_call(import_callable("model.forward", forward, PROTOCOL), example)
     inputs = example.batch().inputs
     left_out = () if with_targets else TARGETS
-    parameters = inspect.signature(module.forward).parameters.values()
+    signature = signature_of(module.forward)
     if is_record(inputs):
-        names = _accepted(parameters, [n for n in fields_of(inputs) if n not in left_out])
+        names = {name for name in fields_of(inputs) if name not in left_out}
+        if not takes_any(signature):
+            names &= named(signature)
         if names:
             return lambda module, inputs, targets: module(
                 **{name: value for name, value in fields_of(inputs).items() if name in names}
             )
-    elif isinstance(inputs, tuple | list) and _takes(module, len(inputs)):
+    elif isinstance(inputs, tuple | list) and _takes(signature, len(inputs)):
         return lambda module, inputs, targets: module(*inputs)
     return call_whole
 
 
-def _accepted(parameters: Any, names: list[str]) -> set[str]:
-    """Which inputs a function takes by name; all if it takes any."""
-    kinds = {p.name: p.kind for p in parameters}
-    if inspect.Parameter.VAR_KEYWORD in kinds.values():
-        return set(names)
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name for name in names if kinds.get(name) in by_name}
-
-
-def _takes(module: nn.Module, count: int) -> bool:
+def _takes(signature: Signature, count: int) -> bool:
     try:
-        inspect.signature(module.forward).bind(*range(count))
+        signature.bind(*range(count))
     except TypeError:
         return False
     return True
 
 
-def _own_call(forward: Any, path: str, example: Example) -> Call:
+def _own_call(forward: Callable[..., Any], example: Example) -> Call:
     """The user's function, which gets a batch as the data set's samples are made."""
-    if not callable(forward):
-        raise InputError(
-            "model.forward", given=path, expected="a callable (model, batch) -> outputs"
-        )
     content = example.content()
     if is_record(content) or not isinstance(content, tuple | list):
         return lambda module, inputs, targets: forward(module, inputs)

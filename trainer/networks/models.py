@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from configs.errors import InputError
-from configs.imports import call_with, named, signature_of
+from configs.imports import call_with, named, signature_of, takes_any
 from configs.registry import resolve
 from configs.schema_model import ModelConfig
 from trainer.networks import from_timm
@@ -91,10 +91,9 @@ def _unnamed(config: ModelConfig, factory: Callable[..., nn.Module], num_classes
     """A line about a factory that has `num_classes` among its **kwargs perhaps, as those of
     torchvision do, and does not say so; else nothing."""
     signature = signature_of(factory)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     if (
         not num_classes
-        or not takes_any
+        or not takes_any(signature)
         or "num_classes" in named(signature)
         or "num_classes" in config.kwargs
     ):

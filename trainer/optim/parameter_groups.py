@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from configs.errors import InputError
-from configs.imports import import_object
+from configs.imports import import_callable
 from configs.schema_training import OptimizerConfig
 from trainer.networks.blocks import blocks
 from trainer.networks.trained_parts import check_patterns, matches
@@ -105,10 +105,7 @@ def _own_groups(
     model: nn.Module, config: OptimizerConfig, named: dict[str, nn.Parameter]
 ) -> list[Group]:
     assert config.groups is not None
-    function = import_object("optimizer.groups", config.groups)
-    if not callable(function):
-        raise InputError("optimizer.groups", given=config.groups, expected=GROUPS_PROTOCOL)
-    found = function(model)
+    found = import_callable("optimizer.groups", config.groups, GROUPS_PROTOCOL)(model)
     if not isinstance(found, (list, tuple)) or not all(
         isinstance(group, dict) and "params" in group for group in found
     ):
