@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,13 +16,11 @@ from configs.identity import flatten
 from configs.imports import find_beside
 from configs.read_files import read_yaml
 from configs.schema import RunConfig
-from configs.strange_kwargs import without_strange_kwargs
+from configs.strange_kwargs import NAMES, without_strange_kwargs
 from configs.trust import FLAG, judge, lies_in_run
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-
-log = logging.getLogger("convoy")
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_RECIPE = RECIPES / "mnist.yaml"
@@ -104,10 +101,9 @@ def load_keys(keys: dict[str, Any], *, config: str | None, also: Sequence[str] =
     _check_keys(keys, " in fit()", also)
     parser = build_parser("fit", "")
     try:
-        namespace = parser.parse_args(_config_args(files))
-        for group in ("model", "data", "task", "optimizer", "schedule"):
-            given, name = keys.get(group, {}), "dataset" if group == "data" else "name"
-            known = namespace[group][name]
+        namespace = parser.parse_args(without_strange_kwargs(files, []))
+        for group, name in NAMES.items():
+            given, known = keys.get(group, {}), namespace[group][name]
             if "kwargs" not in given and given.get(name, known) != known:
                 namespace[group]["kwargs"] = {}
         loaded = _instantiate(parser, parser.parse_object(keys, namespace))
@@ -117,10 +113,6 @@ def load_keys(keys: dict[str, Any], *, config: str | None, also: Sequence[str] =
     for file in judge(files, foreign, [str(keys)]):
         find_beside(file, flatten(loaded).values())
     return loaded
-
-
-def _config_args(files: Sequence[Path]) -> list[str]:
-    return [arg for file in files for arg in ("--config", str(file))]
 
 
 def _instantiate(parser: ArgumentParser, namespace: Any) -> RunConfig:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
+from configs import strange_kwargs
 from configs.errors import InputError
 from configs.given import PREFIX, Given
 from configs.load import is_group
@@ -38,13 +39,7 @@ SHORT = {
     "batch_size": "train.global_batch_size",
 }
 """Names of `fit` for keys that are wanted most."""
-NAMES = {
-    "model": "model.name",
-    "data": "data.dataset",
-    "task": "task.name",
-    "optimizer": "optimizer.name",
-    "schedule": "schedule.name",
-}
+NAMES = {group: f"{group}.{key}" for group, key in strange_kwargs.NAMES.items()}
 """What a group is called by, where `fit` is given something else than its keys."""
 TASKS = {
     F.mse_loss: "regression",
