@@ -24,8 +24,6 @@ REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
 RANK_0_SECONDS = 10.0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL of sysexits.h: saved, and worth starting again."""
 
 
 def train_command(ranks: int, *options: str) -> list[str]:

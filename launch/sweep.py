@@ -24,9 +24,10 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.visible import visible
-from launch.entry import EXIT_FAILED, EXIT_PREEMPTED, run_command
+from launch.entry import EXIT_FAILED, run_command
 from launch.run_arguments import positive
 from launch.sweeping.trials import Sweep, Trial, of_seeds, read_sweep, rungs
+from trainer.ranks.stop_signals import EXIT_PREEMPTED
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig

@@ -18,9 +18,14 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
-from launch.entry import EXIT_PREEMPTED, num_ranks, run_command
+from launch.entry import num_ranks, run_command
 from trainer.ranks.start_watch import watched_start
-from trainer.ranks.stop_signals import StopRequest, stop_on_signals, stop_with_parent
+from trainer.ranks.stop_signals import (
+    EXIT_PREEMPTED,
+    StopRequest,
+    stop_on_signals,
+    stop_with_parent,
+)
 from trainer.records.quiet_stream import QuietStream
 
 

@@ -43,6 +43,7 @@ from trainer.ranks.process_state import process_state_kept
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.start_watch import watched_start
 from trainer.ranks.stop_signals import (
+    EXIT_PREEMPTED,
     StopRequest,
     in_main_thread,
     stop_on_signals,
@@ -53,8 +54,6 @@ from trainer.records.quiet_stream import QuietStream
 from trainer.session import joined, train_to_end
 
 log = logging.getLogger("convoy")
-STOPPED = 75
-"""Exit status of ranks that were asked to stop while they wait for each other, as of others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -195,7 +194,7 @@ def _fit(config: RunConfig, handed: Handed) -> Outcome:
         if not listens:
             log.info("fit() runs in a thread, where Python hears no signals: Ctrl-C does not save")
         elif several:
-            started = stack.enter_context(watched_start(STOPPED))
+            started = stack.enter_context(watched_start(EXIT_PREEMPTED))
             stop_with_parent()
         runtime = stack.enter_context(joined(config))
         if handed.model is not None:

@@ -8,10 +8,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.entry import EXIT_BAD_INPUT, EXIT_PREEMPTED, train_command
+from launch.entry import EXIT_BAD_INPUT, train_command
 from launch.sweeping.trial_progress import status
 from launch.sweeping.trials import Trial
-from trainer.ranks.stop_signals import stop_with_parent
+from trainer.ranks.stop_signals import EXIT_PREEMPTED, stop_with_parent
 
 TAIL = 50_000
 REFUSED = re.compile(rf"exitcode\s*: {EXIT_BAD_INPUT} ")

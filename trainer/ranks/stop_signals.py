@@ -16,6 +16,8 @@ from data.parent_death import signal_at_parent_death
 if TYPE_CHECKING:
     from trainer.ranks.runtime import Runtime
 
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h: saved, and worth starting again."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGREE_SECONDS = 0.5
 """About how often the ranks ask each other; measured in steps, so that all ask at the same one."""
