@@ -13,7 +13,7 @@ from torch import Tensor
 from configs.errors import InputError
 from data.datasets import Datasets
 from data.facts import InputFacts
-from data.loading.loader import build_loader
+from data.loading.loader import Loader, build_loader
 from data.loading.order import Plan
 from data.samples import Batch, MapDataset
 from data.splits import Divisible
@@ -21,6 +21,8 @@ from data.structures import as_tensor_or_none
 from data.structures import split as split_sample
 from launch.using.class_metrics import Metrics, Tally
 from launch.using.trained import Trained, not_finite, require_classes
+
+THESE = "these"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ def check_same_kind(model: InputFacts, data: InputFacts) -> None:
 
 def to_record(trained: Trained, found: Assessment) -> dict[str, Any]:
     """The content of evaluation.json."""
-    config, metrics, names = trained.config, found.metrics, trained.facts.class_names
+    metrics, names = found.metrics, trained.facts.class_names
     columns = (metrics.precision, metrics.recall, metrics.f1, metrics.support, metrics.predicted)
     keys = ("precision", "recall", "f1", "support", "predicted")
     per_class = [
@@ -140,12 +142,7 @@ def to_record(trained: Trained, found: Assessment) -> dict[str, Any]:
             zip(names, *(column.tolist() for column in columns), strict=True)
         )
     ]
-    return {
-        "run": config.name,
-        "checkpoint": trained.checkpoint_name,
-        "step": trained.step,
-        "weights": trained.weights,
-        "data": {"dataset": config.data.dataset, "root": config.data.root},
+    return origin(trained) | {
         "accuracy": metrics.accuracy,
         "loss": metrics.loss,
         "count": metrics.count,
@@ -157,6 +154,18 @@ def to_record(trained: Trained, found: Assessment) -> dict[str, Any]:
         "per_class": per_class,
         "confusion_matrix": metrics.confusion.tolist(),
         "mistakes": [asdict(mistake) for mistake in found.mistakes],
+    }
+
+
+def origin(trained: Trained) -> dict[str, Any]:
+    """Which weights were evaluated, and on what: the beginning of evaluation.json."""
+    config = trained.config
+    return {
+        "run": config.name,
+        "checkpoint": trained.checkpoint_name,
+        "step": trained.step,
+        "weights": trained.weights,
+        "data": {"dataset": config.data.dataset, "root": config.data.root},
     }
 
 
@@ -175,14 +184,19 @@ def samples_of(data: Datasets, split: str) -> MapDataset:
     return samples
 
 
-def _batches(trained: Trained, samples: MapDataset) -> Iterator[Batch]:
-    """Batches as an evaluation in training has them, on the device of the model."""
+def loader_of(trained: Trained, samples: MapDataset) -> Loader:
+    """What gives batches of these samples, the set `THESE`, on the device of the model."""
     config, device = trained.config, trained.runtime.device
     plan = Plan(num_samples=len(samples), global_batch_size=1, seed=config.seed)
     # Nobody trains here: the samples stand in for the training set, which is not to be moved.
-    loader = build_loader(config.data, samples, {"these": samples}, plan=plan, device=device)
-    for _, batch in loader.evaluation("these", config.evaluate.batch_size, 0, 1):
-        yield batch.to(device)
+    return build_loader(config.data, samples, {THESE: samples}, plan=plan, device=device)
+
+
+def _batches(trained: Trained, samples: MapDataset) -> Iterator[Batch]:
+    """Batches as an evaluation in training has them, on the device of the model."""
+    size = trained.config.evaluate.batch_size
+    for _, batch in loader_of(trained, samples).evaluation(THESE, size, 0, 1):
+        yield batch.to(trained.runtime.device)
 
 
 def _check(logits: Tensor, targets: Tensor, facts: InputFacts) -> None:

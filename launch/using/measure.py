@@ -6,10 +6,8 @@ from typing import Any
 
 from data.collate import choose_collate
 from data.datasets import Datasets
-from data.loading.loader import build_loader
-from data.loading.order import Plan
 from data.samples import Example
-from launch.using.assess import check_same_kind, samples_of
+from launch.using.assess import THESE, check_same_kind, loader_of, origin, samples_of
 from launch.using.trained import Trained
 from trainer.networks.calling import choose_call
 from trainer.objective.evaluation import evaluate
@@ -30,15 +28,10 @@ def measure(trained: Trained, data: Datasets, split: str) -> dict[str, Any]:
         vocabulary=trained.facts.vocabulary,
     )
     example = Example(samples[0], choose_collate(config.data))
-    # Nobody trains here: the samples stand in for the training set, which is not to be moved.
-    plan = Plan(num_samples=len(samples), global_batch_size=1, seed=config.seed)
-    loader = build_loader(
-        config.data, samples, {"these": samples}, plan=plan, device=trained.runtime.device
-    )
     result = evaluate(
         trained.module,
-        loader,
-        "these",
+        loader_of(trained, samples),
+        THESE,
         num_samples=len(samples),
         batch_size=config.evaluate.batch_size,
         normalize=trained.normalize,
@@ -51,13 +44,4 @@ def measure(trained: Trained, data: Datasets, split: str) -> dict[str, Any]:
         interrupted=lambda: False,
     )
     assert result is not None
-    return {
-        "run": config.name,
-        "checkpoint": trained.checkpoint_name,
-        "step": trained.step,
-        "weights": trained.weights,
-        "data": {"dataset": config.data.dataset, "root": config.data.root},
-        "split": split,
-        "task": task.name,
-        "metrics": result.values,
-    }
+    return origin(trained) | {"split": split, "task": task.name, "metrics": result.values}
