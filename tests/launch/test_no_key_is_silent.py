@@ -15,66 +15,64 @@ from configs.identity import flatten
 from configs.idle_keys import NEEDS, OF_SEVERAL_RANKS, unused_keys
 from configs.load import load_config
 from configs.schema import RunConfig
+from tests.support.config_keys import EXECUTION, MATHS
 from tests.support.odd_runs import run
 from tests.support.runs import comparable, latest_weights
 
-FLIPPED: dict[str, Any] = {
-    "seed": 1,
-    "data.validation": 0.1,
+SMALL: dict[str, Any] = {
     "data.test": 10,
-    "data.drop_last": True,
-    "data.prefetch_factor": 4,
-    "data.augment.shift": 2.0,
-    "data.augment.mixup": 0.2,
-    "model.kwargs": {"width": 48},
-    "task.name": "regression",
-    "task.kwargs": {"beta": 2},
     "optimizer.name": "rmsprop",
-    "optimizer.lr": 0.5,
-    "optimizer.weight_decay": 0.5,
-    "optimizer.kwargs": {"amsgrad": True},
-    "optimizer.decay_norms_and_biases": False,
-    "optimizer.layer_decay": 0.75,
-    "optimizer.momentum": 0.5,
-    "optimizer.nesterov": True,
-    "optimizer.betas": [0.5, 0.5],
     "optimizer.eps": 1e-2,
-    "schedule.name": "cosine",
-    "schedule.kwargs": {"T_0": 3},
-    "schedule.interval": "epoch",
-    "schedule.warmup_steps": 3,
-    "schedule.final_fraction": 0.5,
-    "schedule.peak_fraction": 0.5,
-    "schedule.initial_fraction": 0.5,
-    "schedule.every_epochs": 1.5,
-    "schedule.gamma": 0.5,
     "train.global_batch_size": 32,
     "train.batch_schedule": {2: 32},
     "train.clip_norm": 0.1,
-    "train.label_smoothing": 0.1,
-    "train.ema_decay": 0.9,
     "train.swa_from_epoch": 99,
     "train.min_gain": 0.5,
-    "precision.dtype": "bf16",
-    "precision.init_scale": 2.0,
-    "precision.growth_interval": 5,
-    "parallel.reduction": "exact",
-    "parallel.shards": 4,
-    "parallel.sync_batch_norm": True,
-    "parallel.compression": "bf16",
-    "parallel.powersgd_rank": 2,
-    "parallel.powersgd_start_step": 10,
-    "parallel.strategy": "fsdp",
-    "parallel.bucket_mb": 5.0,
-    "evaluate.every_epochs": 2,
     "checkpoint.every_steps": 2,
     "logging.every_steps": 3,
     "logging.gradients": 2,
-    "logging.tensorboard": True,
-    "logging.wandb.project": "other",
-    "logging.wandb.tags": ["a"],
-    "profile.steps": 5,
 }
+"""Values that show in a run of nine steps on few samples."""
+ELSEWHERE = (
+    "precision.matmul",
+    "data.collate",
+    "name",
+    "output_dir",
+    "data.root",
+    "data.download",
+    "data.verify",
+    "data.placement",
+    "data.workers",
+    "train.auto_batch",
+    "train.patience",
+    "compile.capture",
+    "compile.enabled",
+    "compile.mode",
+    "compile.backward",
+    "parallel.engine",
+    "parallel.device",
+    "parallel.threads",
+    "parallel.find_unused_parameters",
+    "parallel.init_timeout_seconds",
+    "parallel.timeout_seconds",
+    "checkpoint.every_epochs",
+    "checkpoint.keep",
+    "profile.enabled",
+    "checkpoint.keep_best",
+    "checkpoint.resume",
+    "dry_run.world_size",
+    "evaluate.best",
+    "evaluate.best_mode",
+    "logging.wandb.mode",
+)
+"""Keys of places, devices and ways to execute, and those that this short run is too small for."""
+FLIPPED = {key: value for key, value in (MATHS | EXECUTION | SMALL).items() if key not in ELSEWHERE}
+
+
+def option(key: str) -> str:
+    value = FLIPPED[key]
+    plain = list(value) if isinstance(value, tuple) else value
+    return f"--{key}={yaml.safe_dump(plain, default_flow_style=True).splitlines()[0]}"
 
 
 def observed(folder: Path, *more: str) -> Any:
@@ -97,11 +95,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_key_changes_the_run_or_is_said_not_to(
     key: str, plain: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = yaml.safe_dump(FLIPPED[key], default_flow_style=True).splitlines()[0]
     caplog.set_level(logging.INFO, logger="convoy")
     found, refusal = None, ""
     try:
-        found = observed(tmp_path, f"--{key}={given}")
+        found = observed(tmp_path, option(key))
     except InputError as error:
         refusal = str(error)
     said = f"{key} (takes " in caplog.text
@@ -114,8 +111,7 @@ def test_what_does_nothing_is_said_with_what_it_takes(key: str) -> None:
     assert unused_keys(RunConfig(), 1) == {}
     assert key in flatten(RunConfig())
     if key in FLIPPED:
-        given = yaml.safe_dump(FLIPPED[key], default_flow_style=True).splitlines()[0]
-        config = load_config([f"--{key}={given}"], prog="", description="")
+        config = load_config([option(key)], prog="", description="")
         used = key in ("optimizer.betas", "optimizer.eps")  # the usual optimizer is adam
         assert (key in unused_keys(config, 1)) is not used
         assert (key in unused_keys(config, 2)) is (key in NEEDS and not used)
