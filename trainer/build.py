@@ -25,6 +25,7 @@ from trainer.outputs import (
     identify_weights,
     normalised_as_before,
     open_outputs,
+    refuse_to_profile_nothing,
     start_from,
 )
 from trainer.profiling.profiler import build_profiler
@@ -99,6 +100,8 @@ def build(
     state = build_state(config, runtime, components)
     finite = FiniteCheck(state)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
+    end = End(state.progress, config.train, components.total_global_batches)
+    raise_on_all_ranks(runtime, lambda: refuse_to_profile_nothing(config, end))
     sinks = raise_on_all_ranks(
         runtime,
         lambda: open_outputs(config, runtime, components, directory, resume, notes, state.progress),
