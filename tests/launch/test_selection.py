@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import InputError
-from launch.train import main
 from tests.support.processes import launch, train
 from tests.support.runs import assert_same_bits, records, series
 
@@ -37,8 +35,9 @@ def test_a_run_stops_when_patience_is_out_and_stays_finished(
     again = train(*arguments)
     assert "already finished" in again.output
     assert series(run, "eval/accuracy") == found
-    with pytest.raises(InputError, match=r"--profile: given 'a run that was already finished"):
-        main([*arguments, "--profile"])
+    refused = launch("launch/train.py", *arguments, "--profile")
+    assert (refused.status, refused.stdout) == (2, "")
+    assert "--profile: given 'a run that was already finished" in refused.stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"
 
 
