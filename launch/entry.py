@@ -17,8 +17,11 @@ from typing import NoReturn
 from configs.errors import InputError
 from configs.visible import visible
 from trainer.ranks.launcher import guess
+from trainer.ranks.stop_signals import stop_with_parent
 from trainer.records.quiet_stream import hush
 
+LAUNCHER = os.getppid()
+"""Asked for at once: it may die while packages are imported."""
 TRAIN = Path(__file__).resolve().parent / "train.py"
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
 RANK_0_SECONDS = 10.0
@@ -63,6 +66,8 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is caught
+    if num_ranks() > 1:
+        stop_with_parent(LAUNCHER)
     os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
     handler = logging.StreamHandler(sys.stderr)

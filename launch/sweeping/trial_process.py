@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from data.parent_death import ask_at_parent_death
 from launch.entry import EXIT_BAD_INPUT, train_command
 from launch.sweeping.trial_progress import status
 from launch.sweeping.trials import Trial
-from trainer.ranks.stop_signals import EXIT_PREEMPTED, stop_with_parent
+from trainer.ranks.stop_signals import EXIT_PREEMPTED
 
 TAIL = 50_000
 REFUSED = re.compile(rf"exitcode\s*: {EXIT_BAD_INPUT} ")
@@ -58,6 +61,11 @@ class Running:
         return self.log.read_bytes()[self.begin :][-TAIL:].decode(errors="replace")
 
 
+def _without_links(path: str, flags: int) -> int:
+    """In a folder that several people write to, a link could lead to anybody's file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o664)
+
+
 def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Running:
     """Train a trial in a process, or with torchrun in several, in a session of its own.
 
@@ -75,7 +83,7 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
         "--logging.progress=plain",
     )
     log = folder / f"{trial.name}.log"
-    with log.open("ab") as file:
+    with open(log, "ab", opener=_without_links) as file:
         begin = file.tell()
         process = subprocess.Popen(
             command,
@@ -83,6 +91,7 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=stop_with_parent,  # a sweep that is killed takes its trials along
+            # A sweep that is killed takes its trials along.
+            preexec_fn=partial(ask_at_parent_death, os.getpid()),
         )
     return Running(trial, process, log, begin, ranks)
