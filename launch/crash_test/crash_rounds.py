@@ -32,8 +32,8 @@ VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens
 """What the clock says in a record."""
 ROUNDING = 1e-5
 """By how much a loss may differ that other ranks have summed."""
-LEAVE_SECONDS = 30.0
-"""Ranks whose launcher was killed save, and leave."""
+LEAVE_SECONDS = 60.0
+"""Ranks whose launcher was killed save, and leave; on a machine that does other things as well."""
 
 
 @dataclass(slots=True)

@@ -22,6 +22,10 @@ START, SAVE = "start", "save"
 CALLS = ("open", "os.", "shutil.", "socket.", "fcntl.", "ctypes.dlsym", "subprocess.")
 """Names of audit events (https://docs.python.org/3/library/audit_events.html) begin so."""
 CODE = (".py", ".pyc", ".so")
+PYTHON = (sys.prefix, sys.base_prefix)
+"""What is imported from there, is looked at thousands of times."""
+RECORDS = ("delivered.", "evaluated.")
+"""Files that the network of a crash test writes as it is called."""
 KILLED = "killed.json"
 """Says in the working folder where the process was killed."""
 
@@ -39,22 +43,26 @@ class KilledAt:
 
     def __init__(self, where: str, number: int) -> None:
         self.where, self.number, self.seen = where, number, 0
-        self.saving = self.stepped = False
+        if what.startswith(RECORDS) and self.where == SAVE:
+            return
+        self.saving = self.stepped = self.ends = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not event.startswith(CALLS):
+        if self.ends or not event.startswith(CALLS):
             return
         what = str(arguments[0]) if arguments else ""
-        if event == "open" and what.endswith(CODE):
+        if what.startswith(PYTHON) or (event == "open" and what.endswith(CODE)):
+            return
+        if what.startswith(RECORDS) and self.where == SAVE:
             return
         self.saving = self.saving or (event == "os.mkdir" and "/.writing-" in what)
-        self.stepped = self.stepped or what.startswith("delivered.")
+        self.stepped = self.stepped or what.startswith(RECORDS)
         if self.where == SAVE and not self.saving:
             return
         self.seen += 1
         at_last = self.where == START and self.stepped
         if self.seen == self.number or at_last:
-            self.number = -1  # writing it down is a call as well
+            self.ends = True  # writing it down is a call as well
             place = {"where": self.where, "call": self.seen, "event": event, "what": what}
             Path(KILLED).write_text(json.dumps(place) + "\n")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -18,7 +18,7 @@ from launch.crash_test.sample_recorder import EVALUATIONS
 from launch.crash_test.scenarios import TIMEOUT_SECONDS, newest_try
 
 START_SECONDS = 5.0
-CALLS = {START: 150, SAVE: 120}
+CALLS = {START: 100, SAVE: 120}
 """Up to which call of a start, or of the saves of a run, it is killed at one."""
 RANK, ALL, STOP = "SIGKILL rank", "SIGKILL all", "SIGTERM rank"
 LAUNCHER, WORKER = "SIGKILL launcher", "SIGKILL worker"

@@ -12,7 +12,7 @@ from data.parent_death import ask_at_parent_death
 from launch.crash_test import killed_train
 from launch.entry import TRAIN, train_command
 
-TIMEOUT_SECONDS = 180.0
+TIMEOUT_SECONDS = 600.0
 """How long a start may take, and how long a moment to kill it is waited for."""
 NUM_SAMPLES, BATCH, EPOCHS = 203, 16, 9  # 13 steps an epoch, the last one short
 
@@ -71,7 +71,7 @@ def start_training(
         "--checkpoint.every_steps=3",
         "--logging.every_steps=1",
         "--logging.progress=off",
-        "--parallel.timeout_seconds=20",
+        "--parallel.timeout_seconds=60",
         *scenario.options,
     )
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}
