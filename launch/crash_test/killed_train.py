@@ -43,8 +43,6 @@ class KilledAt:
 
     def __init__(self, where: str, number: int) -> None:
         self.where, self.number, self.seen = where, number, 0
-        if what.startswith(RECORDS) and self.where == SAVE:
-            return
         self.saving = self.stepped = self.ends = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
