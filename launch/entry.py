@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import logging
 import os
@@ -25,6 +26,8 @@ LAUNCHER = os.getppid()
 TRAIN = Path(__file__).resolve().parent / "train.py"
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
 RANK_0_SECONDS = 10.0
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a disk refuses more."""
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 
@@ -78,11 +81,14 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
         logging.getLogger("convoy").setLevel(logging.INFO)  # and not what libraries tell
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()  # what is refused only at the end would be a traceback
     except InputError as error:
         status = _say(error, EXIT_BAD_INPUT, shared=error.shared)
     except BrokenPipeError:  # the reader has seen enough
         hush(sys.stdout)
         status = 128 + signal.SIGPIPE
+    except OSError as error:
+        status = _full(error) if error.errno in FULL else _report(error)
     except KeyboardInterrupt:  # where nothing is there yet to be saved
         status = _say("interrupted", 128 + signal.SIGINT, shared=True)
     except ModuleNotFoundError as error:
@@ -98,6 +104,13 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     if num_ranks() > 1:
         _leave(status)
     sys.exit(status)
+
+
+def _full(error: OSError) -> int:
+    """What could not be printed or written is missing, and a command that lost it has failed."""
+    hush(sys.stdout)
+    where = f" to {error.filename}" if error.filename else ""
+    return _say(f"the output cannot be written{where} ({error.strerror})", EXIT_FAILED)
 
 
 class Visibly(logging.Formatter):
