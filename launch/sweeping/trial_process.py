@@ -9,11 +9,13 @@ import subprocess
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from data.parent_death import ask_at_parent_death
 from launch.entry import EXIT_BAD_INPUT, train_command
 from launch.sweeping.trial_progress import status
 from launch.sweeping.trials import Trial
+from trainer.checkpoints.atomic_files import cannot_write
 from trainer.ranks.stop_signals import EXIT_PREEMPTED
 
 TAIL = 50_000
@@ -61,9 +63,17 @@ class Running:
         return self.log.read_bytes()[self.begin :][-TAIL:].decode(errors="replace")
 
 
-def _without_links(path: str, flags: int) -> int:
-    """In a folder that several people write to, a link could lead to anybody's file."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o664)
+def _open_log(path: Path) -> BinaryIO:
+    """To append to; not through a link, which could lead to anybody's file where several people
+    write to a folder."""
+
+    def without_links(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o664)
+
+    try:
+        return open(path, "ab", opener=without_links)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Running:
@@ -74,6 +84,9 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
         arguments: Of all trials alike.
         folder: The folder of the sweep.
         ranks: Processes of the run.
+
+    Raises:
+        InputError: If its log cannot be written.
     """
     command = train_command(
         ranks,
@@ -83,7 +96,7 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
         "--logging.progress=plain",
     )
     log = folder / f"{trial.name}.log"
-    with open(log, "ab", opener=_without_links) as file:
+    with _open_log(log) as file:
         begin = file.tell()
         process = subprocess.Popen(
             command,
