@@ -17,7 +17,7 @@ from configs.schema import RunConfig
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
 from trainer.cards import GO_ON, opening
-from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
+from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint, wait_until_visible
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.initial_weights import load_weights, read_weights, weights_digest
@@ -119,6 +119,7 @@ def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -
     find_hook(config.logging)  # before the directory is opened
     if checkpoint is None:
         return []
+    wait_until_visible(checkpoint)  # rank 0 has seen it
     weights, trainer = load_checkpoint(checkpoint)
     notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
     step = read_json(checkpoint / MANIFEST)["step"]
