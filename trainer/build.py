@@ -258,7 +258,12 @@ def _engine(components: Components, average: Average | None) -> Callable[..., En
         )
     if execution.engine == "Accelerate":
         return AccelerateEngine
-    return partial(NativeEngine, flat=components.flat, stages=execution.stages)
+    return partial(
+        NativeEngine,
+        flat=components.flat,
+        stages=execution.stages,
+        recorded=execution.cuda_graphs,
+    )
 
 
 def _build_step(
@@ -297,4 +302,10 @@ def _build_steps(components: Components, step: TrainStep, runtime: Runtime) -> S
     if not components.execution.cuda_graphs:
         return step
     assert isinstance(components.loader, ResidentLoader)
-    return RecordedSteps(step, loader=components.loader, recorder=GraphRecorder(runtime.device))
+    return RecordedSteps(
+        step,
+        loader=components.loader,
+        recorder=GraphRecorder(runtime.device, several=runtime.in_group),
+        tried=components.execution.tried,
+        required=components.config.compile.capture is True,
+    )

@@ -28,8 +28,10 @@ MAX_RECORDED = 50
 """Steps of one CUDA graph."""
 BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Of the samples of a row of steps as float32: on a CPU they should stay in the cache."""
+CASTS = ("none", "bf16", "fp16")
+"""Compressions that do the same in every step."""
 KNOWN_MODULES = ("torch.nn", "trainer.")
-"""Whose modules are known to be recorded well: others may look at the device on their way."""
+"""Whose modules are known to be recorded well: with others it is tried first."""
 
 Engine = Literal["native", "FSDP", "Accelerate", "Accelerate with FSDP"]
 Gradients = Literal["written out", "autograd", "compiled autograd"]
@@ -69,6 +71,8 @@ class Execution:
     """Optimizer steps in a row at most, without the host in between."""
     cuda_graphs: bool
     """Whether these are recorded and replayed."""
+    tried: bool
+    """Whether a recording is compared with a step before the run relies on it."""
     stages: bool
     """Whether the batches of several steps are made ready together."""
     resident: bool
@@ -84,12 +88,14 @@ class Execution:
     def ways(self) -> dict[str, str]:
         """Each choice in words."""
         steps = "one by one" if self.max_steps == 1 else f"up to {self.max_steps} in a row"
+        if self.cuda_graphs:
+            steps = f"CUDA graphs of {steps}{', if a trial agrees' if self.tried else ''}"
         return {
             "engine": self.engine,
             "gradients": self.gradients,
             "reduction": self.reduction,
             "optimizer": KERNELS[self.kernel],
-            "steps": f"CUDA graphs of {steps}" if self.cuda_graphs else steps,
+            "steps": steps,
             "data": "on the device" if self.resident else "from host memory",
         }
 
@@ -136,6 +142,7 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
         kernel=kernel,
         max_steps=max_steps,
         cuda_graphs=cuda_graphs,
+        tried=cuda_graphs and not _is_known(config, subject),
         stages=stages,
         resident=resident,
         because=because,
@@ -246,8 +253,8 @@ def _steps(
             expected=obstacle,
             remedy="Use --compile.capture auto, which records steps where that is possible.",
         )
-    if obstacle is None and (config.compile.capture is True or _is_known(config, subject)):
-        return min(fit, MAX_RECORDED), True, "one GPU that holds the data"
+    if obstacle is None:
+        return min(fit, MAX_RECORDED), True, "GPUs that hold the data"
     if late is not None:
         return 1, False, f"several in a row take {late}"
     if scaled and cuda:
@@ -256,7 +263,7 @@ def _steps(
         reason = "batches of written-out passes are made ready together"
         return min(fit, MAX_EXECUTED), False, reason
     if cuda:
-        return 1, False, f"CUDA graphs take {obstacle or 'modules known to be recorded'}"
+        return 1, False, f"CUDA graphs take {obstacle}"
     if stages:
         return 1, False, "the samples of one fill the cache"
     return 1, False, "nothing is gained by several in a row here"
@@ -279,9 +286,13 @@ def _needs_the_host(config: RunConfig, subject: Subject, engine: Engine) -> Iter
 
 def _obstacles_to_recording(config: RunConfig, subject: Subject, engine: Engine) -> Iterator[str]:
     """What a run would have to be for its steps to be recorded."""
+    alone = subject.world_size == 1
     needs = {
         "a CUDA device": subject.device.type == "cuda",
-        "one rank": subject.world_size == 1,
+        "one rank, or parallel.backend nccl": alone or config.parallel.backend != "gloo",
+        "parallel.compression none, bf16 or fp16": alone or config.parallel.compression in CASTS,
+        "parallel.find_unused_parameters auto or false": alone
+        or config.parallel.find_unused_parameters is not True,
         "parallel.engine native": engine == "native",
         "parallel.reduction fast": config.parallel.reduction == "fast",
         "parallel.activation_checkpointing false": not config.parallel.activation_checkpointing,
