@@ -13,7 +13,7 @@ from data.loading.order import GlobalBatch
 from tests.support.rig import Rig
 from trainer.cuda_graphs.recorded_steps import Outcome, RecordedSteps
 from trainer.engines.native import NativeEngine
-from trainer.step import Steps
+from trainer.steps import Steps
 
 T = TypeVar("T")
 NOISY: dict[str, Any] = {"dropout": 0.4, "optimizer": "adam", "lr": 0.01, "hidden": 16}

@@ -16,7 +16,7 @@ from data.loading.order import GlobalBatch
 from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from trainer.cuda_graphs.recorder import Recorder
-from trainer.cuda_graphs.trial import compare, untraced
+from trainer.cuda_graphs.trial_recording import compare, untraced
 from trainer.objective.meter import Meter, in_a_row
 from trainer.ranks.collectives import gather_objects, max_
 from trainer.ranks.precision import forget_step

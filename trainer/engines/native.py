@@ -71,26 +71,15 @@ class NativeEngine(Engine):
         self.reduction = Reduction()
         self.layout: Layout | None = None
         self.lay_out: Callable[[Any], None] = lambda layout: None
-        exact = parallel.reduction == "exact"
-        reduces = runtime.in_group and not exact
         if flat is not None:
             self.passes = passes = explicit_passes(loss, flat)
             self.lay_out = partial(self._lay_out_flat, passes, flat)
-            if reduces:
-                self._choose(flat_layout(passes, flat, parallel, runtime, plan))
         else:
             model = compile_model(loss, compile_, plan) if compiled else loss
-            self.passes = AutogradPasses(model, self.module, loss.precision.scaler, example)
-            self.lay_out = partial(
-                self._lay_out_ddp, model, loss.precision.scaler, plan, example, recorded
-            )
-            if reduces:
-                self.warmup_steps = EXECUTED_BEFORE_RECORDING
-                if parallel.find_unused_parameters is True:
-                    self.against_recording = "ranks ask each other which parameters were used"
-                num_bytes = sum(parameter.nbytes for parameter in self.trained())
-                self._choose(bucket_mib(parallel, runtime, num_bytes))
-        if exact:
+            scaler = loss.precision.scaler
+            self.passes = AutogradPasses(model, self.module, scaler, example)
+            self.lay_out = partial(self._lay_out_ddp, model, scaler, plan, example, recorded)
+        if parallel.reduction == "exact":
             self.reduction = PairwiseTree(
                 self.module,
                 self.passes,
@@ -99,7 +88,19 @@ class NativeEngine(Engine):
                 seed=plan.seed,
                 finds_unused=parallel.find_unused_parameters is True,
             )
+        elif runtime.in_group:
+            self._choose(self._first_layout(plan))
         self.gradient_scale = self.reduction.gradient_scale
+
+    def _first_layout(self, plan: Plan) -> Layout:
+        if self.flat is not None:
+            assert isinstance(self.passes, ExplicitPasses)
+            return flat_layout(self.passes, self.flat, self.parallel, self.runtime, plan)
+        self.warmup_steps = EXECUTED_BEFORE_RECORDING
+        if self.parallel.find_unused_parameters is True:
+            self.against_recording = "ranks ask each other which parameters were used"
+        num_bytes = sum(parameter.nbytes for parameter in self.trained())
+        return bucket_mib(self.parallel, self.runtime, num_bytes)
 
     def _choose(self, layout: Layout) -> None:
         self.layout = layout
