@@ -23,7 +23,8 @@ from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
-from trainer.step import Steps, TrainStep
+from trainer.step import TrainStep
+from trainer.steps import Steps
 
 
 def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
@@ -83,7 +84,12 @@ def _engine(components: Components, average: Average | None) -> Callable[..., En
         )
     if execution.engine == "Accelerate":
         return AccelerateEngine
-    return partial(NativeEngine, flat=components.flat, stages=execution.stages)
+    return partial(
+        NativeEngine,
+        flat=components.flat,
+        stages=execution.stages,
+        recorded=execution.cuda_graphs,
+    )
 
 
 def build_step(
@@ -122,4 +128,10 @@ def build_steps(components: Components, step: TrainStep, runtime: Runtime) -> St
     if not components.execution.cuda_graphs:
         return step
     assert isinstance(components.loader, ResidentLoader)
-    return RecordedSteps(step, loader=components.loader, recorder=GraphRecorder(runtime.device))
+    return RecordedSteps(
+        step,
+        loader=components.loader,
+        recorder=GraphRecorder(runtime.device, several=runtime.in_group),
+        tried=components.execution.tried,
+        required=components.config.compile.capture is True,
+    )

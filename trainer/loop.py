@@ -24,7 +24,7 @@ from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopPoll, StopRequest
 from trainer.records.sinks import Sinks
 from trainer.records.stopwatch import Stopwatch
-from trainer.step import Steps
+from trainer.steps import Steps
 
 
 @dataclass(slots=True, kw_only=True)

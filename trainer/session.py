@@ -87,6 +87,7 @@ def train_to_end(
             run.log.summary("running")
             status = train(run)
         finally:
+            run.steps.close()
             run.log.summary(status)
             run.sinks.finish(status)
             run.checkpointer.close()

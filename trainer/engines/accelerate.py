@@ -24,6 +24,7 @@ from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.compiling import compile_model
 from trainer.engines.accelerate_config import MIXED_PRECISION
+from trainer.engines.buckets import ddp_mib
 from trainer.engines.ddp import freeze_buckets, graph_options
 from trainer.engines.engine import Engine
 from trainer.engines.unused import check_used
@@ -145,7 +146,7 @@ def build_accelerator(
                     DistributedDataParallelKwargs(
                         gradient_as_bucket_view=True,
                         **graph_options(parallel, plan),
-                        bucket_cap_mb=parallel.bucket_mb,
+                        bucket_cap_mb=ddp_mib(parallel),
                     ),
                 ],
             )

@@ -63,30 +63,6 @@ class AllReduce(Reduction):
             check_used(self.named)
 
 
-class FlatAllReduce(Reduction):
-    """One all-reduce of all gradients, which lie in one buffer.
-
-    The largest gradient, that of the first layer, is ready last, so that little could overlap.
-    """
-
-    def __init__(self, gradients: Tensor, dtype: torch.dtype | None = None) -> None:
-        """
-        Args:
-            gradients: The buffer, float32.
-            dtype: In which it travels and is added; None: as it is.
-        """
-        self.gradients = gradients
-        self.dtype = dtype
-
-    def finish(self) -> None:
-        if self.dtype is None:
-            dist.all_reduce(self.gradients)
-            return
-        cast = self.gradients.to(self.dtype)
-        dist.all_reduce(cast)
-        self.gradients.copy_(cast)
-
-
 class PairwiseTree(Reduction):
     """Shard gradients summed along one fixed binary tree, whoever computes them.
 

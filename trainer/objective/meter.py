@@ -146,7 +146,8 @@ class Meter:
         weights = [counts] if isinstance(counts, Tensor) else []
         if not isinstance(counts, Tensor):
             self.known.counts += counts
-        self.known.coming.append(HostCopies([losses, scores, *weights]))
+        sent = [losses, scores, *weights]
+        self.known.coming.append(HostCopies([t if t.is_cuda else t.clone() for t in sent]))
 
     def unread(self) -> UnreadMetrics:
         """What has come together since the last time; starts anew. Does not wait."""

@@ -31,6 +31,11 @@ class Runtime(LaunchedRank):
     backend: str = ""
     """gloo, nccl or both; empty with one rank, which needs no process group."""
 
+    @property
+    def in_group(self) -> bool:
+        """Whether it takes part in collectives: one of several ranks, or one alone in a group."""
+        return self.world_size > 1 or bool(self.backend)
+
 
 def detect(env: Mapping[str, str]) -> Runtime:
     """The rank that a launcher made of this process, before a device is chosen for it.
