@@ -14,6 +14,9 @@ from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.autograd import LossModule
+from trainer.backward.compile_watch import CompileWatch
+from trainer.backward.compiling import check_whole, compile_passes
+from trainer.backward.persistent_cache import use_cache_beside
 from trainer.checkpointer import Checkpointer
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
@@ -29,6 +32,7 @@ from trainer.engines.unused import decide_unused
 from trainer.evaluator import Evaluator
 from trainer.loop import Run
 from trainer.networks.blocks import prepare_blocks
+from trainer.networks.memory_format import put_channels_last
 from trainer.networks.trained_parts import TrainedParts
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
@@ -41,6 +45,7 @@ from trainer.outputs import (
     open_outputs,
     start_from,
 )
+from trainer.patient_steps import PatientSteps
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.load_data import load_data
@@ -74,7 +79,8 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
         InputError: On every rank alike, if any rank refuses its input.
     """
     config, components = _prepare(config, runtime)
-    use_training_timeout(runtime, config.parallel)
+    if not components.execution.compiled:  # else ranks compile in steps, at different speeds
+        use_training_timeout(runtime, config.parallel)
     raise_on_all_ranks(runtime, lambda: start_from(config, components))
     state = build_state(config, runtime, components)
     return Workbench(
@@ -107,7 +113,13 @@ def build(
             lambda: decide_resume(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
-    use_training_timeout(runtime, config.parallel)
+    compiled = None
+    if components.execution.compiled:  # see PatientSteps
+        compiled = CompileWatch()
+        if config.compile.cache:
+            use_cache_beside(config.output_dir)
+    else:
+        use_training_timeout(runtime, config.parallel)
     components = normalised_as_before(components, resume)
     if resume.checkpoint is None:
         raise_on_all_ranks(runtime, lambda: start_from(config, components))
@@ -118,7 +130,9 @@ def build(
         runtime,
         lambda: open_outputs(config, runtime, components, directory, resume, notes, state.progress),
     )
-    return _assemble_run(config, runtime, components, state, finite, directory, sinks, stop)
+    return _assemble_run(
+        config, runtime, components, state, finite, directory, sinks, stop, compiled
+    )
 
 
 def _assemble_run(
@@ -130,6 +144,7 @@ def _assemble_run(
     directory: RunDirectory,
     sinks: Sinks,
     stop: StopRequest,
+    compiled: CompileWatch | None,
 ) -> Run:
     """The objects that know when they are due, around the steps."""
     plan, selection, watch = components.plan, components.selection, Stopwatch()
@@ -145,7 +160,9 @@ def _assemble_run(
         forward=components.forward,
     )
     step = _build_step(config, runtime, components, state, watched=profiler.batches)
-    log = build_log(components, runtime, state, finite, step, directory, sinks, watch, end)
+    log = build_log(
+        components, runtime, state, finite, step, directory, sinks, watch, end, compiled
+    )
     checkpointer = Checkpointer(
         components, runtime=runtime, state=state, log=log, directory=directory, end=end
     )
@@ -156,7 +173,7 @@ def _assemble_run(
         plan=plan,
         loader=components.loader,
         state=state,
-        steps=_build_steps(components, step, runtime),
+        steps=_build_steps(components, step, runtime, compiled),
         end=end,
         log=log,
         evaluator=Evaluator(
@@ -203,6 +220,9 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
 
 def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
+    execution = components.execution
+    if execution.channels_last:
+        put_channels_last(components.model)
     average = build_average(config.train, components.model, components.plan.epoch_schedule)
     loss = LossModule(
         components.model,
@@ -221,12 +241,12 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
             changes=bool(config.model.train_from),
         )
     prepare_blocks(components.model, parallel, runtime.world_size)
+    if execution.compiled:
+        _compile(config, runtime, components, loss)
     engine = _engine(components, average)(
         loss,
-        compiled=components.execution.compiled,
         runtime=runtime,
         parallel=parallel,
-        compile_=config.compile,
         plan=components.plan,
         example=components.example,
     )
@@ -243,6 +263,18 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         seed=config.seed,
         runtime=runtime,
     )
+
+
+def _compile(config: RunConfig, runtime: Runtime, components: Components, loss: LossModule) -> None:
+    """Compile the passes in place, once all ranks know that they may be."""
+    regional, plan = components.execution.regional, components.plan
+    if config.compile.fullgraph:
+        size = max(plan.global_batch(0).micro_batches[0].size, 1)
+        batch = components.example.batch(size).to(runtime.device)
+        raise_on_all_ranks(
+            runtime, lambda: check_whole(loss, config.compile, batch, regional=regional)
+        )
+    compile_passes(loss, config.compile, plan, regional=regional)
 
 
 def _engine(components: Components, average: Average | None) -> Callable[..., Engine]:
@@ -292,9 +324,17 @@ def _build_step(
     )
 
 
-def _build_steps(components: Components, step: TrainStep, runtime: Runtime) -> Steps:
-    """The step itself, or recordings of it."""
-    if not components.execution.cuda_graphs:
-        return step
-    assert isinstance(components.loader, ResidentLoader)
-    return RecordedSteps(step, loader=components.loader, recorder=GraphRecorder(runtime.device))
+def _build_steps(
+    components: Components, step: TrainStep, runtime: Runtime, compiled: CompileWatch | None
+) -> Steps:
+    """The step itself, or recordings of it; with patience where ranks compile."""
+    steps: Steps = step
+    if components.execution.cuda_graphs:
+        assert isinstance(components.loader, ResidentLoader)
+        steps = RecordedSteps(
+            step, loader=components.loader, recorder=GraphRecorder(runtime.device)
+        )
+    if compiled is None or runtime.world_size == 1:
+        return steps
+    parallel = components.config.parallel
+    return PatientSteps(steps, runtime=runtime, parallel=parallel, watch=compiled)

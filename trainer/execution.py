@@ -17,7 +17,9 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from data.augment import Augment, as_is
 from data.loading.order import Plan
+from trainer.backward.compiling import choose_regional, equal_blocks
 from trainer.backward.explicit.plain_layers import describe
+from trainer.networks.memory_format import choose_channels_last
 from trainer.objective.task import Task
 from trainer.optim.optimizers import has_fused_kernel, one_kernel
 from trainer.optim.schedule import is_pure
@@ -73,8 +75,12 @@ class Execution:
     """Whether the batches of several steps are made ready together."""
     resident: bool
     """Whether the data set lives on the device."""
+    regional: bool = False
+    """Whether blocks are compiled by themselves, and equal ones once."""
+    channels_last: bool = False
+    """Whether weights of convolutions have their channels last in memory."""
     because: Mapping[str, str] = field(default_factory=dict)
-    """The reason for each of these but `stages`, by name."""
+    """The reason for each of these, by name; what gradients depend on has that of theirs."""
 
     @property
     def compiled(self) -> bool:
@@ -83,10 +89,15 @@ class Execution:
     @property
     def ways(self) -> dict[str, str]:
         """Each choice in words."""
+        details = [
+            *(["each block once"] if self.regional else []),
+            *(["channels last"] if self.channels_last else []),
+        ]
+        more = f" ({', '.join(details)})" if details else ""
         steps = "one by one" if self.max_steps == 1 else f"up to {self.max_steps} in a row"
         return {
             "engine": self.engine,
-            "gradients": self.gradients,
+            "gradients": self.gradients + more,
             "reduction": self.reduction,
             "optimizer": KERNELS[self.kernel],
             "steps": f"CUDA graphs of {steps}" if self.cuda_graphs else steps,
@@ -119,6 +130,16 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
 
     engine: Engine = chosen("engine", *_engine(config, subject))
     gradients: Gradients = chosen("gradients", *_gradients(config, subject, engine))
+    sharded = engine in ("FSDP", "Accelerate with FSDP")
+    regional = gradients == "compiled autograd" and choose_regional(
+        config.compile, subject.model, sharded=sharded
+    )
+    if regional:
+        asked = f"compile.regional {str(config.compile.regional).lower()}"
+        because["gradients"] += f"; {asked}, {equal_blocks(subject.model)} equal blocks"
+    channels_last = choose_channels_last(
+        config, subject.model, subject.device, autograd=gradients != "written out"
+    )
     reduction: Reduction = chosen("reduction", *_reduction(config, subject, engine, gradients))
     kernel: KernelKind = chosen("optimizer", *_kernel(config, subject, gradients))
     resident: bool = chosen("data", *subject.resident)
@@ -138,6 +159,8 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
         cuda_graphs=cuda_graphs,
         stages=stages,
         resident=resident,
+        regional=regional,
+        channels_last=channels_last,
         because=because,
     )
 

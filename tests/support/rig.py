@@ -174,10 +174,8 @@ def make(
         LossModule(module, normalize=normalize, precision=precision, task=task),
         flat=flat,
         stages=execution.stages,
-        compiled=execution.compiled,
         runtime=runtime,
         parallel=parallel,
-        compile_=compile_,
         plan=plan,
         example=Example(data[0], stack),
     )

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from configs.schema_execution import CompileConfig, ParallelConfig
+from configs.schema_execution import ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Batch, Example
 from trainer.backward.autograd import AutogradPasses, LossModule
-from trainer.backward.compiling import compile_model
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.compression import reduce_with_ddp
@@ -34,22 +33,18 @@ class NativeEngine(Engine):
         *,
         flat: FlatParameters | None,
         stages: bool,
-        compiled: bool,
         runtime: Runtime,
         parallel: ParallelConfig,
-        compile_: CompileConfig,
         plan: Plan,
         example: Example,
     ) -> None:
         """
         Args:
-            loss: The model with its normalisation and loss.
+            loss: The model with its normalisation and loss, perhaps compiled.
             flat: The parameters of the model, if the passes are written out; None: autograd's.
             stages: Whether written-out passes make the batches of several steps ready together.
-            compiled: Whether autograd's passes are compiled.
             runtime: This rank.
             parallel: How ranks share the gradient.
-            compile_: How passes are compiled.
             plan: Who trains on what.
             example: The first sample.
         """
@@ -64,7 +59,7 @@ class NativeEngine(Engine):
             if several:
                 reduction = FlatAllReduce(flat.gradients, DTYPES.get(parallel.compression))
         else:
-            model = compile_model(loss, compile_, plan) if compiled else loss
+            model: nn.Module = loss
             if several and not exact:
                 model = ddp = distribute(
                     model,
