@@ -42,7 +42,7 @@ class Compiled:
             backend: Of torch.compile; None: what makes kernels.
         """
         self.plain = plain
-        options = {} if backend is None else {"backend": backend}
+        options: dict[str, Any] = {} if backend is None else {"backend": backend}
         compiled = torch.compile(
             plain, dynamic=False, fullgraph=config.fullgraph, mode=config.mode, **options
         )

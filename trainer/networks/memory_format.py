@@ -61,6 +61,11 @@ def put_channels_last(model: nn.Module) -> None:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
+def steps(tensor: Tensor) -> list[int]:
+    """The strides of a tensor that mean something: a side of 1 may have any."""
+    return [step for step, side in zip(tensor.stride(), tensor.shape, strict=True) if side > 1]
+
+
 def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
     """Lay out the state of convolutions as their weights are: fused kernels read both in one go.
 
@@ -69,6 +74,6 @@ def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for name, value in state.items() if parameter.dim() == 4 else ():
             same = isinstance(value, Tensor) and value.shape == parameter.shape
-            if same and value.stride() != parameter.stride():
+            if same and steps(value) != steps(parameter):
                 laid = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
                 state[name] = laid.copy_(value)
