@@ -34,15 +34,6 @@ class CompileConfig:
     """Record whole steps as CUDA graphs, many in one launch: on one GPU that holds the data; auto:
     where that is possible, with the networks that come with the project."""
 
-    def __post_init__(self) -> None:
-        expect(
-            self,
-            "compile.fullgraph",
-            not self.fullgraph or self.enabled is True,
-            "false unless compile.enabled=true",
-            "There would be nothing to check: add --compile.enabled true.",
-        )
-
 
 OTHER_DEVICES = ("mps", "xpu")
 """Neither CPUs nor CUDA GPUs: what only Accelerate's engine is run on."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.execution
+import trainer.steps_in_a_row
 from configs.errors import InputError
 from configs.load import RECIPES, load_config
 from data.augment import build_augment
@@ -18,10 +18,12 @@ from data.loading.loader import placement
 from data.vocabulary import of_bytes
 from tests.support.processes import launch
 from trainer.components import build_plan
-from trainer.execution import MAX_EXECUTED, MAX_RECORDED, Execution, Subject, decide
+from trainer.execution import decide
 from trainer.networks.models import build_model
 from trainer.objective.tasks import build_task
 from trainer.ranks.runtime import Runtime
+from trainer.steps_in_a_row import MAX_EXECUTED, MAX_RECORDED
+from trainer.ways import Execution, Subject
 
 SHAPES = {"cifar10": (3, 32, 32), "csv": (13,), "tokens": (16,)}
 NUM_SAMPLES, GPU_BYTES = 60_000, 80 << 30
@@ -196,13 +198,13 @@ def test_data_that_does_not_fit_stays_in_host_memory(monkeypatch: pytest.MonkeyP
 
 def test_large_batches_are_not_made_ready_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies ready has to stay in the caches."""
-    monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 64 * 28 * 28 * 4)
+    monkeypatch.setitem(trainer.steps_in_a_row.BLOCK_BYTES, "cpu", 3 * 64 * 28 * 28 * 4)
     assert decided("mnist").max_steps == 3
 
 
 def test_all_ranks_take_as_many_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """They agree on stop requests between rows: 64 samples on 3 ranks are 21, 21 and 22."""
-    monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 21 * 28 * 28 * 4)
+    monkeypatch.setitem(trainer.steps_in_a_row.BLOCK_BYTES, "cpu", 3 * 21 * 28 * 28 * 4)
     assert [decided("mnist", ranks=3, rank=rank).max_steps for rank in range(3)] == [2, 2, 2]
 
 
@@ -230,6 +232,26 @@ def test_recording_can_be_refused() -> None:
 def test_what_a_gpu_cannot_record_is_named(overrides: list[str], ranks: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         decided("mnist", "--compile.capture=true", *overrides, device="cuda", ranks=ranks)
+
+
+def test_a_gate_that_nothing_goes_through_is_refused() -> None:
+    gate = "--compile.fullgraph=true"
+    with pytest.raises(InputError, match=r"compile\.fullgraph.*--compile\.enabled true"):
+        decided("mnist", gate)
+    assert decided("mnist", gate, "--compile.enabled=true").compiled
+    assert decided("cifar10_resnet", gate, device="cuda").compiled
+
+
+def test_how_it_is_compiled_is_said_with_the_reason() -> None:
+    """Law: a deep network and FSDP block by block; convolutions on a GPU in bf16 channels last."""
+    deep = ('--model.kwargs={"depth": 8, "width": 16, "heads": 2}',)
+    found = decided("gpt_chars", *deep, device="cuda")
+    assert found.ways["gradients"] == "compiled autograd (each block once)"
+    assert "compile.regional auto, 8 equal blocks" in found.because["gradients"]
+    assert not decided("gpt_chars", *deep).regional
+    assert decided("mnist_batch_norm", "--parallel.strategy=fsdp", device="cuda", ranks=2).regional
+    half = decided("cifar10_resnet", "--precision.dtype=bf16", device="cuda")
+    assert half.ways["gradients"] == "compiled autograd (channels last)"
 
 
 @pytest.mark.process

@@ -248,8 +248,3 @@ def test_by_itself_a_deep_network_is_compiled_block_by_block() -> None:
         choose_regional(yes, none, sharded=False)
     with pytest.raises(InputError, match=r"compile\.regional: given False, .*fsdp"):
         choose_regional(no, deep, sharded=True)
-
-
-def test_a_gate_that_checks_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match=r"compile\.fullgraph.*compile\.enabled"):
-        CompileConfig(fullgraph=True)
