@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,25 @@ import torch
 from configs.errors import InputError
 from tests.support.odd_runs import arguments, run
 from tests.support.processes import ROOT, train
-from tests.support.runs import records
+from tests.support.runs import assert_same_bits, records
 from trainer.backward.compile_cache import forget_graphs
+from trainer.backward.persistent_cache import VARIABLE
 
 COMPILED = ("--compile.enabled=true", "--compile.backward=autograd")
 SLOW, SHORT = 6.0, 3.0
 """Seconds that one rank compiles, and that ranks wait in training."""
+
+
+@pytest.fixture
+def graphs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No kernels are made of graphs in this process; where they would be kept is forgotten."""
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.delenv(VARIABLE)
+    torch.compiler.set_default_backend("eager")
+    forget_graphs()
+    yield
+    torch.compiler.set_default_backend(None)
+    forget_graphs()
 
 
 @pytest.mark.process
@@ -49,13 +63,20 @@ def test_a_rank_that_compiles_for_longer_than_ranks_wait_ends_nothing(
         assert summary[key] == told[1][key]
 
 
+def test_accelerate_runs_what_is_compiled(tmp_path: Path, graphs_as_they_are: None) -> None:
+    """Law: with the bits of the native engine, in bf16 as well, whole and block by block."""
+    pytest.importorskip("accelerate")
+    half = ("--precision.dtype=bf16", "--train.epochs=1")
+    for model, regional in (("Base", "false"), ("stacked", "true")):
+        options = (*COMPILED, *half, f"--compile.regional={regional}")
+        native = run(tmp_path / f"native-{model}", model, *options)
+        other = run(tmp_path / model, model, *options, "--parallel.engine=accelerate")
+        assert_same_bits(native, other)
+
+
 def test_a_model_that_breaks_its_graph_is_refused_before_anything_is_written(
-    tmp_path: Path,
+    tmp_path: Path, graphs_as_they_are: None
 ) -> None:
-    try:
-        with pytest.raises(InputError, match=r"line \d+ of .*odd_networks.py, in forward: "):
-            run(tmp_path, "Breaking", *COMPILED, "--compile.fullgraph=true")
-    finally:
-        torch.compiler.set_default_backend(None)
-        forget_graphs()
+    with pytest.raises(InputError, match=r"line \d+ of .*odd_networks.py, in forward: "):
+        run(tmp_path, "Breaking", *COMPILED, "--compile.fullgraph=true")
     assert not (tmp_path / "run").exists()

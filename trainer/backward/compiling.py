@@ -168,7 +168,8 @@ def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
             stack = getattr(error, "real_stack", None)
             if not stack:
                 raise
-            at = stack[-1]
+            library = os.path.dirname(torch.__file__)
+            at = [*stack[:1], *(f for f in stack if not f.filename.startswith(library))][-1]
             raise InputError(
                 f"line {at.lineno} of {at.filename}, in {at.name}: {at.line}",
                 given=(str(getattr(error, "msg", error)).strip().splitlines() or [""])[0],
