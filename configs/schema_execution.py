@@ -17,6 +17,16 @@ class CompileConfig:
         "default"
     )
     """Mode of torch.compile."""
+    regional: bool | Literal["auto"] = "auto"
+    """Compile each block of the network by itself, and of equal blocks only one; auto: under fsdp,
+    and for a network with 8 equal blocks or more."""
+    fullgraph: bool = False
+    """Refuse a model that torch.compile cannot take whole, with the line that breaks its graph."""
+    cache: bool = True
+    """Keep what was compiled beside the runs, for the next start; false: where torch keeps it."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Keep the weights of convolutions with their channels last, as tensor cores take them; auto:
+    in bf16 and fp16 on a GPU."""
     backward: Literal["auto", "autograd", "explicit"] = "auto"
     """Who computes gradients; explicit: passes written out, for networks of Linear, ReLU and
     Dropout; auto: explicit where that is possible."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.schema import RunConfig
 from data.loading.epoch_schedule import EpochSchedule
+from trainer.backward.compile_watch import CompileWatch
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
@@ -67,6 +68,7 @@ class RunLog:
         end: End,
         hook: Hook,
         tokens_per_sample: int | None = None,
+        compiled: CompileWatch | None = None,
     ) -> None:
         self.config = config
         self.runtime = runtime
@@ -89,8 +91,10 @@ class RunLog:
         self.written: Record = {}
         """The latest training record."""
         self.tokens_per_sample = tokens_per_sample
+        self.compiled = compiled
+        """What the compiler does, in a run that has one."""
         self.unwritten: Unwritten | None = None
-        self.summary_refused = False
+        self.summary_refused = self.compiled_said = False
 
     @property
     def elapsed_seconds(self) -> float:
@@ -126,6 +130,7 @@ class RunLog:
         }
         if self.tokens_per_sample is not None:
             record["train/tokens_per_second"] = rate * self.tokens_per_sample
+        record |= self._compiled()
         scale = None
         if scaler.is_enabled():
             record["train/skipped_steps"] = self.state.progress.skipped_steps
@@ -155,6 +160,15 @@ class RunLog:
             more["train/loss_scale"] = float(pending.scale.wait()[0])
         self.written = pending.record | more
         self.sinks.record(self.written)
+
+    def _compiled(self) -> Record:
+        """What has been compiled, in the first record after it, and once in the log."""
+        if self.compiled is None or not (news := self.compiled.news()):
+            return {}
+        if not self.compiled_said and self.runtime.is_main:
+            logger.info(self.compiled.line())
+        self.compiled_said = True
+        return news
 
     def gradient_sizes(self) -> None:
         """Record the gradient and the update of every parameter. Waits for the device."""
@@ -215,6 +229,7 @@ class RunLog:
             | under("best", progress.best or unknown)
             | under("test", progress.test)
             | under("test_best", progress.test_best)
+            | (self.compiled.values() if self.compiled else {})
         )
         try:
             self.directory.write_summary(content)

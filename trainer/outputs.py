@@ -16,6 +16,7 @@ from configs.read_files import read_json, read_yaml
 from configs.schema import RunConfig
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
+from trainer.backward.compile_watch import CompileWatch
 from trainer.cards import GO_ON, opening
 from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint, wait_until_visible
 from trainer.checkpoints.environment import describe_environment
@@ -235,6 +236,7 @@ def build_log(
     sinks: Sinks,
     watch: Stopwatch,
     end: End,
+    compiled: CompileWatch | None = None,
 ) -> RunLog:
     """The records of a run, on every rank."""
     config, plan, data = components.config, components.plan, components.data
@@ -267,4 +269,5 @@ def build_log(
             sharded="FSDP" in components.execution.engine,
         ),
         tokens_per_sample=math.prod(data.input_shape) if data.vocabulary else None,
+        compiled=compiled,
     )

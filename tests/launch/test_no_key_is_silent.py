@@ -48,6 +48,8 @@ ELSEWHERE = (
     "compile.capture",
     "compile.enabled",
     "compile.mode",
+    "compile.regional",
+    "compile.cache",
     "compile.backward",
     "parallel.engine",
     "parallel.device",

@@ -40,7 +40,9 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("WANDB_", "SLURM_", "TORCHELASTIC_", "ACCELERATE_"))
+        if not name.startswith(
+            ("WANDB_", "SLURM_", "TORCHELASTIC_", "ACCELERATE_", "TORCHINDUCTOR_")
+        )
         and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     }
     return clean | {"OMP_NUM_THREADS": "1"} | (extra or {})

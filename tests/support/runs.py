@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
+VOLATILE = (
+    *("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second"),
+    *("compile/seconds", "compile/graph_breaks", "compile/recompilations"),  # of a start, each
+)
 
 
 def comparable(run: Path, after: int = 0) -> list[dict[str, Any]]:

@@ -247,6 +247,26 @@ def test_what_a_gpu_cannot_record_is_named(overrides: list[str], ranks: int, wor
         decided("mnist", "--compile.capture=true", *overrides, device="cuda", ranks=ranks)
 
 
+def test_a_gate_that_nothing_goes_through_is_refused() -> None:
+    gate = "--compile.fullgraph=true"
+    with pytest.raises(InputError, match=r"compile\.fullgraph.*--compile\.enabled true"):
+        decided("mnist", gate)
+    assert decided("mnist", gate, "--compile.enabled=true").compiled
+    assert decided("cifar10_resnet", gate, device="cuda").compiled
+
+
+def test_how_it_is_compiled_is_said_with_the_reason() -> None:
+    """Law: a deep network and FSDP block by block; convolutions on a GPU in bf16 channels last."""
+    deep = ('--model.kwargs={"depth": 8, "width": 16, "heads": 2}',)
+    found = decided("gpt_chars", *deep, device="cuda")
+    assert found.ways["gradients"] == "compiled autograd (each block once)"
+    assert "compile.regional auto, 8 equal blocks" in found.because["gradients"]
+    assert not decided("gpt_chars", *deep).regional
+    assert decided("mnist_batch_norm", "--parallel.strategy=fsdp", device="cuda", ranks=2).regional
+    half = decided("cifar10_resnet", "--precision.dtype=bf16", device="cuda")
+    assert half.ways["gradients"] == "compiled autograd (channels last)"
+
+
 @pytest.mark.process
 def test_recording_that_is_asked_for_and_impossible_is_refused(tmp_path: Path) -> None:
     finished = launch("launch/train.py", "--compile.capture=true", f"--output_dir={tmp_path}")

@@ -13,6 +13,7 @@ from configs.errors import InputError
 from trainer.checkpoints.saved_state import check_optimizer, check_trainer
 from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.engine import Engine
+from trainer.networks.memory_format import lay_out_state
 from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
@@ -217,6 +218,7 @@ def _restore_optimizer(
     ]
     check_optimizer(trainer["optimizer"], optimizer)
     engine.load_optimizer_state(optimizer, copy.deepcopy(trainer["optimizer"]))
+    lay_out_state(optimizer)
     for group, chosen in zip(optimizer.param_groups, options, strict=True):
         group.update(chosen)
 

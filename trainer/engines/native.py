@@ -11,11 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from configs.schema_execution import CompileConfig, ParallelConfig
+from configs.schema_execution import ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Batch, Example
 from trainer.backward.autograd import AutogradPasses, LossModule
-from trainer.backward.compiling import compile_model
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.buckets import bucket_mib, flat_parts, is_free
@@ -42,23 +41,19 @@ class NativeEngine(Engine):
         *,
         flat: FlatParameters | None,
         stages: bool,
-        compiled: bool,
         runtime: Runtime,
         parallel: ParallelConfig,
-        compile_: CompileConfig,
         plan: Plan,
         example: Example,
         recorded: bool = False,
     ) -> None:
         """
         Args:
-            loss: The model with its normalisation and loss.
+            loss: The model with its normalisation and loss, perhaps compiled.
             flat: The parameters of the model, if the passes are written out; None: autograd's.
             stages: Whether written-out passes make the batches of several steps ready together.
-            compiled: Whether autograd's passes are compiled.
             runtime: This rank.
             parallel: How ranks share the gradient.
-            compile_: How passes are compiled.
             plan: Who trains on what.
             example: The first sample.
             recorded: Whether steps will be recorded as CUDA graphs.
@@ -75,10 +70,9 @@ class NativeEngine(Engine):
             self.passes = passes = explicit_passes(loss, flat)
             self.lay_out = partial(self._lay_out_flat, passes, flat)
         else:
-            model = compile_model(loss, compile_, plan) if compiled else loss
             scaler = loss.precision.scaler
-            self.passes = AutogradPasses(model, self.module, scaler, example)
-            self.lay_out = partial(self._lay_out_ddp, model, scaler, plan, example, recorded)
+            self.passes = AutogradPasses(loss, self.module, scaler, example)
+            self.lay_out = partial(self._lay_out_ddp, loss, scaler, plan, example, recorded)
         if parallel.reduction == "exact":
             self.reduction = PairwiseTree(
                 self.module,
