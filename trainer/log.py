@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from trainer.hook import After, Hook
 from trainer.objective.meter import HostCopies, UnreadMetrics
 from trainer.objective.selection import Selection
 from trainer.objective.task import Task
+from trainer.profiling.utilisation import Utilisation
 from trainer.ranks.failures import Diverged
 from trainer.ranks.precision import loss_scale
 from trainer.ranks.runtime import Runtime
 from trainer.records.gradient_statistics import GradientLog
+from trainer.records.pace import NUMBERS, Pace, RowOfSteps, Take
 from trainer.records.sinks import Record, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.step import TrainStep
@@ -38,6 +41,7 @@ class Unwritten:
     metrics: UnreadMetrics
     norm: HostCopies
     scale: HostCopies | None
+    row: RowOfSteps | None
 
 
 class RunLog:
@@ -64,6 +68,8 @@ class RunLog:
         bad_sample: Callable[[int], int | None],
         gradients: GradientLog,
         watch: Stopwatch,
+        pace: Pace,
+        utilisation: Utilisation,
         end: End,
         hook: Hook,
         tokens_per_sample: int | None = None,
@@ -84,6 +90,8 @@ class RunLog:
         """The first sample of a global batch whose inputs are not finite."""
         self.gradients = gradients
         self.watch = watch
+        self.pace = pace
+        self.utilisation = utilisation
         self.end = end
         self.hook = hook
         self.written: Record = {}
@@ -97,9 +105,15 @@ class RunLog:
         """Training time of the run over all its restarts."""
         return self.state.progress.elapsed_seconds + self.watch.total_seconds
 
-    def before_steps(self) -> None:
-        """Keep the weights if the step that comes is one to be measured."""
+    def before_steps(self, take: Take, count: int) -> Take:
+        """Keep the weights if the step that comes is one to be measured.
+
+        Returns:
+            What takes the next `count` steps: `take` itself, or looked at if a record follows.
+        """
         self.gradients.prepare(self.state.progress.step)
+        until = steps_until(self.state.progress.step, self.config.logging.every_steps)
+        return take if count < min(until, self.end.steps_left) else self.pace.timed(take)
 
     def steps_until_due(self) -> int:
         """Steps to the next record; a step that is to be measured is taken by itself."""
@@ -131,7 +145,8 @@ class RunLog:
             record["train/skipped_steps"] = self.state.progress.skipped_steps
             scale = HostCopies([loss_scale(scaler)])
         norm = HostCopies([self.step.gradient_norm()])
-        self.unwritten = Unwritten(record, self.state.meter.unread(), norm, scale)
+        row = self.pace.unread()
+        self.unwritten = Unwritten(record, self.state.meter.unread(), norm, scale, row)
         if self.runtime.device.type == "cpu" or self.hook.wanted:
             self.flush()
             self._show("training", self.written)
@@ -146,15 +161,27 @@ class RunLog:
             return
         pending, self.unwritten = self.unwritten, None
         self._refuse(pending.metrics.first_bad_global_batch(self.runtime))
-        totals = pending.metrics.totals(self.runtime)
+        device = self.runtime.device
+        mine = [math.nan] * NUMBERS if pending.row is None else pending.row.numbers(device)
+        totals, ranks = pending.metrics.totals(self.runtime, mine)
         more = {"train/grad_norm": float(pending.norm.wait()[0])}
         if totals.count:  # else fp16 skipped every step since the last record
             score = {self.score_name: totals.score} if self.score_name else {}
             more = {"train/loss": totals.loss, **score, **more}
         if pending.scale is not None:
             more["train/loss_scale"] = float(pending.scale.wait()[0])
-        self.written = pending.record | more
+        self.written = pending.record | more | self._system(pending, ranks)
         self.sinks.record(self.written)
+
+    def _system(self, pending: Unwritten, ranks: list[list[float]]) -> Record:
+        """What the ranks do; empty if no row of steps was looked at."""
+        if pending.row is None:
+            return {}
+        found = self.pace.describe(ranks)
+        rate = pending.record["train/samples_per_second"] / self.runtime.world_size
+        if (used := self.utilisation.of(rate)) is not None:
+            found["system/mfu"] = used
+        return found
 
     def gradient_sizes(self) -> None:
         """Record the gradient and the update of every parameter. Waits for the device."""

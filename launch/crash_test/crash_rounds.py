@@ -25,7 +25,10 @@ from launch.crash_test.scenarios import (
 
 MOST_KILLS_OF_A_RUN = 12
 WEIGHTS = "run/checkpoints/latest/model.safetensors"
-VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
+VOLATILE = (
+    *("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second"),
+    "system/",
+)
 """What the clock says in a record."""
 ROUNDING = 1e-5
 """By how much a loss may differ that other ranks have summed."""
@@ -137,7 +140,7 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     """The records of a run, evaluations included, without what the clock says."""
     lines = (run / "run/metrics.jsonl").read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if key not in VOLATILE}
+        {key: value for key, value in json.loads(line).items() if not key.startswith(VOLATILE)}
         for line in lines
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class Engine:
     passes: Passes
     gradient_scale = 1.0
     """Factor of the loss that undoes an average over ranks."""
+    waits: Literal["", "within the backward pass", "after the backward pass"] = ""
+    """Where a rank waits for the others in a step; empty if it cannot be told from its own work."""
 
     def trained(self) -> list[nn.Parameter]:
         """Whose `.grad` together is the gradient: of this rank, whole or in parts."""
