@@ -77,7 +77,7 @@ class Waiting(AbstractContextManager["Waiting"]):
             backward = passes.backward
 
             def watched_backward(loss: Tensor) -> None:
-                loss.register_hook(self._ask_first)
+                loss.register_hook(self._ask_first)  # type: ignore[no-untyped-call]
                 backward(loss)
 
             vars(passes)["backward"] = watched_backward

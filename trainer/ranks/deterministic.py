@@ -110,5 +110,6 @@ def _without_timed_choices(config: RunConfig, device: torch.device) -> AbstractC
     if enabled is True or (enabled == "auto" and device.type == "cuda"):
         import torch._inductor.config  # slow to import
 
-        return torch._inductor.config.patch(deterministic=True)
+        patched: AbstractContextManager[Any] = torch._inductor.config.patch(deterministic=True)
+        return patched
     return nullcontext()
