@@ -19,7 +19,6 @@ from trainer.hook import After, Hook
 from trainer.objective.meter import HostCopies, UnreadMetrics
 from trainer.objective.selection import Selection
 from trainer.objective.task import Task
-from trainer.profiling.utilisation import Utilisation
 from trainer.ranks.failures import Diverged
 from trainer.ranks.precision import loss_scale
 from trainer.ranks.runtime import Runtime
@@ -69,7 +68,6 @@ class RunLog:
         gradients: GradientLog,
         watch: Stopwatch,
         pace: Pace,
-        utilisation: Utilisation,
         end: End,
         hook: Hook,
         tokens_per_sample: int | None = None,
@@ -91,7 +89,6 @@ class RunLog:
         self.gradients = gradients
         self.watch = watch
         self.pace = pace
-        self.utilisation = utilisation
         self.end = end
         self.hook = hook
         self.written: Record = {}
@@ -170,18 +167,10 @@ class RunLog:
             more = {"train/loss": totals.loss, **score, **more}
         if pending.scale is not None:
             more["train/loss_scale"] = float(pending.scale.wait()[0])
-        self.written = pending.record | more | self._system(pending, ranks)
+        self.written = pending.record | more
+        if pending.row is not None:
+            self.written |= self.pace.describe(ranks, pending.record["train/samples_per_second"])
         self.sinks.record(self.written)
-
-    def _system(self, pending: Unwritten, ranks: list[list[float]]) -> Record:
-        """What the ranks do; empty if no row of steps was looked at."""
-        if pending.row is None:
-            return {}
-        found = self.pace.describe(ranks)
-        rate = pending.record["train/samples_per_second"] / self.runtime.world_size
-        if (used := self.utilisation.of(rate)) is not None:
-            found["system/mfu"] = used
-        return found
 
     def gradient_sizes(self) -> None:
         """Record the gradient and the update of every parameter. Waits for the device."""

@@ -242,6 +242,9 @@ def build_log(
 
     sizes = [micro.size for micro in plan.global_batch(0).micro_batches]
     recorded = components.execution.cuda_graphs
+    utilisation = build_utilisation(
+        state.engine.module, components.forward, sizes, components.precision, runtime.device
+    )
 
     def bad_sample(global_batch: int) -> int | None:
         return first_not_finite(data.train, plan.samples(global_batch))
@@ -261,10 +264,7 @@ def build_log(
         bad_sample=bad_sample,
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
-        pace=Pace(state.engine, runtime, recorded),
-        utilisation=build_utilisation(
-            state.engine.module, components.forward, sizes, components.precision, runtime.device
-        ),
+        pace=Pace(state.engine, runtime, recorded, utilisation.of),
         end=end,
         hook=Hook(
             config.logging,

@@ -19,7 +19,7 @@ from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.compression import reduce_with_ddp
 from trainer.engines.ddp import distribute
 from trainer.engines.engine import Engine
-from trainer.engines.reduction import AllReduce, FlatAllReduce, PairwiseTree, Reduction
+from trainer.engines.reduction import FlatAllReduce, PairwiseTree, Reduction
 from trainer.optim.flat import FlatParameters, untracked
 from trainer.ranks.precision import DTYPES
 from trainer.ranks.runtime import Runtime
@@ -87,8 +87,7 @@ class NativeEngine(Engine):
             )
         self.reduction = reduction
         self.gradient_scale = reduction.gradient_scale
-        within = isinstance(reduction, AllReduce)
-        self.waits = "within the backward pass" if within else "after the backward pass"
+        self.waits = reduction.waits
 
     def trained(self) -> list[nn.Parameter]:
         return super().trained() if self.flat is None else [self.flat.as_one]

@@ -56,6 +56,8 @@ class Pace:
     runtime: Runtime
     recorded: bool
     """Whether steps are replayed from recordings, whose parts have no times."""
+    utilisation: Callable[[float], float | None] = lambda _: None
+    """Of a rank's peak, at as many samples of its own a second; None: it is not known."""
     row: RowOfSteps | None = field(default=None, init=False)
 
     @property
@@ -80,8 +82,8 @@ class Pace:
         row, self.row = self.row, None
         return row
 
-    def describe(self, ranks: Sequence[Sequence[float]]) -> Record:
-        """What a record says of the numbers of all ranks.
+    def describe(self, ranks: Sequence[Sequence[float]], samples_per_second: float) -> Record:
+        """What a record says of the numbers of all ranks, and of their throughput.
 
         The median of an even number of ranks is the lower one: two ranks are compared with each
         other, not with their mean.
@@ -99,7 +101,8 @@ class Pace:
         record["system/peak_host_gib"] = max(host) / GIB
         if max(device):
             record["system/peak_device_gib"] = max(device) / GIB
-        return record
+        used = self.utilisation(samples_per_second / len(own))
+        return record if used is None else record | {"system/mfu": used}
 
 
 def _timed(batches: Iterator[Batch], row: RowOfSteps) -> Iterator[Batch]:

@@ -78,13 +78,13 @@ def test_what_is_not_numbered_is_told_by_who_waits() -> None:
 def test_nobody_is_blamed_where_all_are_at_one_place() -> None:
     """As in a long evaluation: each waits for the device, not for another."""
     assert explain({0: report(GRADIENT, waited=60), 1: report(GRADIENT, waited=60)}, {}) is None
-    assert explain({0: report(waited=60), 1: report()}, {}) is None
+    assert explain({0: report(waited=60), 1: report(waited=60)}, {}) is None
 
 
 def test_groups_are_counted_by_themselves() -> None:
     """A rank has no part in a group that it has done nothing in."""
     other = report(GRADIENT, GRADIENT, group="1").collectives
-    first, second = report(GRADIENT, waited=5), report(GRADIENT)
+    first, second = report(GRADIENT, waited=5), report(GRADIENT, waited=5)
     first.collectives.extend(other)
     assert explain({0: first, 1: second}, {}) is None
 

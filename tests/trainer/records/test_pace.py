@@ -61,7 +61,7 @@ def test_only_the_row_before_a_record_is_looked_at(tmp_path: Path, idx_folder: P
 def test_ranks_are_told_apart_by_their_own_time() -> None:
     _, watched = pace(world_size=3)
     ranks = [[0.2, 0.0, 2.0**31, 0.0], [0.5, 0.4, 2.0**30, 2.0**33], [0.1, 0.1, 0.0, 0.0]]
-    assert watched.describe(ranks) == {
+    assert watched.describe(ranks, 100.0) == {
         "system/step_seconds": 0.2,
         "system/fastest_step_seconds": 0.1,
         "system/slowest_step_seconds": 0.5,
@@ -70,9 +70,11 @@ def test_ranks_are_told_apart_by_their_own_time() -> None:
         "system/peak_host_gib": 2.0,
         "system/peak_device_gib": 8.0,
     }
+    watched.utilisation = lambda rate: rate / 100
+    assert watched.describe(ranks, 99.0)["system/mfu"] == 0.33  # of each of three
     watched.engine.waits = ""  # as under FSDP, where all ranks wait alike
     assert (
-        watched.describe(ranks)
+        watched.describe(ranks, 100.0)
         .keys()
         .isdisjoint({"system/slowest_rank", "system/slowest_step_seconds"})
     )
