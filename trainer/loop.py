@@ -83,9 +83,9 @@ def take_steps(run: Run, batches: Iterator[Batch]) -> Boundary:
     """As many optimizer steps as nothing is due between."""
     progress, before = run.state.progress, run.state.progress.step
     global_batches = upcoming(run)
-    run.log.before_steps()
+    take = run.log.before_steps(run.steps, len(global_batches))
     with run.profiler.step():
-        run.steps(global_batches, batches)
+        take(global_batches, batches)
     run.watch.stop(sum(global_batch.size for global_batch in global_batches))
     last = global_batches[-1]
     return Boundary(

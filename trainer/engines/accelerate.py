@@ -39,6 +39,8 @@ class AccelerateEngine(Engine):
     the run's own GradScaler: the arithmetic is the native engine's, and so are the checkpoints.
     """
 
+    waits = "within the backward pass"
+
     def __init__(
         self,
         loss: LossModule,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class Engine:
     """Steps that it has to have executed before one of them is recorded as a CUDA graph."""
     against_recording: str | None = None
     """Why none of them can be, if that is known."""
+    waits: Literal["", "within the backward pass", "after the backward pass"] = ""
+    """Where a rank waits for the others in a step; empty if it cannot be told from its own work."""
 
     def trained(self) -> list[nn.Parameter]:
         """Whose `.grad` together is the gradient: of this rank, whole or in parts."""

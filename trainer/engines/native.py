@@ -85,6 +85,7 @@ class NativeEngine(Engine):
         elif runtime.in_group:
             self._choose(self._first_layout(plan))
         self.gradient_scale = self.reduction.gradient_scale
+        self.waits = self.reduction.waits
 
     def _first_layout(self, plan: Plan) -> Layout:
         if self.flat is not None:

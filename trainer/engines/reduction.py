@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,10 @@ class Reduction:
 
     gradient_scale = 1.0
     """Factor of the loss that undoes an average over ranks."""
+    waits: Literal["within the backward pass", "after the backward pass"] = (
+        "after the backward pass"
+    )
+    """Where a rank waits for the others."""
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
@@ -47,6 +51,8 @@ class Reduction:
 
 class AllReduce(Reduction):
     """DDP overlaps the all-reduce with the last backward pass; the earlier ones stay local."""
+
+    waits = "within the backward pass"
 
     def __init__(self, ddp: DistributedDataParallel, world_size: int) -> None:
         self.ddp = ddp
