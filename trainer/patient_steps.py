@@ -36,13 +36,16 @@ class PatientSteps:
             watch: Tells when this process compiles.
         """
         self.steps = steps
-        self.max_steps = steps.max_steps
         self.runtime = runtime
         self.parallel = parallel
         self.sizes: set[int] = set()
         """Of the global batches that were trained on."""
         self.patient = False
         watch.on_start = self.be_patient
+
+    @property
+    def max_steps(self) -> int:
+        return self.steps.max_steps  # recordings take more when they know their pace
 
     def be_patient(self) -> None:
         """From now on, until the step is over."""

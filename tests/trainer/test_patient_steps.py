@@ -45,13 +45,16 @@ def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
     runtime = Runtime(launcher="torchrun", world_size=3, local_world_size=3, backend="gloo")
     plan = Plan(num_samples=191, global_batch_size=64, world_size=3, seed=0)
+    inner = Steps(watch := CompileWatch(), compiles=[5])
     steps = PatientSteps(
-        Steps(watch := CompileWatch(), compiles=[5]),
+        inner,
         runtime=runtime,
         parallel=PARALLEL,
         watch=watch,
     )
     assert steps.max_steps == 3
+    inner.max_steps = 50  # as recordings do when they know their pace
+    assert steps.max_steps == 50
     waited = []
     for number in range(6):  # 64, 64, 63, and so again
         asked.clear()
