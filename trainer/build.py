@@ -31,6 +31,7 @@ from trainer.outputs import (
 )
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
+from trainer.ranks.deterministic import refused_by_name
 from trainer.ranks.load_data import load_data
 from trainer.ranks.runtime import Runtime, use_training_timeout
 from trainer.ranks.stop_signals import StopRequest
@@ -186,7 +187,16 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
         )
+    if config.deterministic and config.parallel.engine == "native":
+        raise_on_all_ranks(runtime, lambda: _try_step(config, runtime, data))
     return config, raise_on_all_ranks(runtime, lambda: build_components(config, runtime, data))
+
+
+def _try_step(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
+    """Refuse an operation that is not deterministic before anything is written."""
+    if config.parallel.strategy == "ddp":  # else one rank may not hold the model
+        with refused_by_name():
+            _step_alone(config, runtime, data)
 
 
 def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:

@@ -29,7 +29,8 @@ from trainer.patient_steps import PatientSteps
 from trainer.ranks.collectives import raise_on_all_ranks
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
-from trainer.step import Steps, TrainStep
+from trainer.step import TrainStep
+from trainer.steps import Steps
 
 
 def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
@@ -103,7 +104,12 @@ def _engine(components: Components, average: Average | None) -> Callable[..., En
         )
     if execution.engine == "Accelerate":
         return AccelerateEngine
-    return partial(NativeEngine, flat=components.flat, stages=execution.stages)
+    return partial(
+        NativeEngine,
+        flat=components.flat,
+        stages=execution.stages,
+        recorded=execution.cuda_graphs,
+    )
 
 
 def build_step(
@@ -144,8 +150,13 @@ def build_steps(
     steps: Steps = step
     if components.execution.cuda_graphs:
         assert isinstance(components.loader, ResidentLoader)
-        recorder = GraphRecorder(runtime.device)
-        steps = RecordedSteps(step, loader=components.loader, recorder=recorder)
+        steps = RecordedSteps(
+            step,
+            loader=components.loader,
+            recorder=GraphRecorder(runtime.device, several=runtime.in_group),
+            tried=components.execution.tried,
+            required=components.config.compile.capture is True,
+        )
     if compiled is None or runtime.world_size == 1:
         return steps
     parallel = components.config.parallel

@@ -15,7 +15,7 @@ from trainer.backward.compiling import choose_regional, equal_blocks
 from trainer.backward.explicit.plain_layers import describe
 from trainer.networks.memory_format import choose_channels_last
 from trainer.optim.optimizers import has_fused_kernel, one_kernel
-from trainer.steps_in_a_row import decide_steps
+from trainer.steps_in_a_row import decide_steps, is_known
 from trainer.ways import Engine, Execution, Gradients, KernelKind, Reduction, Subject
 
 
@@ -54,6 +54,7 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
         kernel=kernel,
         max_steps=max_steps,
         cuda_graphs=cuda_graphs,
+        tried=cuda_graphs and not is_known(config, subject),
         stages=stages,
         resident=resident,
         regional=regional,

@@ -11,7 +11,7 @@ from data.loading.order import GlobalBatch
 from data.samples import Batch
 from trainer.backward.compile_watch import CompileWatch
 from trainer.ranks.runtime import Runtime, use_starting_timeout, use_training_timeout
-from trainer.step import Steps
+from trainer.steps import Steps
 
 
 class PatientSteps:
@@ -61,3 +61,6 @@ class PatientSteps:
                 torch.cuda.synchronize(self.runtime.device)
             self.patient = False
             use_training_timeout(self.runtime, self.parallel)
+
+    def close(self) -> None:
+        self.steps.close()

@@ -51,6 +51,8 @@ class Execution:
     """Optimizer steps in a row at most, without the host in between."""
     cuda_graphs: bool
     """Whether these are recorded and replayed."""
+    tried: bool
+    """Whether a recording is compared with a step before the run relies on it."""
     stages: bool
     """Whether the batches of several steps are made ready together."""
     resident: bool
@@ -75,12 +77,14 @@ class Execution:
         ]
         more = f" ({', '.join(details)})" if details else ""
         steps = "one by one" if self.max_steps == 1 else f"up to {self.max_steps} in a row"
+        if self.cuda_graphs:
+            steps = f"CUDA graphs of {steps}{', if a trial agrees' if self.tried else ''}"
         return {
             "engine": self.engine,
             "gradients": self.gradients + more,
             "reduction": self.reduction,
             "optimizer": KERNELS[self.kernel],
-            "steps": f"CUDA graphs of {steps}" if self.cuda_graphs else steps,
+            "steps": steps,
             "data": "on the device" if self.resident else "from host memory",
         }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 MATHS: dict[str, Any] = {
     "seed": 1,
+    "deterministic": True,
     "data.dataset": "idx",
     "data.kwargs": {"size": 32},
     "data.validation": 0.1,

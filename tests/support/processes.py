@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.forked import can_be_forked, fork
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 240
 
@@ -106,13 +108,17 @@ def launch(
     cwd: Path = ROOT,
     env: dict[str, str] | None = None,
 ) -> Finished:
-    """Run a script of the project to its end: plain python for one rank, torchrun for more."""
+    """Run a script of the project to its end: plain python for one rank, torchrun for more.
+
+    It, or torchrun, is a fork of a process that has imported torch (`fork_server`).
+    """
     command = (
         python_command(script, *arguments)
         if ranks == 1
         else torchrun_command(ranks, script, *arguments)
     )
-    return wait(start(command, cwd=cwd, env=env))
+    begin = fork if can_be_forked(env or {}) else start
+    return wait(begin(command, cwd=cwd, env=environment(env)))
 
 
 def train(*arguments: object, ranks: int = 1, env: dict[str, str] | None = None) -> Finished:

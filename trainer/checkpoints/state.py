@@ -195,7 +195,7 @@ def _restore_ranks(run: RunState, trainer: dict[str, Any], *, exact: bool) -> li
     if exact:
         return []  # every shard has a stream of its own, whoever computes it
     notes = []
-    if any(saved.get("reduction") for saved in ranks):
+    if any("iter" in saved.get("reduction", {}) for saved in ranks):
         notes = ["what PowerSGD left out so far is lost with the ranks that knew it"]
     return [
         *notes,

@@ -23,6 +23,7 @@ from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.engines.accelerate_config import MIXED_PRECISION
+from trainer.engines.buckets import ddp_mib
 from trainer.engines.ddp import freeze_buckets, graph_options
 from trainer.engines.engine import Engine
 from trainer.engines.unused import check_used
@@ -37,6 +38,8 @@ class AccelerateEngine(Engine):
     Numbers are cast where the native engine casts them, in LossModule, and the loss is scaled by
     the run's own GradScaler: the arithmetic is the native engine's, and so are the checkpoints.
     """
+
+    waits = "within the backward pass"
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ def build_accelerator(
                     DistributedDataParallelKwargs(
                         gradient_as_bucket_view=True,
                         **graph_options(parallel, plan),
-                        bucket_cap_mb=parallel.bucket_mb,
+                        bucket_cap_mb=ddp_mib(parallel),
                     ),
                 ],
             )
