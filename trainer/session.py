@@ -92,7 +92,7 @@ def train_to_end(
         try:
             run.log.summary("running")
             progress, path = run.state.progress, run.directory.path
-            with hangs_explained(runtime, config.parallel, path, lambda: progress.step):
+            with hangs_explained(runtime, path, lambda: progress.step):
                 status = train(run)
         finally:
             run.steps.close()

@@ -31,6 +31,7 @@ class Steps:
 
     def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
         self.count += 1
+        self.max_steps = self.count
         if self.count in self.compiles:
             self.watch._start(SimpleNamespace(callback_trigger=Trigger, compile_id="0/0"))
 
@@ -62,6 +63,7 @@ def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.Mon
         waited.append([*asked])
     both = [LONG, SHORT]
     assert waited == [both, [], both, [], both, []]
+    assert steps.max_steps == 6
 
 
 def test_a_start_that_is_shorter_than_training_shortens_nothing(
