@@ -6,11 +6,11 @@ import json
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -59,8 +59,8 @@ class HangWatch:
         self.folder = folder
         self.step = step
         self.trains = threading.get_ident()
-        self.failed: FrameType | None = None
-        """Where the training thread was when it failed."""
+        self.failed: BaseException | None = None
+        """What ended the training thread."""
         self.store = own_store()
         self.wake, self.over = threading.Event(), False
         self.thread = threading.Thread(target=self._watch, name="hangs", daemon=True)
@@ -105,7 +105,7 @@ class HangWatch:
         Gloo aborts a rank that is sent more than it expects, and the others lose contact.
         """
         if failed is not None and not self.number and is_lost_contact(failed):
-            self.failed = innermost(failed)
+            self.failed = failed
             with suppress(RuntimeError):
                 self.raise_alarm(LOST)
         self.over = True  # after one more look
@@ -127,7 +127,7 @@ class HangWatch:
             self._say(reports, why)
 
     def _report(self, waited: float) -> Report:
-        frame = self.failed or frame_of(self.trains)
+        frame = frame_of(self.trains) if self.failed is None else innermost(self.failed)
         at, step = place(frame), step_of(frame, self.step())
         self.folder.mkdir(parents=True, exist_ok=True)
         rank = self.runtime.rank
@@ -135,6 +135,8 @@ class HangWatch:
         dumped = dump(self.runtime.backend)
         collectives = recent(dumped)
         latest = [f"collective {c.number}: {c}" for c in reversed(collectives)]
+        if self.failed is not None:
+            heading += "\n\n" + "".join(traceback.format_exception(self.failed))
         write_stacks(self.folder / STACKS.format(rank), heading, latest)
         (self.folder / f"trace_{rank}").write_bytes(dumped)
         return Report(at=at, step=step, waited=waited, collectives=collectives)

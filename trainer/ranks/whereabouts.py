@@ -51,12 +51,13 @@ def frame_of(thread: int) -> FrameType:
     return sys._current_frames()[thread]
 
 
-def innermost(error: BaseException) -> FrameType | None:
+def innermost(error: BaseException) -> FrameType:
     """The frame in which an error was raised."""
     found = error.__traceback__
-    while found is not None and found.tb_next is not None:
+    assert found is not None
+    while found.tb_next is not None:
         found = found.tb_next
-    return None if found is None else found.tb_frame
+    return found.tb_frame
 
 
 def may_wait(frame: FrameType) -> bool:

@@ -28,7 +28,7 @@ from trainer.records.pace import Pace
 
 Arguments = Callable[..., list[str]]
 EVERY = 5
-SLEEP = 0.03
+SLEEP = 0.3
 
 
 def pace(world_size: int = 1) -> tuple[Any, Pace]:
@@ -124,8 +124,8 @@ def test_a_rank_that_is_slowed_is_named_within_one_record(
     model = {"hidden": [24, 16], "slow": SLEEP}
     finished = launch(
         "launch/train.py",
-        *small("run", "--train.max_steps=15", f"--parallel.reduction={reduction}"),
-        f"--logging.every_steps={EVERY}",
+        *small("run", "--train.max_steps=6", f"--parallel.reduction={reduction}"),
+        "--logging.every_steps=2",
         "--parallel.shards=2",
         "--model.name=faulty:Net",
         f"--model.kwargs={json.dumps(model)}",
@@ -138,7 +138,6 @@ def test_a_rank_that_is_slowed_is_named_within_one_record(
     for record in records(run)[:3]:
         assert record["system/slowest_step_seconds"] >= SLEEP
         assert record["system/step_seconds"] == record["system/fastest_step_seconds"]
-    assert min(series(run, "system/fastest_step_seconds")) < SLEEP / 2
     assert "rank 1 is slow: " in finished.stdout
 
 
