@@ -16,7 +16,6 @@ from typing import NoReturn
 
 from configs.errors import InputError
 from configs.visible import visible
-from trainer.ranks.cores import bound_spinning
 from trainer.ranks.launcher import guess
 from trainer.records.quiet_stream import hush
 
@@ -64,7 +63,6 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is caught
-    bound_spinning(os.environ)
     os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
     handler = logging.StreamHandler(sys.stderr)

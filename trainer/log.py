@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from configs.schema import RunConfig
 from data.loading.epoch_schedule import EpochSchedule
 from trainer.checkpoints.finite import FiniteCheck
@@ -20,7 +18,6 @@ from trainer.hook import After, Hook
 from trainer.objective.meter import HostCopies, UnreadMetrics
 from trainer.objective.selection import Selection
 from trainer.objective.task import Task
-from trainer.ranks.cores import CoreWatch
 from trainer.ranks.failures import Diverged
 from trainer.ranks.precision import loss_scale
 from trainer.ranks.runtime import Runtime
@@ -94,7 +91,6 @@ class RunLog:
         self.tokens_per_sample = tokens_per_sample
         self.unwritten: Unwritten | None = None
         self.summary_refused = False
-        self.cores = CoreWatch(threads=torch.get_num_threads(), ranks=runtime.local_world_size)
 
     @property
     def elapsed_seconds(self) -> float:
@@ -121,8 +117,6 @@ class RunLog:
     def training(self) -> None:
         """Average the metrics since the last record."""
         self.flush()
-        if line := self.cores.look():
-            logger.warning(line)
         self.step.parts.check(self.state.progress.step)
         scaler = self.state.precision.scaler
         rate = self.watch.read()

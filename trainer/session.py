@@ -14,6 +14,7 @@ from trainer.checkpoints.run_directory import RunDirectory
 from trainer.loop import Run, train
 from trainer.ranks.collectives import gather_objects
 from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
+from trainer.ranks.sharing import sharing_noticed
 from trainer.ranks.stop_signals import StopRequest
 from trainer.records.console import shown
 
@@ -85,7 +86,8 @@ def train_to_end(
         status = "failed"
         try:
             run.log.summary("running")
-            status = train(run)
+            with sharing_noticed(runtime):
+                status = train(run)
         finally:
             run.log.summary(status)
             run.sinks.finish(status)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from data.parent_death import signal_at_parent_death
-from trainer.ranks.cores import SPINS
 
 TIMEOUT_SECONDS = 1800.0
 GRACE_SECONDS = 40.0
@@ -146,8 +145,6 @@ def kill_when(ready: Callable[[], bool], command: Sequence[str], *, threads: int
 def _environment(threads: int) -> dict[str, str]:
     """Of a command: its packages are those of this checkout, installed or not."""
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    if env.get("GOMP_SPINCOUNT") == SPINS:  # this command's own: peers run as they come
-        del env["GOMP_SPINCOUNT"]
     paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
     return env | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 import torch
 
 from launch.diagnosis.findings import Check, Finding
-from trainer.ranks.cores import available_cores, busy_cores
+from trainer.ranks.cores import OtherProcesses, available_cores
 
 LOOK_SECONDS = 0.5
 BUSY = 0.3
@@ -41,7 +42,10 @@ def check_load(ranks: int, busy: float | None = None) -> Finding:
         ranks: Ranks on this machine, which wait while it is looked at.
         busy: Cores that others use; measured if None.
     """
-    busy = busy_cores(LOOK_SECONDS) if busy is None else busy
+    if busy is None:
+        others = OtherProcesses()
+        time.sleep(LOOK_SECONDS)
+        busy = others.look()
     if busy is None:
         return Check("machine", "load").note("the kernel does not say how busy the cores are")
     cores, threads = available_cores(), torch.get_num_threads() * ranks

@@ -1,33 +1,14 @@
-"""The cores that this process may use, how its threads wait for each other, and for a core.
-
-It imports no torch, so that a command can choose before anything heavy is loaded.
-"""
+"""The cores that this process may use, and how many of them others keep busy."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-SPINS = "20000"
-"""Turns of a thread that waits for the others, about a millisecond; then it sleeps. GCC's OpenMP
-has 300,000, in which the thread it waits for may be without a core because of it."""
-WAIT_POLICIES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 CGROUPS = Path("/sys/fs/cgroup")
-LOOK_SECONDS = 5.0
-SHARED = 0.15
-"""Part of the time that a thread was ready and had no core, above which a machine is shared."""
-
-
-def bound_spinning(env: MutableMapping[str, str]) -> None:
-    """Let threads of OpenMP sleep soon when they wait, unless the user has chosen.
-
-    It changes no result. Call it before torch is loaded: libgomp reads it then, once.
-    """
-    if not any(name in env for name in WAIT_POLICIES):
-        env["GOMP_SPINCOUNT"] = SPINS
 
 
 def available_cores() -> float:
@@ -91,82 +72,44 @@ def fair_threads(ranks: int, env: Mapping[str, str]) -> float:
     return max(int(share if quota is None else min(share, quota / ranks)), 1)
 
 
-class CoreWatch:
-    """Whether threads of this process wait for a core: it looks now and then, and speaks once.
+class OtherProcesses:
+    """How many of this process's cores others keep busy, the hypervisor included.
 
-    The kernel counts for each thread how long it was ready to run and did not (`schedstat`). Where
-    it does not, nothing is said.
+    Its own data workers and compilers are others, too.
 
     Args:
-        threads: CPU threads of this rank.
-        ranks: Ranks on this machine.
-        tasks: The threads of this process.
+        stat: What the kernel says of each CPU.
+        own_seconds: CPU time of this process.
         clock: Seconds.
     """
 
     def __init__(
         self,
-        *,
-        threads: int,
-        ranks: int,
-        tasks: Path = Path("/proc/self/task"),
+        stat: Path = Path("/proc/stat"),
+        own_seconds: Callable[[], float] = time.process_time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.threads = threads
-        self.ranks = ranks
-        self.tasks = tasks
+        self.stat = stat
+        self.own_seconds = own_seconds
         self.clock = clock
-        self.since = clock()
-        self.waited = self._waited()
+        self.before = self._read()
 
-    def look(self) -> str:
-        """A line if the machine is shared, the first time that this is seen; else nothing."""
-        now = self.clock()
-        seconds = now - self.since
-        if seconds < LOOK_SECONDS or not self.waited:
-            return ""
-        before, self.waited, self.since = self.waited, self._waited(), now
-        part = (
-            max((s - before.get(task, s) for task, s in self.waited.items()), default=0) / seconds
-        )
-        if part < SHARED:
-            return ""
-        self.waited = {}  # that is enough
-        return (
-            f"this machine is shared: for {part:.0%} of the last {seconds:.0f} s a thread of this "
-            f"run was ready and had no core ({available_cores():g} cores, {self.ranks} ranks with "
-            f"{self.threads} threads each, load {os.getloadavg()[0]:.1f}), and the others waited "
-            "for it. End what else runs here, or take fewer threads (parallel.threads, which "
-            "changes the last bits) or data.workers; `launch/doctor.py` says how busy it is"
-        )
+    def look(self) -> float | None:
+        """Cores in use by others since the last look; None where the kernel does not say."""
+        before, self.before = self.before, self._read()
+        if before is None or self.before is None:
+            return None
+        busy, total, own, seconds = (b - a for a, b in zip(before, self.before, strict=True))
+        cores = len(os.sched_getaffinity(0))
+        return max(cores * busy / max(total, 1) - own / max(seconds, 1e-9), 0.0)
 
-    def _waited(self) -> dict[str, float]:
-        """Seconds without a core of each thread."""
-        found = {}
-        for folder in self.tasks.glob("[0-9]*"):
-            try:
-                found[folder.name] = int((folder / "schedstat").read_text().split()[1]) / 1e9
-            except (OSError, ValueError, IndexError):  # it has ended, or nobody counts
-                continue
-        return found
-
-
-def busy_cores(seconds: float, stat: Path = Path("/proc/stat")) -> float | None:
-    """How many of this process's cores others keep busy while it sleeps for so long, the
-    hypervisor included; None where the kernel does not say."""
-
-    def used() -> tuple[float, float]:
+    def _read(self) -> tuple[float, ...] | None:
         mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        lines = [line.split() for line in stat.read_text().splitlines()]
-        times = [[int(word) for word in line[1:9]] for line in lines if line[0] in mine]
-        idle = sum(time[3] + time[4] for time in times)  # and waiting for a disk
-        return sum(map(sum, times)) - idle, sum(map(sum, times))
-
-    try:
-        busy, total = used()
-        time.sleep(seconds)
-        busy_then, total_then = used()
-    except (OSError, ValueError, IndexError):
-        return None
-    cores = len(os.sched_getaffinity(0))
-    return cores * (busy_then - busy) / max(total_then - total, 1)
+        try:
+            lines = [line.split() for line in self.stat.read_text().splitlines()]
+            times = [[int(word) for word in line[1:9]] for line in lines if line[0] in mine]
+            idle = sum(time[3] + time[4] for time in times)  # the latter waits for a disk
+        except (OSError, ValueError, IndexError):
+            return None
+        total = sum(map(sum, times))
+        return total - idle, total, self.own_seconds(), self.clock()
