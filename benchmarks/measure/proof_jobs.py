@@ -82,9 +82,8 @@ def jobs(dry: bool) -> list[Job]:
         if dry
         else {"depth": 12, "width": 384, "heads": 6, "mlp_ratio": 4}
     )
-    gpt = {"depth": 1, "width": 32} if dry else {"depth": 12, "width": 768, "heads": 12}
+    gpt = {"depth": 1, "width": 32, "heads": 2} if dry else {"depth": 12, "width": 768, "heads": 12}
     context = 64 if dry else 1024
-    text = {"text": "persuasion.txt.gz", "tokenizer": "characters", "context": context}
     return [
         Job(
             name="resnet18",
@@ -103,8 +102,10 @@ def jobs(dry: bool) -> list[Job]:
             title="GPT, 85 million parameters",
             options=(
                 "--config=gpt_chars",
-                f"--data.kwargs={json.dumps(text | {'held_out': 0.1})}",
+                "--data.dataset=benchmarks.measure.synthetic:windows",
+                f"--data.kwargs={json.dumps({'context': context})}",
                 kwargs(**gpt),
+                "--schedule.warmup_steps=0",
                 f"--train.global_batch_size={4 if dry else 32}",
                 "--precision.dtype=bf16",
             ),

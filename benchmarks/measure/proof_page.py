@@ -175,7 +175,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
 
 def rate(item: Found) -> float:
     """Samples a second, or tokens."""
-    return item["samples_per_step"] * (item["tokens_per_sample"] or 1) / item["step_seconds"]
+    return float(item["samples_per_step"] * (item["tokens_per_sample"] or 1) / item["step_seconds"])
 
 
 def unit(item: Found) -> str:
@@ -183,7 +183,7 @@ def unit(item: Found) -> str:
 
 
 def mfu(item: Found, peak: float) -> float:
-    return item["flops_per_step"] / item["step_seconds"] / peak
+    return float(item["flops_per_step"] / item["step_seconds"] / peak)
 
 
 def networks_figure(part: Found) -> Figure:

@@ -120,8 +120,8 @@ def sharding(machine: Machine, seconds: float, seen: Seen) -> Found:
 def resume(machine: Machine, seconds: float, seen: Seen) -> Found:
     """A run that is killed and started again, beside one left alone: their weights, bit for bit."""
     known = "deterministic" in RunConfig.__dataclass_fields__
-    options = ("--compile.enabled=false", "--evaluate.every_epochs=null")
-    options += ("--deterministic=true",) if known else ()
+    asked = ("--deterministic=true",) if known else ()
+    options = ("--compile.enabled=false", "--evaluate.every_epochs=null", *asked)
     end = time.monotonic() + seconds
     rows: list[Found] = []
     for job in [MAIN] if machine.dry else jobs(False)[:2]:

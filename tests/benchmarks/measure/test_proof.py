@@ -157,8 +157,8 @@ def test_a_language_model_is_measured_in_tokens(tmp_path: Path) -> None:
 def test_all_of_it_works_on_a_cpu(tmp_path: Path) -> None:
     """Law: every part measures, says how and where, and a kill leaves what was measured."""
     command = python_command("benchmarks/run.py", "gpu", "--dry-run", f"--output={tmp_path}")
-    process = start([*command, "--seconds=200"], cwd=tmp_path)
-    deadline = time.monotonic() + 150
+    process = start([*command, "--seconds=900"], cwd=tmp_path)
+    deadline = time.monotonic() + 600  # where the machine is shared; alone, about a minute
     results = tmp_path / "results.json"
     while not results.exists() or "sharding" not in stored(tmp_path):
         assert process.poll() is None, process.communicate()
