@@ -11,9 +11,16 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 
 
+def own_cpus() -> set[int]:
+    """The CPUs that this process is bound to; all of them where there is no such thing."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 def available_cores() -> float:
     """Cores this process may run on: its affinity, and the quota of its container."""
-    cores, quota = float(len(os.sched_getaffinity(0))), cpu_quota()
+    cores, quota = float(len(own_cpus())), cpu_quota()
     return cores if quota is None else min(cores, quota)
 
 
@@ -67,7 +74,7 @@ def fair_threads(ranks: int, env: Mapping[str, str]) -> float:
     """
     if "OMP_NUM_THREADS" in env:
         return math.inf
-    cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    cores, quota = len(own_cpus()), cpu_quota()
     share = cores / ranks if cores == os.cpu_count() else cores
     return max(int(share if quota is None else min(share, quota / ranks)), 1)
 
@@ -100,11 +107,11 @@ class OtherProcesses:
         if before is None or self.before is None:
             return None
         busy, total, own, seconds = (b - a for a, b in zip(before, self.before, strict=True))
-        cores = len(os.sched_getaffinity(0))
+        cores = len(own_cpus())
         return max(cores * busy / max(total, 1) - own / max(seconds, 1e-9), 0.0)
 
     def _read(self) -> tuple[float, ...] | None:
-        mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        mine = {f"cpu{number}" for number in own_cpus()}
         try:
             lines = [line.split() for line in self.stat.read_text().splitlines()]
             times = [[int(word) for word in line[1:9]] for line in lines if line[0] in mine]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Protocol
 
 import torch
 
-from trainer.ranks.cores import OtherProcesses
+from trainer.ranks.cores import OtherProcesses, own_cpus
 from trainer.ranks.runtime import Runtime
 
 log = logging.getLogger("convoy")
@@ -141,7 +140,7 @@ def sharing_noticed(runtime: Runtime) -> Iterator[None]:
     sharing = Sharing(
         threads=threads,
         ranks=runtime.local_world_size,
-        cores=len(os.sched_getaffinity(0)),
+        cores=len(own_cpus()),
         sleeping=None if library is None else SleepingThreads(library, threads),
     )
 
