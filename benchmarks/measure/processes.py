@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.parent_death import signal_at_parent_death
+from data.parent_death import ask_at_parent_death
 
 TIMEOUT_SECONDS = 1800.0
 GRACE_SECONDS = 40.0
@@ -82,7 +82,7 @@ def run(
     if _ends:
         timeout_seconds = min(timeout_seconds, _ends[-1] - time.monotonic())
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        started_at = time.time()
+        started_at, began = time.time(), time.monotonic()
         with _signals_held() as let_go:
             process = subprocess.Popen(
                 command,
@@ -93,7 +93,7 @@ def run(
                 stderr=stderr,
                 start_new_session=True,
                 # What kills a benchmark tells nobody; a launcher that is asked ends its ranks.
-                preexec_fn=partial(signal_at_parent_death, signal.SIGTERM),
+                preexec_fn=partial(ask_at_parent_death, os.getpid()),
             )
             try:
                 let_go()
@@ -107,7 +107,7 @@ def run(
                 raise
             finally:
                 _signal_group(process.pid, signal.SIGKILL)  # whatever it left behind
-        late = time.time() - started_at >= timeout_seconds
+        late = time.monotonic() - began >= timeout_seconds
         stdout.seek(0)
         stderr.seek(0)
         output, errors = (file.read().decode(errors="replace") for file in (stdout, stderr))
