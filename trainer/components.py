@@ -193,7 +193,7 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Examp
         input_shape=data.input_shape,
         device=runtime.device,
         world_size=runtime.world_size,
-        in_group=bool(runtime.backend),
+        in_group=runtime.in_group,
         resident=placement(
             config.data, [data.train, *data.held_out.values()], free_bytes(runtime.device)
         ),

@@ -130,7 +130,7 @@ def kill_when(ready: Callable[[], bool], command: Sequence[str], *, threads: int
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=partial(signal_at_parent_death, signal.SIGKILL),
+        preexec_fn=partial(ask_at_parent_death, os.getpid()),
     )
     try:
         while not ready():
