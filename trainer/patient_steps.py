@@ -36,13 +36,16 @@ class PatientSteps:
             watch: Tells when this process compiles.
         """
         self.steps = steps
-        self.max_steps = steps.max_steps
         self.runtime = runtime
         self.parallel = parallel
         self.sizes: set[int] = set()
         """Of the global batches that were trained on."""
         self.patient = False
         watch.on_start = self.be_patient
+
+    @property
+    def max_steps(self) -> int:
+        return self.steps.max_steps  # recordings take more when they know their pace
 
     def be_patient(self) -> None:
         """From now on, until the step is over."""
@@ -56,6 +59,7 @@ class PatientSteps:
             self.be_patient()
         self.steps(global_batches, batches)
         self.sizes.add(size)
+        self.max_steps = self.steps.max_steps  # recordings find out how many they take
         if self.patient:
             if self.runtime.device.type == "cuda":
                 torch.cuda.synchronize(self.runtime.device)

@@ -93,7 +93,7 @@ def train_to_end(
         try:
             run.log.summary("running")
             progress, path = run.state.progress, run.directory.path
-            explained = hangs_explained(runtime, config.parallel, path, lambda: progress.step)
+            explained = hangs_explained(runtime, path, lambda: progress.step)
             with explained, sharing_noticed(runtime):
                 status = train(run)
         finally:

@@ -12,8 +12,10 @@ from data.samples import Batch
 class Steps(Protocol):
     """Takes the steps of a run: the train step itself, or recordings of it."""
 
-    max_steps: int
-    """Steps in a row at most."""
+    @property
+    def max_steps(self) -> int:
+        """Steps in a row at most; it may grow with what is known of their pace."""
+        ...
 
     def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
         """Train on global batches of one size and one epoch, `max_steps` at most.

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from benchmarks.measure import compile_starts
-from benchmarks.measure.compile_starts import WAYS, measure_starts, read_start, show_starts
+from benchmarks.measure.compile_starts import (
+    QUICK_DEPTH,
+    WAYS,
+    measure_starts,
+    read_start,
+    show_starts,
+)
 from benchmarks.measure.processes import Finished
+from configs.load import load_config
 
 
 def leave_run(folder: Path, *, first: float, compiling: float) -> None:
@@ -43,6 +50,8 @@ def test_cold_and_warm_starts_share_a_folder_of_runs(
         folder = Path(options["output_dir"])
         assert folder.is_dir()
         assert len(list(folder.iterdir())) == (options["name"] == "warm")
+        config = load_config(command[2:], prog="", description="")
+        assert (config.compile.enabled, config.model.kwargs["depth"]) == (True, QUICK_DEPTH)
         seconds = 8.0 if options["name"] == "cold" else 2.0
         leave_run(folder / options["name"], first=1000.0 + seconds, compiling=seconds / 2)
         commands.append(options)

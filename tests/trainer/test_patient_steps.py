@@ -31,6 +31,7 @@ class Steps:
 
     def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
         self.count += 1
+        self.max_steps = self.count
         if self.count in self.compiles:
             self.watch._start(SimpleNamespace(callback_trigger=Trigger, compile_id="0/0"))
 
@@ -45,13 +46,16 @@ def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
     runtime = Runtime(launcher="torchrun", world_size=3, local_world_size=3, backend="gloo")
     plan = Plan(num_samples=191, global_batch_size=64, world_size=3, seed=0)
+    inner = Steps(watch := CompileWatch(), compiles=[5])
     steps = PatientSteps(
-        Steps(watch := CompileWatch(), compiles=[5]),
+        inner,
         runtime=runtime,
         parallel=PARALLEL,
         watch=watch,
     )
     assert steps.max_steps == 3
+    inner.max_steps = 50  # as recordings do when they know their pace
+    assert steps.max_steps == 50
     waited = []
     for number in range(6):  # 64, 64, 63, and so again
         asked.clear()
@@ -59,6 +63,7 @@ def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.Mon
         waited.append([*asked])
     both = [LONG, SHORT]
     assert waited == [both, [], both, [], both, []]
+    assert steps.max_steps == 6
 
 
 def test_a_start_that_is_shorter_than_training_shortens_nothing(

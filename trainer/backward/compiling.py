@@ -46,7 +46,8 @@ class Compiled:
         compiled = torch.compile(
             plain, dynamic=False, fullgraph=config.fullgraph, mode=config.mode, **options
         )
-        self._call = recovering(refusing(compiled) if config.fullgraph else compiled)
+        call = recovering(compiled)
+        self._call = refusing(call) if config.fullgraph else call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -159,12 +160,12 @@ def check_whole(loss: LossModule, config: CompileConfig, batch: Batch, *, region
 
 def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
     """A function compiled with `fullgraph`, whose refusal is one message with the user's line."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import UncapturedHigherOrderOpError, Unsupported, UserError
 
     def attempt(*args: Any, **kwargs: Any) -> Any:
         try:
             return call(*args, **kwargs)
-        except TorchDynamoException as error:
+        except (Unsupported, UserError, UncapturedHigherOrderOpError) as error:
             stack = getattr(error, "real_stack", None)
             if not stack:
                 raise

@@ -16,11 +16,10 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from configs.schema_execution import ParallelConfig
 from trainer.ranks.failures import is_lost_contact
 from trainer.ranks.flight_record import dump, is_pending, recent, status
 from trainer.ranks.hang_report import Report, explain
-from trainer.ranks.runtime import Runtime
+from trainer.ranks.runtime import Runtime, timeout_in_force
 from trainer.ranks.whereabouts import (
     Stuck,
     fatal_stacks,
@@ -49,18 +48,15 @@ ANSWER_SECONDS = {WAITING: 10.0, LOST: 3.0}
 class HangWatch:
     """A thread of each rank that looks now and then whether the one that trains gets on.
 
-    One that has been at the same place in a collective for half of `parallel.timeout_seconds`
-    raises an alarm in the store. Then every rank that still can writes its stacks and its flight
-    record into the run directory and answers; the lowest one that did says who is missing. The run
-    goes on, to the end of its time-out or with the rank that was late.
+    One that has been at the same place in a collective for half of the time-out in force raises an
+    alarm in the store. Then every rank that still can writes its stacks and its flight record into
+    the run directory and answers; the lowest one that did says who is missing. The run goes on, to
+    the end of its time-out or with the rank that was late.
     """
 
-    def __init__(
-        self, runtime: Runtime, folder: Path, timeout: float, step: Callable[[], int]
-    ) -> None:
+    def __init__(self, runtime: Runtime, folder: Path, step: Callable[[], int]) -> None:
         self.runtime = runtime
         self.folder = folder
-        self.patience = PATIENCE * timeout
         self.step = step
         self.trains = threading.get_ident()
         self.failed: FrameType | None = None
@@ -72,12 +68,16 @@ class HangWatch:
         """Alarms that this rank has answered."""
         self.store.set(f"process/{runtime.rank}", process_name())
 
+    @property
+    def patience(self) -> float:
+        """Seconds; more where ranks may be compiling."""
+        return PATIENCE * timeout_in_force()
+
     def _watch(self) -> None:
-        beat = min(BEAT_SECONDS, self.patience / BEATS)
         at, since, explained = Stuck(0, 0, b""), time.monotonic(), None
         waited = 0.0
         while not self.over:
-            self.wake.wait(beat)
+            self.wake.wait(min(BEAT_SECONDS, self.patience / BEATS))
             try:
                 frame = frame_of(self.trains)
                 found = Stuck.of(frame, status(self.runtime.backend))
@@ -177,16 +177,13 @@ class HangWatch:
 
 
 @contextmanager
-def hangs_explained(
-    runtime: Runtime, config: ParallelConfig, directory: Path, step: Callable[[], int]
-) -> Iterator[None]:
+def hangs_explained(runtime: Runtime, directory: Path, step: Callable[[], int]) -> Iterator[None]:
     """Inside, ranks that wait too long, or are in different collectives, are told from each other.
 
     Call it in the thread that trains, on every rank.
 
     Args:
         runtime: This rank; with one there is nobody to wait for.
-        config: How long ranks wait.
         directory: The run's, in which FOLDER is made when it is needed.
         step: Steps taken so far.
     """
@@ -194,7 +191,7 @@ def hangs_explained(
         yield
         return
     folder = directory / FOLDER
-    watch = HangWatch(runtime, folder, config.timeout_seconds, step)
+    watch = HangWatch(runtime, folder, step)
     watch.thread.start()
     failed: BaseException | None = None
     try:

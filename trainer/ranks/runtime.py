@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -155,6 +156,7 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
             torch.set_flush_denormal(False)
         return
     timeout = timedelta(seconds=config.init_timeout_seconds)
+    _in_force[0] = config.init_timeout_seconds
     late = f"error: {_not_connected(runtime, config, 'the store does not answer')}"
     try:
         with answered_within(config.init_timeout_seconds + LATE_SECONDS, late, status=2):
@@ -196,9 +198,19 @@ def use_starting_timeout(runtime: Runtime, config: ParallelConfig) -> None:
     _use_timeout(runtime, max(config.init_timeout_seconds, config.timeout_seconds))
 
 
+def timeout_in_force() -> float:
+    """Seconds after which a collective that begins now is given up on."""
+    return _in_force[0]
+
+
+_in_force = [math.inf]
+"""Of the default process group, which is the process's own too."""
+
+
 def _use_timeout(runtime: Runtime, seconds: float) -> None:
     """What is waited for already keeps the time that it had."""
     if runtime.world_size > 1:
+        _in_force[0] = seconds
         # Public since torch 2.14, where the old name warns.
         public = getattr(dist, "set_timeout", None)
         set_timeout = public or dist.distributed_c10d._set_pg_timeout
