@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Ranks share the cores of the machine.
 export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); threads=$$((cores / $(NPROC))); echo $$((threads > 0 ? threads : 1)))
 
-.PHONY: train test test-unit test-slow test-slurm lint format clean
+.PHONY: train test test-unit test-slow test-slurm gpu lint format clean
 
 train: $(VENV)/.train
 	$(BIN)/torchrun --nproc_per_node=$(NPROC) launch/train.py --config configs/mnist.yaml $(ARGS)
@@ -28,6 +28,10 @@ test-slow: $(VENV)/.develop
 # Skips itself, and says so, where slurmctld is not on the PATH.
 test-slurm: $(VENV)/.develop
 	$(BIN)/python -m pytest -m slurm $(ARGS)
+
+# On a machine with a GPU, lent for minutes: the Python that is there will do, nothing is installed.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/run.py gpu $(ARGS)
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff format --check .

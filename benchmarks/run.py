@@ -11,6 +11,7 @@
     python launch/benchmark.py --compile      # cold and warm starts, whole and block by block
     python launch/benchmark.py --loader       # samples/s of data sets against workers, and pinning
     python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
+    python benchmarks/run.py gpu --seconds 480       # everything about one GPU (gpu --help)
 
 The contenders train the same network on the same data in turn, each as a process of its own, so
 that a machine that drifts slows all of them. Times are of training: evaluation is left out. The
@@ -45,10 +46,12 @@ from benchmarks.measure.option_costs import WARMUP_STEPS, compare_options, show_
 from benchmarks.measure.peers import compare, show_peers, show_text
 from benchmarks.measure.pictures import growth_figure, peers_figure, roofline_figure
 from benchmarks.measure.precisions import (
+    all_cases,
     measure_precisions,
     precisions_figure,
     show_precisions,
 )
+from benchmarks.measure.proof import prove
 from benchmarks.measure.roofline import measure_roofline, show_roofline
 from benchmarks.measure.scaling_bench import add_scaling_arguments, project_scaling
 from benchmarks.measure.seeds import measure_seeds, seeds_figure, show_seeds
@@ -64,9 +67,11 @@ DEFAULT_ROUNDS, DEFAULT_EPOCHS, DEFAULT_STEPS = 5, 3, 700
 
 def main(argv: Sequence[str]) -> int:
     """Measure what the options ask for; status 1 if a contender failed."""
-    arguments = parse(argv)
     # The run that is being measured is in a session of its own: leaving in order takes it along.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if argv[:1] == ["gpu"]:
+        return prove(argv[1:])
+    arguments = parse(argv)
     return MEASUREMENTS[arguments.kind](arguments)
 
 
@@ -215,7 +220,8 @@ def benchmark_seeds(arguments: argparse.Namespace) -> int:
 
 
 def benchmark_precisions(arguments: argparse.Namespace) -> int:
-    found = measure_precisions(**amount(arguments), seconds=arguments.seconds)
+    cases = all_cases(arguments.device)
+    found = measure_precisions(cases, **amount(arguments), seconds=arguments.seconds)
     show_precisions(found)
     write(arguments, found, lambda: precisions_figure(found))
     return 0

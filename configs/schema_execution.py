@@ -70,7 +70,8 @@ class ParallelConfig:
     backend: Literal["auto", "gloo", "nccl"] = execution("auto")
     """Communication between ranks; auto: nccl on GPUs, gloo on CPUs."""
     threads: int | None = execution(None)
-    """CPU threads per rank; default: the launcher's or torch's, and 1 under exact reduction."""
+    """CPU threads per rank; default: the launcher's, or torch's within this rank's share of cores
+    and quota; 1 under exact reduction."""
     find_unused_parameters: bool | Literal["auto"] = execution("auto")
     """Whether ranks tell each other in every step which parameters have a gradient, for a model
     that does not use all of them in all steps; auto: as a trial before the first step shows."""

@@ -79,8 +79,8 @@ class Components:
         return torch.stack([t.float().sum() for t in tensors(outputs)]).sum()
 
     def on(self, runtime: Runtime) -> Components:
-        """The same parts for a run on other ranks, such as this one alone."""
-        subject = replace(self.subject, world_size=runtime.world_size)
+        """The same parts for a run on other ranks, such as this one alone, outside of any group."""
+        subject = replace(self.subject, world_size=runtime.world_size, in_group=False)
         return replace(self, subject=subject, execution=decide(self.config, subject))
 
 
@@ -177,8 +177,7 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Examp
             "--parallel.device cpu.",
         )
     targets = example.batch().targets
-    target = targets[0] if isinstance(targets, Tensor) and targets.dim() else targets
-    task.check_target(target)
+    task.check_target(targets[0] if isinstance(targets, Tensor) and targets.dim() else targets)
     order = choose_order(config.data, data.train, config.seed)
     plan = build_plan(config, runtime, order.size if order else len(data.train), order)
     model = _build_model(config, runtime, data, plan)
@@ -194,6 +193,7 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Examp
         input_shape=data.input_shape,
         device=runtime.device,
         world_size=runtime.world_size,
+        in_group=runtime.in_group,
         resident=placement(
             config.data, [data.train, *data.held_out.values()], free_bytes(runtime.device)
         ),

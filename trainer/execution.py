@@ -66,7 +66,7 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
 
 
 def _engine(config: RunConfig, subject: Subject) -> tuple[Engine, str]:
-    parallel, several = config.parallel, subject.world_size > 1
+    parallel, several = config.parallel, subject.shares
     if parallel.strategy == "fsdp" and several:
         if parallel.engine == "accelerate":
             return "Accelerate with FSDP", "parallel.engine accelerate, parallel.strategy fsdp"
@@ -143,7 +143,7 @@ def _reduction(
     parallel = config.parallel
     if parallel.reduction == "exact":
         return "exact tree", "parallel.reduction exact"
-    if subject.world_size == 1:
+    if not subject.shares:
         return "none", "one rank"
     if engine in ("FSDP", "Accelerate with FSDP"):
         return "reduce-scatter", "parallel.strategy fsdp"
@@ -157,7 +157,7 @@ def _reduction(
 def _kernel(config: RunConfig, subject: Subject, gradients: Gradients) -> tuple[KernelKind, str]:
     if gradients == "written out":
         return "flat", "written-out passes keep all parameters in one buffer"
-    if config.parallel.strategy == "fsdp" and subject.world_size > 1:
+    if config.parallel.strategy == "fsdp" and subject.shares:
         return "own", "parallel.strategy fsdp"
     scaled = config.precision.dtype == "fp16"
     if has_fused_kernel(config.optimizer, subject.device, scaled=scaled):

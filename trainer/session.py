@@ -17,6 +17,7 @@ from trainer.ranks.collectives import gather_objects
 from trainer.ranks.deterministic import deterministic_algorithms
 from trainer.ranks.hang_watch import hangs_explained
 from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
+from trainer.ranks.sharing import sharing_noticed
 from trainer.ranks.stop_signals import StopRequest
 
 
@@ -92,7 +93,8 @@ def train_to_end(
         try:
             run.log.summary("running")
             progress, path = run.state.progress, run.directory.path
-            with hangs_explained(runtime, path, lambda: progress.step):
+            explained = hangs_explained(runtime, path, lambda: progress.step)
+            with explained, sharing_noticed(runtime):
                 status = train(run)
         finally:
             run.steps.close()

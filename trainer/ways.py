@@ -37,6 +37,12 @@ class Subject:
     world_size: int
     resident: tuple[bool, str]
     """Whether the data set lives on the device, and why (`data.loading.loader.placement`)."""
+    in_group: bool = False
+    """Whether one rank alone is in a process group, and shares the model as several do."""
+
+    @property
+    def shares(self) -> bool:
+        return self.world_size > 1 or self.in_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.measure.run_times import read_run
 from configs.errors import InputError
 
 Run = dict[str, Any]
+NO_TIME = "no time was left for it"
 
 
 def measure(contender: Contender, settings: Settings) -> Run:
@@ -44,11 +45,13 @@ def compare(
     settings: Settings,
     rounds: int,
     seconds: float | None = None,
+    seen: Callable[[list[dict[str, Any]]], None] = lambda results: None,
 ) -> list[dict[str, Any]]:
     """Run all contenders in interleaved rounds; one result each, also for those left out.
 
     A contender whose package is missing is skipped, one that fails is out from then on: its result
-    says why. When `seconds` have passed nobody starts any more.
+    says why. When `seconds` have passed nobody starts any more. `seen` is given the results so far
+    after every run.
 
     Raises:
         InputError: If nobody is left to run.
@@ -58,6 +61,22 @@ def compare(
         raise InputError("--only", expected="a contender that can run", remedy=_list(reasons))
     status = dict.fromkeys(reasons, "skipped")
     runs: dict[str, list[Run]] = {item.name: [] for item in contenders}
+
+    def results() -> list[dict[str, Any]]:
+        measured = [name for name in runs if name not in status]
+        complete = complete_rounds([runs[name] for name in measured])
+        whole = runs | dict(zip(measured, complete, strict=True))
+        late = {name for name in measured if not whole[name]}
+        return [
+            summarise(
+                item,
+                whole,
+                status="skipped" if item.name in late else status.get(item.name, "measured"),
+            )
+            | {"reason": reasons.get(item.name, NO_TIME if item.name in late else None)}
+            for item in contenders
+        ]
+
     for number, item in interleaved(contenders, rounds, seconds):
         if item.name in status:
             continue
@@ -67,17 +86,8 @@ def compare(
         except CommandFailed as error:
             status[item.name], reasons[item.name] = "failed", str(error)
             print(f"{item.title} failed: {error}", file=sys.stderr, flush=True)
-    measured = [name for name in runs if name not in status]
-    complete = complete_rounds([runs[name] for name in measured])
-    runs |= dict(zip(measured, complete, strict=True))
-    for name in measured:
-        if not runs[name]:
-            status[name], reasons[name] = "skipped", "no time was left for it"
-    return [
-        summarise(item, runs, status=status.get(item.name, "measured"))
-        | {"reason": reasons.get(item.name)}
-        for item in contenders
-    ]
+        seen(results())
+    return results()
 
 
 def summarise(

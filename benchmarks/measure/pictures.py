@@ -52,7 +52,7 @@ def peers_figure(results: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
     if any(item["extrapolated"] for item in measured):
         note = "* trained on a few steps and extrapolated"
         axes.text(1, 0.02, note, transform=axes.transAxes, ha="right", fontsize=8)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -82,7 +82,7 @@ def growth_figure(series: Sequence[dict[str, Any]]) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_minor_formatter("{x:,.0f}")
-        _tidy(axes)
+        tidy(axes)
     figure.tight_layout()
     return figure
 
@@ -114,8 +114,8 @@ def roofline_figure(result: dict[str, Any]) -> Figure:
     handles = [Patch(color=colour, label=name) for name, colour in FLOORS.items()]
     left.legend(handles=handles, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     _draw_roofs(right, result)
-    _tidy(left)
-    _tidy(right)
+    tidy(left)
+    tidy(right)
     figure.tight_layout()
     return figure
 
@@ -149,7 +149,7 @@ def _error(values: dict[str, float]) -> list[list[float]]:
     return [[values["median"] - values["min"]], [values["max"] - values["median"]]]
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis="both", alpha=0.2)
     axes.set_axisbelow(True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,23 +80,35 @@ class Case:
     mode: str
 
 
+def all_cases(device: str) -> list[Case]:
+    """What is measured on a device."""
+    return [
+        Case(network, precision, mode)
+        for network in NETWORKS[device]
+        for precision, mode in KINDS[device][network.name]
+    ]
+
+
 def measure_precisions(
-    *, rounds: int, threads: int, device: str, quick: bool, seconds: float | None = None
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    threads: int,
+    device: str,
+    quick: bool,
+    seconds: float | None = None,
+    seen: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Every case and, in the same rounds, the rate of large square products in its precision.
 
     When `seconds` have passed nothing more is begun, and cases that had no turn are left out.
+    `seen` is given what there is after every measurement.
     """
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", given=device, expected="a CUDA device on this machine")
     torch.set_num_threads(threads)
-    cases = [
-        Case(network, precision, mode)
-        for network in NETWORKS[device]
-        for precision, mode in KINDS[device][network.name]
-    ]
     products = list(dict.fromkeys(case.precision for case in cases))
 
     def measure(item: Case | str) -> float:
@@ -116,20 +128,25 @@ def measure_precisions(
 
     items: list[Case | str] = [*products, *cases]
     say = functools.partial(print, file=sys.stderr)
-    found = collect(items, rounds, measure, say, seconds)
-    rates = dict(zip(products, found[: len(products)], strict=True))
-    return {
-        "products": [
-            {"precision": name, "tflops": spread([value * 1e-12 for value in values], 3)}
-            for name, values in rates.items()
-            if values
-        ],
-        "cases": [
-            summarise(case, values, rates[case.precision])
-            for case, values in zip(cases, found[len(products) :], strict=True)
-            if values
-        ],
-    }
+
+    def results(found: list[list[Any]]) -> dict[str, Any]:
+        rates = dict(zip(products, found[: len(products)], strict=True))
+        return {
+            "products": [
+                {"precision": name, "tflops": spread([value * 1e-12 for value in values], 3)}
+                for name, values in rates.items()
+                if values
+            ],
+            "cases": [
+                summarise(case, values, rates[case.precision][: len(values)])
+                for case, values in zip(cases, found[len(products) :], strict=True)
+                if values
+            ],
+        }
+
+    return results(
+        collect(items, rounds, measure, say, seconds, lambda found: seen(results(found)))
+    )
 
 
 def product_rate(precision: str, device: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data.parent_death import ask_at_parent_death
@@ -20,7 +22,23 @@ from data.parent_death import ask_at_parent_death
 TIMEOUT_SECONDS = 1800.0
 GRACE_SECONDS = 40.0
 """Longer than torchrun waits for its ranks after SIGTERM."""
+POLL_SECONDS = 0.005
+ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+_ends: list[float] = []
+"""When commands must have ended, by the monotonic clock; the innermost `ended_within` is last."""
+
+
+@contextlib.contextmanager
+def ended_within(seconds: float) -> Iterator[None]:
+    """No command that is started inside may go on after so many seconds from now."""
+    _ends.append(min(time.monotonic() + seconds, *(_ends or [math.inf])))
+    try:
+        yield
+    finally:
+        _ends.pop()
 
 
 class CommandFailed(RuntimeError):
@@ -47,7 +65,11 @@ class Finished:
 
 
 def run(
-    command: Sequence[str], *, threads: int, timeout_seconds: float = TIMEOUT_SECONDS
+    command: Sequence[str],
+    *,
+    threads: int,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    cwd: Path | None = None,
 ) -> Finished:
     """Run a command in a process group of its own, with this many CPU threads per process.
 
@@ -57,14 +79,15 @@ def run(
     Raises:
         CommandFailed: If its status is not 0 or it takes too long; with the end of its output.
     """
-    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    env["OMP_NUM_THREADS"] = str(threads)
+    if _ends:
+        timeout_seconds = min(timeout_seconds, _ends[-1] - time.monotonic())
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         started_at, began = time.time(), time.monotonic()
         with _signals_held() as let_go:
             process = subprocess.Popen(
                 command,
-                env=env,
+                env=_environment(threads),
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -92,6 +115,38 @@ def run(
         why = f"no end after {timeout_seconds:.0f} s" if late else f"status {process.returncode}"
         raise CommandFailed(f"{why}: {' '.join(command)}\n{(output + errors)[-3000:]}")
     return Finished(output, started_at, usage.ru_maxrss * 1024)
+
+
+def kill_when(ready: Callable[[], bool], command: Sequence[str], *, threads: int) -> None:
+    """Run a command until `ready()`, and kill it then, with all that it started.
+
+    Raises:
+        CommandFailed: If it ends before, or takes too long.
+    """
+    process = subprocess.Popen(
+        command,
+        env=_environment(threads),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=partial(ask_at_parent_death, os.getpid()),
+    )
+    try:
+        while not ready():
+            if process.poll() is not None or (_ends and time.monotonic() > _ends[-1]):
+                raise CommandFailed(f"not ready to be killed in time: {' '.join(command)}")
+            time.sleep(POLL_SECONDS)
+    finally:
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Of a command: its packages are those of this checkout, installed or not."""
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
+    return env | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @contextlib.contextmanager

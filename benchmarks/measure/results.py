@@ -63,20 +63,26 @@ def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def write(path: Path, content: dict[str, Any], figure: Figure | None = None) -> None:
     """The result with command, code, versions and hardware as JSON, and its picture beside it."""
     from trainer.checkpoints.atomic_files import replacing
-    from trainer.checkpoints.environment import describe_machine
 
-    environment = describe_machine()
-    environment["packages"] |= {name: _version(name) for name in PACKAGES}
     # Where the data lies on this machine is of no use elsewhere.
     words = [re.sub(r"(data\.root=).*", r"\1FOLDER", word) for word in sys.argv[1:]]
     command = f"python launch/benchmark.py {shlex.join(words)}".strip()
-    full = {"command": command, "environment": environment} | content
+    full = {"command": command, "environment": environment()} | content
     with replacing(path) as file:
         file.write((json.dumps(full, indent=2) + "\n").encode())
     if figure is not None:
         with replacing(path.with_suffix(".png")) as file:
             figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
     print(f"written: {path}" + (f", {path.with_suffix('.png')}" if figure is not None else ""))
+
+
+def environment() -> dict[str, Any]:
+    """Code, versions and hardware, the peers' packages included."""
+    from trainer.checkpoints.environment import describe_machine
+
+    found = describe_machine()
+    found["packages"] |= {name: _version(name) for name in PACKAGES}
+    return found
 
 
 def range_text(values: dict[str, float] | None, digits: int = 2) -> str:

@@ -57,14 +57,17 @@ def collect(
     measure: Callable[[T], Any],
     say: Callable[[str], None],
     seconds: float | None = None,
+    seen: Callable[[list[list[Any]]], None] = lambda found: None,
 ) -> list[list[Any]]:
-    """Measurements of every item, one per round; `say` is told when a round is done.
+    """Measurements of every item, one per round; `say` is told when a round is done, and `seen`
+    after every measurement what there is.
 
     With a limit of `seconds` there may be fewer, and none of some items.
     """
     found: dict[int, list[Any]] = {index: [] for index in range(len(items))}
     for number, index in interleaved(range(len(items)), rounds, seconds):
         found[index].append(measure(items[index]))
+        seen(complete_rounds(list(found.values())))
         if all(len(values) == number + 1 for values in found.values()):
             say(f"round {number + 1} of {rounds} done")
     return complete_rounds(list(found.values()))

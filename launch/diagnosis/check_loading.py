@@ -6,10 +6,10 @@ import math
 import statistics
 
 from data.datasets import ArrayDataset
-from launch.diagnosis.check_machine import available_cores
 from launch.diagnosis.findings import Check, Finding
 from launch.diagnosis.subject import Subject
 from launch.diagnosis.trial import Trial
+from trainer.ranks.cores import available_cores
 
 WAITING = 0.5
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from launch.diagnosis.check_cores import check_cores, check_load
 from launch.diagnosis.check_disk import GIB, MIB, check_disk
 from launch.diagnosis.check_gpu import check_gpu
 from launch.diagnosis.findings import Check, Finding, name_some
@@ -39,6 +40,7 @@ def check_machine(output_dir: str, *, workers: int = 0, ranks: int = 1) -> list[
         check_locked_memory(),
         check_compiler(),
         check_cores(ranks),
+        check_load(ranks),
         *check_disk(output_dir),
     ]
 
@@ -161,33 +163,3 @@ def check_compiler() -> Finding:
         return Check("machine", "compiler").ok(f"{found} compiles, Python.h is there")
     reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
     return Check("machine", "compiler").note(f"{found} fails: {reason.strip()[:160]}", why, change)
-
-
-def check_cores(ranks: int) -> Finding:
-    """CPU threads of all ranks of this machine against the cores they may use."""
-    cores = available_cores()
-    threads = torch.get_num_threads()
-    seen = f"{threads} CPU threads per rank, {ranks} ranks, {cores:g} cores"
-    if threads * ranks > max(cores * 1.5, 1):
-        return Check("machine", "cores").warning(
-            seen,
-            "Threads that wait for a core make every step slower, often several times.",
-            f"--parallel.threads {max(int(cores) // ranks, 1)} (or OMP_NUM_THREADS)",
-        )
-    if threads == 1 and cores >= 4 * ranks:
-        return Check("machine", "cores").note(
-            seen,
-            "torchrun sets OMP_NUM_THREADS=1; on a CPU most cores then idle.",
-            f"--parallel.threads {int(cores) // ranks}",
-        )
-    return Check("machine", "cores").ok(seen)
-
-
-def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """Cores this process may run on: its affinity, and the quota of its container."""
-    cores = float(len(os.sched_getaffinity(0)))
-    try:
-        quota_us, period_us = quota.read_text().split()
-        return min(cores, int(quota_us) / int(period_us))
-    except (OSError, ValueError):  # no container, or `max`
-        return cores

@@ -46,6 +46,7 @@ def test_a_quick_run_measures_every_precision_of_the_cpu(tmp_path: Path) -> None
 
 
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.gpu
 def test_a_quick_run_on_a_gpu_measures_the_compiled_ones_too(
     gpu: torch.device, tmp_path: Path

@@ -16,6 +16,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from configs.errors import InputError
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
+from trainer.ranks.cores import fair_threads
 from trainer.ranks.launcher import LaunchedRank
 from trainer.ranks.peer_watch import answered_within, watched_ranks
 from trainer.ranks.rendezvous import meet
@@ -129,9 +130,13 @@ def use_device(runtime: Runtime, config: ParallelConfig) -> None:
     be set before the first parallel kernel: its threads inherit it.
     """
     torch.set_flush_denormal(True)
+    # The order of additions inside a matrix product depends on the number of threads.
     if config.threads is not None or config.reduction == "exact":
-        # The order of additions inside a matrix product depends on the number of threads.
         torch.set_num_threads(config.threads or 1)
+    else:
+        most = fair_threads(runtime.local_world_size, os.environ)
+        if most < torch.get_num_threads():  # to set what is set already would change what MKL does
+            torch.set_num_threads(int(most))
     if runtime.device.type == "cuda":
         torch.cuda.set_device(runtime.device)
 

@@ -11,7 +11,6 @@ import torch
 
 from launch.diagnosis.check_gpu import _driver_version
 from launch.diagnosis.check_machine import (
-    available_cores,
     check_machine,
     check_memory,
     check_versions,
@@ -45,14 +44,6 @@ def test_little_memory(tmp_path: Path, kib: int, level: str) -> None:
     path = tmp_path / "meminfo"
     path.write_text(f"MemTotal: 8000000 kB\nMemAvailable: {kib} kB\n")
     assert check_memory(path).level == level
-
-
-def test_cores_are_those_of_the_container(tmp_path: Path) -> None:
-    quota = tmp_path / "cpu.max"
-    quota.write_text("50000 100000\n")
-    assert available_cores(quota) == 0.5
-    quota.write_text("max 100000\n")
-    assert available_cores(quota) == available_cores(tmp_path / "none") >= 1
 
 
 def test_the_driver_is_read_from_the_kernel(tmp_path: Path) -> None:
