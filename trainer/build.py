@@ -203,7 +203,10 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
 
 def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
-    average = build_average(config.train, components.model, components.plan.epoch_schedule)
+    average = raise_on_all_ranks(
+        runtime,
+        lambda: build_average(config.train, components.model, components.plan.epoch_schedule),
+    )
     loss = LossModule(
         components.model,
         normalize=components.normalize,

@@ -28,6 +28,7 @@ from trainer.engines.accelerate_config import check_accelerate
 from trainer.execution import Execution, Subject, decide
 from trainer.networks.blocks import check_blocks
 from trainer.networks.calling import Call, choose_call
+from trainer.networks.copying import hooked_weights
 from trainer.networks.models import build_model
 from trainer.objective.check_outputs import check_classes, check_loss, check_outputs
 from trainer.objective.selection import Selection, choose_selection
@@ -254,7 +255,7 @@ def build_optimizer_and_kernel(
     if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
         from trainer.engines.fsdp import check_sharding
 
-        check_sharding(config, optimizer)
+        check_sharding(config, optimizer, hooked_weights(model))
     return flat, optimizer, kernel
 
 

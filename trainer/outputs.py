@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from configs.errors import InputError
 from configs.given import handed_over
 from configs.identity import flatten
-from configs.idle_keys import unused_keys
+from configs.idle_keys import Setting, unused_keys
 from configs.read_files import read_json, read_yaml
 from configs.schema import RunConfig
+from data.catalogue.catalog import CATALOG
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
@@ -151,7 +154,7 @@ def open_outputs(
     logger.info(found.line())
     if kept := modes_kept(components.model):
         logger.info(f"{kept} modules of the model stay in eval mode, as they came")
-    if idle := unused_keys(config, runtime.world_size):
+    if idle := unused_keys(config, _setting(config, runtime, components)):
         named = ", ".join(f"{key} (takes {what})" for key, what in idle.items())
         logger.info(f"without effect in this run: {named}")
     logger.info(components.execution.line())
@@ -183,6 +186,18 @@ def open_outputs(
         )
     )
     return sinks
+
+
+def _setting(config: RunConfig, runtime: Runtime, components: Components) -> Setting:
+    execution = components.execution
+    return Setting(
+        world_size=runtime.world_size,
+        device=runtime.device.type,
+        bf16_products=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        compiled=execution.compiled,
+        reduction=execution.reduction,
+        published=config.data.dataset in CATALOG,
+    )
 
 
 def _what_was_given(directory: RunDirectory, resume: Resume) -> dict[str, Any]:

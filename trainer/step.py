@@ -22,6 +22,7 @@ from trainer.checkpoints.state import Progress
 from trainer.closure import Closure, total_over_ranks
 from trainer.engines.dtensor import full_tensor
 from trainer.engines.engine import Engine
+from trainer.networks.module_state import share_buffers
 from trainer.networks.trained_parts import TrainedParts
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average
@@ -222,6 +223,7 @@ class TrainStep:
             if weight is not None:
                 weights.append(weight)
         self.engine.reduce()
+        share_buffers(self.engine.module, self.runtime, global_batch.size)
         if weights:
             self._divide_by(total_over_ranks(weights, global_batch, self.runtime), global_batch)
         self.norm = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -68,3 +70,12 @@ class Normed(Base):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(self.norm(inputs))
+
+
+class KeepsItsNormsInEval(Normed):
+    """Its own `train`, as torchvision's and mmdetection's frozen backbones have it."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.norm.eval()
+        return self
