@@ -134,9 +134,7 @@ MEETS: dict[str, tuple[Callable[[RunConfig, Setting], bool], str]] = {
         _asks_for_unused,
         "several ranks that each hold the whole model, and gradients by autograd",
     ),
-    **{
-        key: (lambda _, met: met.world_size > 1, "several ranks") for key in OF_SEVERAL_RANKS
-    },
+    **{key: (lambda _, met: met.world_size > 1, "several ranks") for key in OF_SEVERAL_RANKS},
 }
 """Keys whose use depends on where and how a run is carried out."""
 

@@ -69,15 +69,13 @@ class TrainStep:
         kernel: What is stepped: the optimizer, or a kernel in its place.
         schedule: The learning rate.
         precision: Autocast type and GradScaler.
-        augment: Changes a micro-batch before it is learned from.
-        average: Average of the weights, if there is one.
+        augment, average: Change a micro-batch before it is learned from; follow the weights.
         meter: Remembers losses and scores.
         progress: Counts steps and global batches.
         clip_norm: Largest norm of the gradient.
         runtime: This rank.
         parts: Says what is trained in which epoch; None: the same in all of them.
-        max_steps: Steps in a row at most. More than one only where neither schedule nor optimizer
-            has to know whether fp16 has skipped a step.
+        max_steps: In a row; above 1 only where nobody has to know whether fp16 skipped a step.
         loader: Where the samples of a row of steps come from at once; None: from the stream.
         watched: Batches of the loader, watched by a profiler.
     """

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import trainer.session
 from benchmarks.measure.results import show
 from configs.load import load_config
-from trainer import session
 from trainer.loop import Run
 from trainer.ranks.stop_signals import StopRequest
 
@@ -30,9 +29,10 @@ class InTurn:
     def culprit(self) -> str | None:
         ended = self.run.plan.epoch_schedule.epochs_ended(self.run.state.progress.global_batches)
         now = time.perf_counter()
-        self.began.setdefault(ended, now)
-        if ended % 2:
-            return None
+        if ended is not None:
+            self.began.setdefault(ended, now)
+            if ended % 2:
+                return None
         found: str | None = self.culprit_of()
         self.spent.append(time.perf_counter() - now)
         return found
@@ -46,6 +46,7 @@ def measure_finite(*, pairs: int, threads: int) -> dict[str, Any]:
         pairs: Of epochs, besides one that warms up.
         threads: CPU threads.
     """
+    session: Any = trainer.session  # whose `build` is replaced
     build = session.build
     found: list[InTurn] = []
 
@@ -65,7 +66,7 @@ def measure_finite(*, pairs: int, threads: int) -> dict[str, Any]:
             "--logging.progress=off",
         ]
         config = load_config(options, prog="benchmark", description="")
-        session.build = build_watched  # type: ignore[assignment]
+        session.build = build_watched
         try:
             with session.joined(config) as runtime:
                 session.train_to_end(config, runtime, StopRequest())

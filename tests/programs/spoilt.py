@@ -1,7 +1,8 @@
 """Run by torchrun in tests: runs one after the other, each with a NaN somewhere or without.
 
 Takes a JSON list of [arguments of launch/train.py, place, step]; a place of null plants nothing.
-Says as JSON how each run failed; nothing of one that did not. What it left is copied to NAME failed.
+Says as JSON how each run failed; nothing of one that did not. What it left is copied to
+"NAME failed".
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from trainer.engines.dtensor import (
 )
 from trainer.engines.engine import Engine
 from trainer.networks.blocks import blocks
+from trainer.networks.copying import hooked_weights
 from trainer.optim.muon import MuonWithAdamW
 from trainer.ranks.runtime import Runtime
 
@@ -127,7 +128,8 @@ class ShardedEngine(Engine):
         and a forward pass may look at them."""
         super().clear()
         if buffers := list(self.module.buffers()):
-            dist._broadcast_coalesced(dist.group.WORLD, buffers, COALESCED_BYTES, 0)
+            broadcast = dist._broadcast_coalesced  # type: ignore[attr-defined]
+            broadcast(dist.group.WORLD, buffers, COALESCED_BYTES, 0)
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
@@ -195,14 +197,14 @@ def _bottom_up(
 
 
 def check_sharding(
-    config: RunConfig, optimizer: torch.optim.Optimizer, hooked: Sequence[str] = ()
+    config: RunConfig, optimizer: torch.optim.Optimizer, model: nn.Module | None = None
 ) -> None:
     """Refuse what cannot be done with parts of weights.
 
     Args:
         config: The run.
         optimizer: Over the weights.
-        hooked: Names of weights that have hooks, which a part would not call.
+        model: Whose weights they are; hooks on these would not be called for parts of them.
 
     Raises:
         InputError: With what to do instead.
@@ -215,7 +217,7 @@ def check_sharding(
             "parallel.strategy=fsdp",
             remedy="Use another one, or --parallel.strategy ddp.",
         )
-    if hooked:
+    if model is not None and (hooked := hooked_weights(model)):
         raise InputError(
             "parallel.strategy",
             given="fsdp",

@@ -51,7 +51,7 @@ def copied(module: nn.Module) -> nn.Module:
         for hook in (mine._backward_hooks or {}).values():
             theirs.register_hook(hook)
         for hook in (mine._post_accumulate_grad_hooks or {}).values():
-            theirs.register_post_accumulate_grad_hook(hook)
+            theirs.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     return made
 
 
