@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,54 @@ class EarlyBranch(Base):
         if self.training:
             self.passes += 1
         out: Tensor = self.c(torch.tanh(self.b(hidden)))
+        return out
+
+
+class HiddenBranch(EarlyBranch):
+    """The same, counted where no trial looks."""
+
+    def __init__(self, until: int = 3) -> None:
+        super().__init__(until)
+        self.seen = [0]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.a(inputs))
+        if self.seen[0] < 2 * self.until:
+            hidden = hidden + self.branch(hidden)
+        self.seen[0] += self.training
+        out: Tensor = self.c(torch.tanh(self.b(hidden)))
+        return out
+
+
+class LayerDrop(Base):
+    """A layer is left out now and then, as the generator of `kind` says."""
+
+    def __init__(self, kind: str = "python") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.a(inputs))
+        draw = {"python": random.random, "numpy": np.random.rand, "torch": lambda: torch.rand(())}
+        if not (self.training and draw[self.kind]() < 0.05):
+            hidden = hidden + torch.tanh(self.b(hidden))
+        out: Tensor = self.c(hidden)
+        return out
+
+
+class Counted(LayerDrop):
+    """A layer is left out of some passes, counted in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += 1
+        hidden = torch.tanh(self.a(inputs))
+        if self.passes % 5:
+            hidden = hidden + torch.tanh(self.b(hidden))
+        out: Tensor = self.c(hidden)
         return out
 
 

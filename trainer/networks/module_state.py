@@ -60,10 +60,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     extra = {
         n: copy.deepcopy(v) for n, v in module.state_dict().items() if not isinstance(v, Tensor)
     }
-    plain = [
-        (part, {k: v for k, v in vars(part).items() if isinstance(v, PLAIN)})
-        for part in module.modules()
-    ]
+    plain = plain_attributes(module)
     try:
         with buffers_kept(module):
             yield
@@ -72,6 +69,14 @@ def untouched(module: nn.Module) -> Iterator[None]:
             module.load_state_dict(extra, strict=False)
         for part, attributes in plain:
             vars(part).update(attributes)
+
+
+def plain_attributes(module: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Each part with those of its attributes that are numbers, texts and the like."""
+    return [
+        (part, {k: v for k, v in vars(part).items() if isinstance(v, PLAIN)})
+        for part in module.modules()
+    ]
 
 
 def share_buffers(module: nn.Module, runtime: Runtime, size: int) -> None:
