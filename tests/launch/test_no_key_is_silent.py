@@ -158,7 +158,7 @@ def test_what_a_run_meets_is_what_it_says_of_its_keys(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One rank on a CPU over data of one's own, not compiled."""
-    idle = [key for key in MEETS if key in FLIPPED]
+    idle = [key for key in MEETS if key in FLIPPED and key != "parallel.strategy"]
     assert len(idle) >= 10
     with caplog.at_level(logging.INFO, logger="convoy"):
         run(tmp_path, "Base", "--train.max_steps=1", "--data.root=/data", *map(option, idle))
