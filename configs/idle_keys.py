@@ -125,7 +125,10 @@ MEETS: dict[str, tuple[Callable[[RunConfig, Setting], bool], str]] = {
     "data.download": (lambda _, met: met.published, "a data set of the catalogue"),
     "data.verify": (lambda _, met: met.published, "a data set of the catalogue"),
     "precision.matmul": (_products, "a GPU, or medium on a CPU with products in bfloat16"),
-    "compile.mode": (lambda _, met: met.compiled, "a run that is compiled"),
+    **{
+        f"compile.{key}": (lambda _, met: met.compiled, "a run that is compiled")
+        for key in ("mode", "regional", "cache")
+    },
     "parallel.bucket_mb": (
         lambda _, met: met.reduction in ("DDP", "PowerSGD"),
         "several ranks whose gradients DDP reduces",

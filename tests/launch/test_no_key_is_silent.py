@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
 }
 """Values that show in a run of nine steps on few samples."""
 ELSEWHERE = (
+    "deterministic",
     "data.collate",
     "name",
     "output_dir",

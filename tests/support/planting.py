@@ -36,6 +36,9 @@ class Planter:
         if self.run.state.progress.step == self.at and runtime.rank == runtime.world_size - 1:
             self._plant()
 
+    def close(self) -> None:
+        self.steps.close()
+
     def _reduce(self) -> None:
         self.reduce()
         if self.place == "gradient" and self.run.state.progress.step == self.at - 1:
