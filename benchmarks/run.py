@@ -40,7 +40,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from benchmarks.measure import results
 from benchmarks.measure.compile_starts import measure_starts, show_starts
 from benchmarks.measure.contenders import TEXT, Settings, choose
-from benchmarks.measure.finite_cost import measure_finite, show_finite
+from benchmarks.measure.finite_cost import benchmark_finite
 from benchmarks.measure.growth import measure_growth, points, show_growth
 from benchmarks.measure.loaders import measure_loaders, show_loaders
 from benchmarks.measure.option_costs import WARMUP_STEPS, compare_options, show_options
@@ -62,8 +62,6 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DEFAULT_ROUNDS, DEFAULT_EPOCHS, DEFAULT_STEPS = 5, 3, 700
-PAIRS = 4
-"""Of epochs in a round of --finite."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -185,13 +183,6 @@ def benchmark_options(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def benchmark_finite(arguments: argparse.Namespace) -> int:
-    found = measure_finite(pairs=PAIRS * arguments.rounds, threads=arguments.threads)
-    show_finite(found)
-    write(arguments, found)
-    return 0
-
-
 def benchmark_growth(arguments: argparse.Namespace) -> int:
     found = measure_growth(
         points(arguments.threads),
@@ -251,7 +242,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "peers": benchmark_peers,
     "text": benchmark_text,
     "options": benchmark_options,
-    "finite": benchmark_finite,
+    "finite": lambda arguments: benchmark_finite(arguments, write),
     "growth": benchmark_growth,
     "roofline": benchmark_roofline,
     "precisions": benchmark_precisions,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +38,20 @@ class InTurn:
         found: str | None = self.culprit_of()
         self.spent.append(time.perf_counter() - now)
         return found
+
+
+PAIRS = 4
+"""Of epochs in a round."""
+
+
+def benchmark_finite(
+    arguments: argparse.Namespace, write: Callable[[argparse.Namespace, dict[str, Any]], None]
+) -> int:
+    """Measure, show and write."""
+    found = measure_finite(pairs=PAIRS * arguments.rounds, threads=arguments.threads)
+    show_finite(found)
+    write(arguments, found)
+    return 0
 
 
 def measure_finite(*, pairs: int, threads: int) -> dict[str, Any]:
