@@ -67,7 +67,7 @@ def measure_finite(*, pairs: int, threads: int) -> dict[str, Any]:
     found: list[InTurn] = []
 
     def build_watched(*arguments: Any) -> Run:
-        run = build(*arguments)
+        run: Run = build(*arguments)
         found.append(InTurn(run, run.log.finite.culprit))
         run.log.finite = found[0]  # type: ignore[assignment]
         return run

@@ -119,7 +119,7 @@ class ShardedEngine(Engine):
         super().clear()
         if buffers := list(self.module.buffers()):
             broadcast = dist._broadcast_coalesced  # type: ignore[attr-defined]
-            broadcast(dist.group.WORLD, buffers, COALESCED_BYTES, 0)
+            broadcast(dist.group.WORLD, buffers, COALESCED_BYTES, 0)  # type: ignore[arg-type]
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch

@@ -49,7 +49,7 @@ def copied(module: nn.Module) -> nn.Module:
         ) from None
     for mine, theirs in zip(module.parameters(), made.parameters(), strict=True):
         for hook in (mine._backward_hooks or {}).values():
-            theirs.register_hook(hook)
+            theirs.register_hook(hook)  # type: ignore[no-untyped-call]
         for hook in (mine._post_accumulate_grad_hooks or {}).values():
             theirs.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     return made
