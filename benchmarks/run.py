@@ -4,6 +4,7 @@
     python launch/benchmark.py --quick        # one short round, a few minutes
     python launch/benchmark.py --text         # the language model: tokens/s, loss after as many
     python launch/benchmark.py --options      # what exactness, checkpoints and drift checks cost
+    python launch/benchmark.py --finite       # what looking for NaN costs, epoch by epoch
     python launch/benchmark.py --growth       # samples/s against batch size, width and ranks
     python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
     python launch/benchmark.py --precision    # fp32, tf32, bf16, fp16, small and wide MLP
@@ -40,6 +41,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from benchmarks.measure import results
 from benchmarks.measure.compile_starts import measure_starts, show_starts
 from benchmarks.measure.contenders import TEXT, Settings, choose
+from benchmarks.measure.finite_cost import benchmark_finite
 from benchmarks.measure.growth import measure_growth, points, show_growth
 from benchmarks.measure.loaders import measure_loaders, show_loaders
 from benchmarks.measure.option_costs import WARMUP_STEPS, compare_options, show_options
@@ -85,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--text", action="store_true", help="the language model and its peers")
     add("--options", action="store_true", help="options of Convoy")
+    add("--finite", action="store_true", help="the search for numbers that are not finite")
     add("--growth", action="store_true", help="batch size, width and ranks")
     add("--roofline", action="store_true", help="steps against their floors")
     add("--precision", dest="precisions", action="store_true", help="every precision")
@@ -245,6 +248,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "peers": benchmark_peers,
     "text": benchmark_text,
     "options": benchmark_options,
+    "finite": lambda arguments: benchmark_finite(arguments, write),
     "growth": benchmark_growth,
     "roofline": benchmark_roofline,
     "precisions": benchmark_precisions,

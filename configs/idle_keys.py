@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from configs.identity import flatten
 from configs.schema import RunConfig
@@ -32,7 +33,10 @@ NEEDS: dict[str, tuple[Used, str]] = {
         lambda c: c.optimizer.weight_decay > 0,
         "optimizer.weight_decay",
     ),
-    "schedule.interval": (_torch_schedule, "a scheduler of torch's"),
+    "schedule.interval": (
+        lambda c: _torch_schedule(c) and c.schedule.name.lower() != "reducelronplateau",
+        "a scheduler of torch's other than ReduceLROnPlateau, which evaluations step",
+    ),
     "schedule.final_fraction": (
         _schedule("cosine", "one_cycle"),
         "schedule.name cosine, one_cycle",
@@ -41,6 +45,18 @@ NEEDS: dict[str, tuple[Used, str]] = {
     "schedule.initial_fraction": (_schedule("one_cycle"), "schedule.name one_cycle"),
     "schedule.every_epochs": (_schedule("step"), "schedule.name step"),
     "schedule.gamma": (_schedule("step", "exponential"), "schedule.name step or exponential"),
+    "model.train_from": (
+        lambda c: all(epoch <= c.train.epochs for epoch in c.model.train_from.values()),
+        "train.epochs of as many, for each part that is to be trained",
+    ),
+    "train.batch_schedule": (
+        lambda c: all(epoch <= c.train.epochs for epoch in c.train.batch_schedule),
+        "train.epochs of as many",
+    ),
+    "train.patience": (
+        lambda c: c.evaluate.every_epochs is not None,
+        "evaluate.every_epochs: only evaluations at the ends of epochs count",
+    ),
     "train.min_gain": (lambda c: c.train.patience is not None, "train.patience"),
     "train.swa_from_epoch": (
         lambda c: c.train.swa_from_epoch is None or c.train.swa_from_epoch <= c.train.epochs,
@@ -48,10 +64,6 @@ NEEDS: dict[str, tuple[Used, str]] = {
     ),
     "precision.init_scale": (lambda c: c.precision.dtype == "fp16", "precision.dtype fp16"),
     "precision.growth_interval": (lambda c: c.precision.dtype == "fp16", "precision.dtype fp16"),
-    **{
-        f"compile.{key}": (lambda c: c.compile.enabled is not False, "compile.enabled")
-        for key in ("mode", "regional", "cache")
-    },
     "parallel.shards": (lambda c: c.parallel.reduction == "exact", "parallel.reduction exact"),
     "parallel.powersgd_rank": (
         lambda c: c.parallel.compression == "powersgd",
@@ -76,26 +88,65 @@ OF_SEVERAL_RANKS = (
     "parallel.compression",
     "parallel.strategy",
     "parallel.sync_batch_norm",
-    "parallel.bucket_mb",
     "parallel.backend",
     "parallel.drift_every_steps",
+    "parallel.init_timeout_seconds",
+    "parallel.timeout_seconds",
 )
 
 
-def unused_keys(config: RunConfig, world_size: int) -> dict[str, str]:
-    """Keys that are not at their default and do nothing, with what they would need.
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a config meets when it is carried out."""
 
-    Args:
-        config: The config of a run.
-        world_size: Number of ranks.
-    """
+    world_size: int = 1
+    device: str = "cpu"
+    """Its type."""
+    bf16_products: bool = False
+    """Whether the CPU multiplies float32 matrices in bfloat16 when it may."""
+    compiled: bool = False
+    reduction: str = "none"
+    """How gradients of ranks become one, as the run says it."""
+    published: bool = True
+    """Whether the data set is one of the catalogue."""
+
+
+def _products(config: RunConfig, setting: Setting) -> bool:
+    on_cpu = setting.bf16_products and config.precision.matmul == "medium"
+    return setting.device != "cpu" or on_cpu
+
+
+def _asks_for_unused(config: RunConfig, setting: Setting) -> bool:
+    exact = setting.reduction == "exact tree" and setting.world_size > 1
+    return exact or setting.reduction in ("DDP", "PowerSGD")
+
+
+MEETS: dict[str, tuple[Callable[[RunConfig, Setting], bool], str]] = {
+    "data.download": (lambda _, met: met.published, "a data set of the catalogue"),
+    "data.verify": (lambda _, met: met.published, "a data set of the catalogue"),
+    "precision.matmul": (_products, "a GPU, or medium on a CPU with products in bfloat16"),
+    **{
+        f"compile.{key}": (lambda _, met: met.compiled, "a run that is compiled")
+        for key in ("mode", "regional", "cache")
+    },
+    "parallel.bucket_mb": (
+        lambda _, met: met.reduction in ("DDP", "PowerSGD"),
+        "several ranks whose gradients DDP reduces",
+    ),
+    "parallel.find_unused_parameters": (
+        _asks_for_unused,
+        "several ranks that each hold the whole model, and gradients by autograd",
+    ),
+    **{key: (lambda _, met: met.world_size > 1, "several ranks") for key in OF_SEVERAL_RANKS},
+}
+"""Keys whose use depends on where and how a run is carried out."""
+
+
+def unused_keys(config: RunConfig, setting: Setting) -> dict[str, str]:
+    """Keys that are not at their default and do nothing, with what they would need."""
     given, usual = flatten(config), flatten(RunConfig())
-    found = {
-        key: what
-        for key, (used, what) in NEEDS.items()
-        if given[key] != usual[key] and not used(config)
+    changed = [key for key in given if given[key] != usual[key]]
+    found = {key: NEEDS[key][1] for key in changed if key in NEEDS and not NEEDS[key][0](config)}
+    return found | {
+        key: MEETS[key][1] for key in changed if key in MEETS and not MEETS[key][0](config, setting)
     }
-    if world_size == 1:
-        changed = (key for key in OF_SEVERAL_RANKS if given[key] != usual[key])
-        found |= dict.fromkeys(changed, "several ranks")
-    return found

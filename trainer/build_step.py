@@ -37,7 +37,10 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
     if components.execution.channels_last:
         put_channels_last(components.model)
-    average = build_average(config.train, components.model, components.plan.epoch_schedule)
+    average = raise_on_all_ranks(
+        runtime,
+        lambda: build_average(config.train, components.model, components.plan.epoch_schedule),
+    )
     loss = LossModule(
         components.model,
         normalize=components.normalize,

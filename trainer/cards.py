@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from configs.idle_keys import unused_keys
+from configs.idle_keys import Setting, unused_keys
 from configs.schema import RunConfig
+from data.catalogue.catalog import CATALOG
 from data.found import Found
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.components import Components
@@ -32,10 +33,22 @@ def opening(
     lines = [_where(config, runtime, directory), found.line(), _model(config, components)]
     if kept := modes_kept(components.model):
         lines.append(f"{kept} modules of the model stay in eval mode, as they came")
-    if idle := unused_keys(config, runtime.world_size):
+    if idle := unused_keys(config, _setting(config, runtime, components)):
         named = ", ".join(f"{key} (takes {what})" for key, what in idle.items())
         lines.append(f"without effect in this run: {named}")
     return [*lines, components.execution.line()]
+
+
+def _setting(config: RunConfig, runtime: Runtime, components: Components) -> Setting:
+    execution = components.execution
+    return Setting(
+        world_size=runtime.world_size,
+        device=runtime.device.type,
+        bf16_products=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        compiled=execution.compiled,
+        reduction=execution.reduction,
+        published=config.data.dataset in CATALOG,
+    )
 
 
 def _where(config: RunConfig, runtime: Runtime, directory: RunDirectory) -> str:

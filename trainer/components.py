@@ -255,7 +255,7 @@ def build_optimizer_and_kernel(
     if config.parallel.strategy == "fsdp" and runtime.world_size > 1:
         from trainer.engines.fsdp import check_sharding
 
-        check_sharding(config, optimizer)
+        check_sharding(config, optimizer, model)
     return flat, optimizer, kernel
 
 

@@ -32,7 +32,7 @@ from configs.given import handing_over
 from configs.load import load_keys
 from configs.schema import RunConfig
 from trainer.checkpoints.state import host_copy
-from trainer.engines.dtensor import full_state
+from trainer.engines.dtensor import full_state, load_full_state
 from trainer.loop import Run
 from trainer.networks.models import build_model
 from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
@@ -261,6 +261,6 @@ def _module(run: Run) -> nn.Module:
         seed=run.config.seed,
         weights_follow=True,
     )
-    model.load_state_dict(weights)
+    load_full_state(model, weights)
     load_non_persistent_buffers(model, host_copy(non_persistent_buffers(trained)))
     return model.to(run.runtime.device).eval()

@@ -277,6 +277,8 @@ class RunLog:
                 f"{where}, because training sample {sample} holds values that are not. "
                 f"{self._kept()}. Repair or drop it in the data set"
             )
+        if (culprit := self.finite.culprit()) is not None:
+            where += f", and after step {self.state.progress.step} neither is {culprit}"
         raise Diverged(f"{where}. {self._kept()}. {REMEDY}")
 
     def _kept(self) -> str:

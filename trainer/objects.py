@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from trainer.fingerprints import (
     digest_of_weights,
     import_path,
 )
+from trainer.networks.copying import copied
 from trainer.objective.task import Task
 
 SHORT = {
@@ -205,15 +205,4 @@ def _model(module: nn.Module) -> Given:
             "parallel={'strategy': 'fsdp'}.",
         )
 
-    def copied() -> nn.Module:
-        try:
-            return copy.deepcopy(module)
-        except (TypeError, RuntimeError) as error:
-            raise InputError(
-                "model",
-                given=f"a {kind} that cannot be copied ({error})",
-                expected="a module that can be, or a function that makes one",
-                remedy=f"Pass model=lambda: {kind}(...).",
-            ) from None
-
-    return Given(copied, {"weights_sha256": digest_of_weights(module)})
+    return Given(lambda: copied(module), {"weights_sha256": digest_of_weights(module)})

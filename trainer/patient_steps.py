@@ -59,7 +59,6 @@ class PatientSteps:
             self.be_patient()
         self.steps(global_batches, batches)
         self.sizes.add(size)
-        self.max_steps = self.steps.max_steps  # recordings find out how many they take
         if self.patient:
             if self.runtime.device.type == "cuda":
                 torch.cuda.synchronize(self.runtime.device)

@@ -21,6 +21,7 @@ from trainer.checkpoints.state import Progress
 from trainer.closure import Closure, total_over_ranks
 from trainer.engines.dtensor import full_tensor
 from trainer.engines.engine import Engine
+from trainer.networks.module_state import share_buffers
 from trainer.networks.trained_parts import TrainedParts
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average
@@ -51,15 +52,13 @@ class TrainStep:
         kernel: What is stepped: the optimizer, or a kernel in its place.
         schedule: The learning rate.
         precision: Autocast type and GradScaler.
-        augment: Changes a micro-batch before it is learned from.
-        average: Average of the weights, if there is one.
+        augment, average: Change a micro-batch before it is learned from; follow the weights.
         meter: Remembers losses and scores.
         progress: Counts steps and global batches.
         clip_norm: Largest norm of the gradient.
         runtime: This rank.
         parts: Says what is trained in which epoch; None: the same in all of them.
-        max_steps: Steps in a row at most. More than one only where neither schedule nor optimizer
-            has to know whether fp16 has skipped a step.
+        max_steps: In a row; above 1 only where nobody has to know whether fp16 skipped a step.
         loader: Where the samples of a row of steps come from at once; None: from the stream.
         watched: Batches of the loader, watched by a profiler.
     """
@@ -208,6 +207,7 @@ class TrainStep:
             if weight is not None:
                 weights.append(weight)
         self.engine.reduce()
+        share_buffers(self.engine.module, self.runtime, global_batch.size)
         if weights:
             self._divide_by(total_over_ranks(weights, global_batch, self.runtime), global_batch)
         self.norm = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
 from configs.errors import InputError
-from configs.imports import call_with, import_callable
+from configs.imports import call_with, import_callable, named, signature_of
 from configs.schema import DataConfig
 from data.samples import ArrayDataset, Datasets, dtype_name
 from data.splits import known_labels
 from data.structures import as_tensor_or_none, is_record, outline, split, tensors
 
+log = logging.getLogger("convoy")
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
     "data.datasets.Datasets, a pair (train, test) or a triple (train, validation, test) of "
@@ -33,6 +35,8 @@ def load_user(config: DataConfig, seed: int) -> Datasets:
     """
     build = import_callable("data.dataset", config.dataset, PROTOCOL)
     offered = {"root": config.root, "seed": seed}
+    if config.root is not None and "root" not in named(signature_of(build)):
+        log.info("without effect in this run: data.root (takes a data set that asks for `root`)")
     made = call_with("data.dataset", build, dict(config.kwargs), offered)
     return made if isinstance(made, Datasets) else _from_sets(config, made)
 

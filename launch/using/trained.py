@@ -20,6 +20,7 @@ from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts, read_model
 from data.normalize import Normalize
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
+from trainer.engines.dtensor import load_full_state
 from trainer.networks.models import MODELS, build_model
 from trainer.networks.module_state import load_non_persistent_buffers, no_larger_than
 from trainer.ranks.precision import Precision, build_precision
@@ -261,7 +262,7 @@ def _load_weights(
     module: nn.Module, weights: dict[str, Any], buffers: dict[str, Any], path: Path
 ) -> None:
     try:
-        module.load_state_dict(weights)
+        load_full_state(module, weights)
         load_non_persistent_buffers(module, buffers)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(

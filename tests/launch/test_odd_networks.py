@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from configs.errors import InputError
-from tests.support.odd_runs import ODD, arguments, run
+from tests.support.odd_runs import CHANGING, ODD, arguments, run
 from tests.support.processes import launch, train
-from tests.support.runs import comparable, latest_weights, records, series
+from tests.support.runs import assert_same_bits, comparable, latest_weights, records, series
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.ranks.failures import Diverged, RunFailed
 
@@ -178,6 +178,26 @@ def test_parts_in_eval_mode_stay_so(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert torch.equal(weights["norm.running_mean"], torch.zeros(16))
     assert weights["norm.num_batches_tracked"] == 0
     assert series(folder, "train/loss")[-1] < 0.6 * series(folder, "train/loss")[0], "dropout 0.9"
+
+
+def test_a_model_that_keeps_parts_in_eval_mode_by_its_own_train_is_asked(tmp_path: Path) -> None:
+    """Law: as in a loop that calls `model.train()`."""
+    weights = latest_weights(run(tmp_path, f"{CHANGING}:KeepsItsNormsInEval"))
+    assert weights["norm.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize("average", ["--train.ema_decay=0.9", "--train.swa_from_epoch=1"])
+def test_a_buffer_that_changes_its_shape_is_followed(average: str, tmp_path: Path) -> None:
+    """Law: by averages, checkpoints, restarts and evaluation, under fast reduction."""
+    from launch.evaluate import main as evaluate
+
+    whole = run(tmp_path / "whole", "Growing", average)
+    run(tmp_path / "cut", "Growing", average, "--train.max_steps=4")
+    cut = run(tmp_path / "cut", "Growing", average)
+    assert_same_bits(whole, cut)
+    weights, trainer = load_checkpoint(cut / "checkpoints" / "latest")
+    assert weights["cache"].shape == trainer["ema"]["cache"].shape == (10,)
+    assert evaluate([str(cut), "--mistakes=0", "--trust_code"]) == 0
 
 
 def test_a_model_that_came_in_eval_mode_is_trained(tmp_path: Path) -> None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from configs.schema_training import PrecisionConfig
+from data.collate import stack
+from data.normalize import Normalize
+from data.samples import Example
+from tests.support import changing_networks, odd_networks
 from tests.support.odd_runs import CHANGING, arguments, run
 from tests.support.processes import launch, train
 from tests.support.runs import assert_same_bits, latest_weights
+from trainer.backward.autograd import LossModule
 from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.engines.unused import reason_to_ask
+from trainer.objective.tasks import classification
 from trainer.optim.fused import DirectKernel
+from trainer.ranks.precision import build_precision
 
 SGD = ("--optimizer.name=sgd", "--optimizer.weight_decay=0.1", "--train.epochs=2")
 
@@ -40,6 +51,44 @@ def test_a_late_gradient_takes_the_step_that_torch_would(
 
     for mine, theirs in zip(steps(True), steps(False), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (changing_networks.LayerDrop("python"), "draws from Python's or NumPy's"),
+        (changing_networks.LayerDrop("numpy"), "draws from Python's or NumPy's"),
+        (changing_networks.LayerDrop("torch"), "reads values of tensors on the host"),
+        (changing_networks.EarlyBranch(), "reads values of tensors on the host"),
+        (changing_networks.Counted(), "changes attributes of the model"),
+        (changing_networks.LateBranch(), r"2 had none in a trial \(branch\.weight, branch\.bias"),
+        (odd_networks.stacked(), "^$"),
+        (odd_networks.InPlace(), "^$"),
+        (odd_networks.FrozenParts(), "^2 had none"),
+    ],
+)
+def test_ranks_ask_each_other_unless_passes_are_shown_to_be_alike(
+    model: nn.Module, reason: str
+) -> None:
+    """Law: a graph is taken for static where a trial shows it, not where it happened to look so."""
+    state = random.getstate()
+    data = odd_networks.toy()
+    loss = LossModule(
+        model,
+        normalize=Normalize(data, torch.device("cpu")),
+        precision=build_precision(PrecisionConfig(), torch.device("cpu")),
+        task=classification(),
+    )
+    example = Example(data.train[0], stack)
+    assert re.search(reason, reason_to_ask(loss, example, torch.device("cpu")))
+    random.setstate(state)
+
+
+@pytest.mark.process
+def test_a_layer_that_is_dropped_on_some_ranks_is_trained_on_all(tmp_path: Path) -> None:
+    """Law: ranks draw numbers of their own, and end with the same weights."""
+    model, more = f"{CHANGING}:LayerDrop", ("--parallel.drift_every_steps=1", "--train.epochs=9")
+    train(*arguments(tmp_path, model, *more), ranks=2)
 
 
 @pytest.mark.parametrize("more", [(), ("--parallel.reduction=exact", "--parallel.shards=2")])
@@ -86,7 +135,7 @@ def test_what_the_trial_could_not_see_is_never_averaged_wrongly(
     more: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Law: a branch that is left out later stops the run, with the key that lets it go on."""
-    options = arguments(tmp_path, f"{CHANGING}:EarlyBranch", *SGD, *more)
+    options = arguments(tmp_path, f"{CHANGING}:HiddenBranch", *SGD, *more)
     finished = launch("launch/train.py", *options, ranks=2)
     assert finished.status == 1
     assert "parameter branch.weight got no gradient in this step" in finished.output

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from typing import Self
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +48,54 @@ class EarlyBranch(Base):
         return out
 
 
+class HiddenBranch(EarlyBranch):
+    """The same, counted where no trial looks."""
+
+    def __init__(self, until: int = 3) -> None:
+        super().__init__(until)
+        self.seen = [0]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.a(inputs))
+        if self.seen[0] < 2 * self.until:
+            hidden = hidden + self.branch(hidden)
+        self.seen[0] += self.training
+        out: Tensor = self.c(torch.tanh(self.b(hidden)))
+        return out
+
+
+class LayerDrop(Base):
+    """A layer is left out now and then, as the generator of `kind` says."""
+
+    def __init__(self, kind: str = "python") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.a(inputs))
+        draw = {"python": random.random, "numpy": np.random.rand, "torch": lambda: torch.rand(())}
+        if not (self.training and draw[self.kind]() < 0.05):
+            hidden = hidden + torch.tanh(self.b(hidden))
+        out: Tensor = self.c(hidden)
+        return out
+
+
+class Counted(LayerDrop):
+    """A layer is left out of some passes, counted in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += 1
+        hidden = torch.tanh(self.a(inputs))
+        if self.passes % 5:
+            hidden = hidden + torch.tanh(self.b(hidden))
+        out: Tensor = self.c(hidden)
+        return out
+
+
 class Unfreezing(Base):
     """Trains its first layer from a pass on, as people do by hand."""
 
@@ -68,3 +120,12 @@ class Normed(Base):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(self.norm(inputs))
+
+
+class KeepsItsNormsInEval(Normed):
+    """Its own `train`, as torchvision's and mmdetection's frozen backbones have it."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.norm.eval()
+        return self

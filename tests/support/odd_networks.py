@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from data.datasets import ArrayDataset, Datasets
+from trainer.objective.losses import summed
+from trainer.objective.task import Task
 
 
 def toy(num_train: int = 130, num_test: int = 40, bad: dict[str, int] | None = None) -> Datasets:
@@ -295,3 +297,8 @@ def ignored() -> Datasets:
     assert isinstance(data.train, ArrayDataset)
     data.train.targets[7] = -100
     return data
+
+
+def own_task() -> Task:
+    """A task of the user's, which knows no label smoothing."""
+    return Task(name="own", loss=summed(nn.functional.cross_entropy))

@@ -11,6 +11,7 @@ from configs.errors import InputError
 from data.normalize import Normalize
 from data.samples import Batch, Example
 from trainer.networks.calling import Call, call_whole
+from trainer.networks.module_state import buffers_kept
 from trainer.objective.task import Task
 from trainer.ranks.precision import Precision
 
@@ -99,7 +100,7 @@ class AutogradPasses:
     """Any model; `model` is the LossModule, compiled or within DDP or neither.
 
     A rank may have no sample in the last batch of an epoch, and still has to take part in its
-    collectives: it computes another sample and multiplies by 0.
+    collectives: it computes another sample, multiplies by 0, and keeps its buffers.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class AutogradPasses:
             example: The first sample, which stands in for none; None: there is always one.
         """
         self.model = model
+        self.module = module
         self.scaler = scaler
         self.example = example
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -129,13 +131,15 @@ class AutogradPasses:
             parameter.grad = None
 
     def __call__(self, batch: Batch, loss_weight: float) -> Sums:
-        if not batch.size and self.example is not None:
-            batch = self.example.batch().to(self.parameters[0].device)._replace(size=0)
+        if batch.size or self.example is None:
+            return self._add(batch, loss_weight)
+        with buffers_kept(self.module):
+            found = self._add(self.example.batch().to(self.parameters[0].device), 0.0)
+        loss, score, weight = (None if part is None else part * 0 for part in found)
+        return loss, score, weight
+
+    def _add(self, batch: Batch, loss_weight: float) -> Sums:
         loss, score, weight = self.model(batch.inputs, batch.targets)
-        if not batch.size:
-            loss, score, weight = (
-                None if part is None else part * 0 for part in (loss, score, weight)
-            )
         self.backward(loss * loss_weight)
         return loss.detach(), score, weight
 

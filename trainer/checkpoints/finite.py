@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from trainer.ranks.collectives import gather_objects, max_
 
 
 class FiniteCheck:
-    """Looks at weights, buffers, average and optimizer state, where the host waits anyway.
+    """Looks at weights, buffers, extra state, average and all that an optimizer keeps, where the
+    host waits anyway.
 
     What is not finite from the beginning, such as a mask of -inf in a buffer, is meant so.
 
@@ -47,17 +50,38 @@ def are_finite(tensors: list[Tensor]) -> bool:
 
 
 def _tensors(run: RunState) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in run.engine.module.named_parameters():
+    module, optimizer = run.engine.module, run.optimizer
+    names: dict[Any, str] = {p: name for name, p in module.named_parameters()}
+    for parameter, name in names.items():
         yield f"the weight {name}", parameter.detach()
-        for key, value in run.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                yield f"the optimizer's {key} of {name}", value
-    for name, buffer in run.engine.module.named_buffers():
+    for name, buffer in module.named_buffers():
         yield f"the buffer {name}", buffer
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            yield from _within(f"the extra state {name}", value)
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            yield from _within(f"the optimizer's {key} of {names.get(parameter)}", value)
+    for number, group in enumerate(optimizer.param_groups):
+        for key in group.keys() - {"params"}:
+            yield from _within(f"the optimizer's {key} of group {number}", group[key])
     if run.average is not None:
         for name, value in run.average.module.state_dict().items():
-            if isinstance(value, Tensor):
-                yield f"the average of {name}", value
+            yield from _within(f"the average of {name}", value)
+
+
+def _within(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in lists and mappings, as LBFGS keeps them, and numbers that are not finite."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield name, torch.tensor(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _within(f"{name}, {key}", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _within(f"{name}, {index}", item)
 
 
 def _is_finite(value: Tensor) -> bool:

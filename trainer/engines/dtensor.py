@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.networks.module_state import resize_buffers
+
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor of a DTensor on every rank, a collective; any other tensor as it is."""
@@ -43,8 +45,9 @@ def load_full_state(module: nn.Module, state: dict[str, Tensor]) -> None:
         state: As `full_state` returned it on rank 0.
 
     Raises:
-        RuntimeError: If keys or shapes are not the module's.
+        RuntimeError: If keys or shapes of weights are not the module's.
     """
+    resize_buffers(module, state)
     own = module.state_dict()
     module.load_state_dict({name: _part(value, own.get(name)) for name, value in state.items()})
 

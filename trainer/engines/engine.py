@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data.loading.order import GlobalBatch, MicroBatch
 from data.samples import Batch
 from trainer.backward.autograd import Passes, Sums
+from trainer.engines.dtensor import load_full_state
 
 
 class Engine:
@@ -76,7 +77,7 @@ class Engine:
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take over a whole state dict, which every rank has."""
-        self.module.load_state_dict(weights)
+        load_full_state(self.module, weights)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The whole state dict of the optimizer, parameters numbered as by torch.optim."""

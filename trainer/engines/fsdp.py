@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from configs.errors import InputError
 from configs.schema import RunConfig
@@ -31,14 +33,24 @@ from trainer.engines.dtensor import (
     full_optimizer_state,
     full_state,
     load_full_optimizer_state,
-    load_full_state,
 )
 from trainer.engines.engine import Engine
 from trainer.networks.blocks import blocks
+from trainer.networks.copying import hooked_weights
 from trainer.optim.muon import MuonWithAdamW
 from trainer.ranks.runtime import Runtime
 
-NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+NORMS = (
+    _BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    ParametrizationList,
+)
+"""Whose weights stay float32: statistics, and what other weights are computed from."""
+COALESCED_BYTES = 1 << 28
+"""Of buffers that travel together."""
 UNFUSED = (torch.optim.SGD, torch.optim.Adagrad)
 """Their fused kernels do not take sharded tensors."""
 NEED_FULL_WEIGHTS = (
@@ -57,7 +69,7 @@ class ShardedEngine(Engine):
 
     Weights, gradients and optimizer state are float32 and cut along their first dimension. With a
     `precision.dtype` weights travel and compute in it, and autocast chooses the type of every
-    operation, as it does without sharding; normalisation layers keep float32 weights. Gradients are
+    operation, as it does without sharding; weights of `NORMS` stay float32. Gradients are
     summed in float32, or in bfloat16 under `parallel.compression: bf16`.
     """
 
@@ -101,6 +113,14 @@ class ShardedEngine(Engine):
             group["fused"] = False
         self.passes = AutogradPasses(loss, self.module, loss.precision.scaler, example)
 
+    def clear(self) -> None:
+        """The buffers of rank 0 are those of all, as DDP has it: they are what a checkpoint holds,
+        and a forward pass may look at them."""
+        super().clear()
+        if buffers := list(self.module.buffers()):
+            broadcast = dist._broadcast_coalesced  # type: ignore[attr-defined]
+            broadcast(dist.group.WORLD, buffers, COALESCED_BYTES, 0)  # type: ignore[arg-type]
+
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
     ) -> AbstractContextManager[Any]:
@@ -118,9 +138,6 @@ class ShardedEngine(Engine):
 
     def weights(self) -> dict[str, Tensor]:
         return full_state(self.module)
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        load_full_state(self.module, weights)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return full_optimizer_state(optimizer)
@@ -169,8 +186,15 @@ def _bottom_up(
     return [part for part in parts if next(part.parameters(recurse=True), None) is not None]
 
 
-def check_sharding(config: RunConfig, optimizer: torch.optim.Optimizer) -> None:
+def check_sharding(
+    config: RunConfig, optimizer: torch.optim.Optimizer, model: nn.Module | None = None
+) -> None:
     """Refuse what cannot be done with parts of weights.
+
+    Args:
+        config: The run.
+        optimizer: Over the weights.
+        model: Whose weights they are; hooks on these would not be called for parts of them.
 
     Raises:
         InputError: With what to do instead.
@@ -182,6 +206,13 @@ def check_sharding(config: RunConfig, optimizer: torch.optim.Optimizer) -> None:
             expected="an optimizer that treats every number by itself, such as adamw or sgd, with "
             "parallel.strategy=fsdp",
             remedy="Use another one, or --parallel.strategy ddp.",
+        )
+    if model is not None and (hooked := hooked_weights(model)):
+        raise InputError(
+            "parallel.strategy",
+            given="fsdp",
+            expected=f"ddp for a model with hooks on its weights ({', '.join(hooked[:3])})",
+            remedy="They would not be called for parts of weights: hook the module instead.",
         )
     if config.parallel.cpu_offload and config.precision.dtype == "fp16":
         raise InputError(

@@ -76,8 +76,8 @@ class PairwiseTree(Reduction):
     rank sums its contiguous shards as a subtree; then ranks exchange partial sums with partners at
     distance 1, 2, 4, ... IEEE addition is commutative, so both partners get the same bits, and the
     sequence of additions does not depend on the number of ranks. Floating-point buffers (batch-norm
-    statistics) start each shard from the same value and become the mean over shards; integer ones
-    (their counters) count one micro-batch per global batch.
+    statistics) start each shard from the same value and become the mean over the shards that have
+    samples; integer ones (their counters) count one micro-batch per global batch.
     """
 
     def __init__(
@@ -102,20 +102,23 @@ class PairwiseTree(Reduction):
         self.spare: list[Tensor] = []
         self.start: list[Tensor] = []
         self.counted: list[Tensor] = []
+        self.filled = shards
+        """Shards with samples in this global batch; a short last one may have fewer than shards."""
 
     @contextmanager
     def micro_batch(self, global_batch: GlobalBatch, micro: MicroBatch) -> Iterator[None]:
         if micro.begins_shard:
+            self.filled = min(global_batch.size, self.shards)
             seed_stream(self.seed, "shard", global_batch.number, micro.shard)
             if not self.subtrees:
                 self.start = [buffer.clone() for buffer in (*self.buffers, *self.counters)]
             for buffer, start in zip((*self.buffers, *self.counters), self.start, strict=True):
                 buffer.copy_(start)
         yield
-        if not self.counted:
+        if not self.counted and micro.size:
             self.counted = [buffer.clone() for buffer in self.counters]
         if micro.ends_shard:
-            self._push()
+            self._push(empty=not micro.size)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -130,9 +133,10 @@ class PairwiseTree(Reduction):
             self._agree()
         self.passes.set_gradient(gradient)
         for buffer, mean in zip(self.buffers, means, strict=True):
-            buffer.copy_((mean / self.shards).view_as(buffer))
-        for buffer, value in zip(self.counters, self.counted, strict=True):
-            buffer.copy_(value)
+            buffer.copy_((mean / self.filled).view_as(buffer))
+        if self.counted:  # else this rank has no samples, and others tell it
+            for buffer, value in zip(self.counters, self.counted, strict=True):
+                buffer.copy_(value)
         self.counted = []
         self.spare.append(total)
 
@@ -149,7 +153,7 @@ class PairwiseTree(Reduction):
             refuse_unused(names[used.index(False)])
 
     @torch.no_grad()
-    def _push(self) -> None:
+    def _push(self, *, empty: bool) -> None:
         """Add a finished shard, then merge equally high subtrees like a carry in binary."""
         sizes = [self.passes.size, *(buffer.numel() for buffer in self.buffers)]
         # Memory is kept: new tensors of this size would be given back to the system every time.
@@ -160,6 +164,8 @@ class PairwiseTree(Reduction):
         self.passes.pop_gradient(gradient)
         for part, buffer in zip(parts, self.buffers, strict=True):
             part.copy_(buffer.reshape(-1))
+            if empty:
+                part.zero_()
         height = 0
         while self.subtrees and self.subtrees[-1][0] == height:
             left = self.subtrees.pop()[1].add_(flat)

@@ -57,9 +57,9 @@ def build_model(
         weights_follow: The caller loads all weights, so timm need not fetch pretrained ones.
 
     Returns:
-        The model on the CPU, in training mode but for the parts that its author set to eval mode;
-        one that came wholly in eval mode, as pretrained ones do, is wholly in training mode. What
-        `model.freeze` names is frozen.
+        The model on the CPU, in training mode but for the parts that its author set to eval mode,
+        be it in a `train` of its own; one that came wholly in eval mode, as pretrained ones do, is
+        in training mode. What `model.freeze` names is frozen.
 
     Raises:
         InputError: If the factory does not exist, refuses its arguments or makes no module.
@@ -81,8 +81,10 @@ def build_model(
         raise InputError(
             "model.name", given=config.name, expected="a callable that returns a torch.nn.Module"
         )
-    if not model.training:
-        model.train()
+    resting = [part for part in model.modules() if not part.training] if model.training else []
+    model.train()  # which a model may have of its own, to keep some parts in eval mode
+    for part in resting:
+        part.training = False
     freeze(model, config)
     return model
 

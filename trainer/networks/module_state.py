@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
+from trainer.ranks.collectives import broadcast_
 from trainer.ranks.failures import RunFailed
+from trainer.ranks.runtime import Runtime
 
 
 @contextmanager
@@ -33,22 +35,12 @@ PLAIN = (bool, int, float, complex, str, type(None))
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
-    """Give a module its buffers, modes, extra state and plain attributes back afterwards.
-
-    Passes within leave no trace in it, be it that a model counts them in Python.
-    """
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Give a module its buffers back afterwards, be it that a pass puts others in their place."""
     buffers = [
         (part._buffers, key, buffer, buffer.clone())
         for part in module.modules()
         for key, buffer in part.named_buffers(recurse=False)
-    ]
-    extra = {
-        n: copy.deepcopy(v) for n, v in module.state_dict().items() if not isinstance(v, Tensor)
-    }
-    plain = [
-        (part, {k: v for k, v in vars(part).items() if isinstance(v, PLAIN)})
-        for part in module.modules()
     ]
     try:
         yield
@@ -56,11 +48,43 @@ def untouched(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for place, key, buffer, value in buffers:
                 buffer.copy_(value)
-                place[key] = buffer  # a pass may have put another one in its place
+                place[key] = buffer
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Give a module its buffers, modes, extra state and plain attributes back afterwards.
+
+    Passes within leave no trace in it, be it that a model counts them in Python.
+    """
+    extra = {
+        n: copy.deepcopy(v) for n, v in module.state_dict().items() if not isinstance(v, Tensor)
+    }
+    plain = plain_attributes(module)
+    try:
+        with buffers_kept(module):
+            yield
+    finally:
         if extra:
             module.load_state_dict(extra, strict=False)
         for part, attributes in plain:
             vars(part).update(attributes)
+
+
+def plain_attributes(module: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Each part with those of its attributes that are numbers, texts and the like."""
+    return [
+        (part, {k: v for k, v in vars(part).items() if isinstance(v, PLAIN)})
+        for part in module.modules()
+    ]
+
+
+def share_buffers(module: nn.Module, runtime: Runtime, size: int) -> None:
+    """After a step over fewer samples than ranks: give all ranks the buffers of the first one that
+    had a sample, where those of rank 0 would be taken."""
+    if size < runtime.world_size:
+        first = -(-runtime.world_size // size) - 1
+        broadcast_(runtime, list(module.buffers()), source=first)
 
 
 def modes_kept(module: nn.Module) -> int:
@@ -94,6 +118,16 @@ class Buffers:
                     "follows buffers that keep their shape. Use --parallel.reduction fast"
                 )
             yield buffer
+
+
+def resize_buffers(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Take over those buffers of a state dict that have another shape: passes may have put them in
+    the place of those that a module began with."""
+    for name, buffer in list(module.named_buffers()):
+        value = state.get(name)
+        if isinstance(value, Tensor) and value.shape != buffer.shape:
+            path, _, key = name.rpartition(".")
+            module.get_submodule(path)._buffers[key] = value.detach().to(buffer.device, copy=True)
 
 
 def non_persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Protocol
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor, nn
 
 from configs.schema_training import TrainConfig
 from data.loading.epoch_schedule import EpochSchedule
+from trainer.networks.copying import copied
+from trainer.networks.module_state import resize_buffers
 
 
 class Average(Protocol):
@@ -45,7 +46,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.module = copy.deepcopy(model).requires_grad_(False).eval()
+        self.module = copied(model).requires_grad_(False).eval()
 
     def weight(self, num_updates: int) -> float:
         return 1 - min(self.decay, (1 + num_updates) / (10 + num_updates))
@@ -63,6 +64,7 @@ class EMA:
                 mine.lerp_(theirs, weight)
         else:
             torch._foreach_lerp_(averaged, current, weight)
+        _resize(self.module, model)
         for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
 
@@ -80,7 +82,7 @@ class SWA:
     def __init__(self, model: nn.Module, first_epoch: int, epoch_schedule: EpochSchedule) -> None:
         self.first_epoch = first_epoch
         self.epoch_schedule = epoch_schedule
-        self.module = copy.deepcopy(model).requires_grad_(False).eval()
+        self.module = copied(model).requires_grad_(False).eval()
 
     def weight(self, num_updates: int) -> float:
         return 0.0
@@ -95,6 +97,7 @@ class SWA:
         before = max(epoch - self.first_epoch, 0)
         if step and epoch >= self.first_epoch:
             return
+        _resize(self.module, model)
         mine = [*self.module.parameters(), *self.module.buffers()]
         theirs = [*model.parameters(), *model.buffers()]
         for average, current in zip(mine, theirs, strict=True):
@@ -104,10 +107,21 @@ class SWA:
                 average.copy_(current)
 
 
+def _resize(average: nn.Module, model: nn.Module) -> None:
+    """Follow buffers that have another shape by now; which ones is asked only then."""
+    pairs = zip(average.buffers(), model.buffers(), strict=True)
+    if any(mine.shape != theirs.shape for mine, theirs in pairs):
+        resize_buffers(average, dict(model.named_buffers()))
+
+
 def build_average(
     config: TrainConfig, model: nn.Module, epoch_schedule: EpochSchedule
 ) -> Average | None:
-    """The average that a config asks for, as a copy of the raw module."""
+    """The average that a config asks for, as a copy of the raw module.
+
+    Raises:
+        InputError: If it cannot be copied.
+    """
     if config.ema_decay is not None:
         return EMA(model, config.ema_decay)
     if config.swa_from_epoch is not None:

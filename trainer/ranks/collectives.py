@@ -29,11 +29,11 @@ def max_(runtime: Runtime, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def broadcast_(runtime: Runtime, tensors: list[Tensor]) -> None:
-    """Overwrite tensors with those of rank 0, in place."""
+def broadcast_(runtime: Runtime, tensors: list[Tensor], source: int = 0) -> None:
+    """Overwrite tensors with those of one rank, in place."""
     if runtime.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=source)
 
 
 def broadcast_object(runtime: Runtime, value: T) -> T:
