@@ -80,9 +80,11 @@ class LossModule(nn.Module):
         self.task = task
         self.call = call
 
-    def forward(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, inputs: Any, targets: Any, size: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The task's loss in float32, its score and its weight, each summed over the micro-batch;
-        see `Task.learn`."""
+        see `Task.learn`, and `arguments_of` for what it is called with."""
         with self.precision.autocast():
             outputs = self.call(self.module, self.normalize(inputs), targets)
         if outputs is None:
@@ -91,7 +93,15 @@ class LossModule(nn.Module):
                 given="None",
                 expected=f"what it gives in an evaluation: {self.task.outputs}",
             )
-        return self.task.learn(outputs, targets)
+        return self.task.learn(outputs, targets, size)
+
+
+def arguments_of(batch: Batch) -> tuple[Any, ...]:
+    """What a LossModule is called with: inputs, targets and, where these are no tensor that tells
+    it, the number of samples, 1 for the one that stands for none."""
+    if isinstance(batch.targets, Tensor):
+        return batch.inputs, batch.targets
+    return batch.inputs, batch.targets, batch.size or 1
 
 
 class AutogradPasses:
@@ -130,7 +140,7 @@ class AutogradPasses:
     def __call__(self, batch: Batch, loss_weight: float) -> Sums:
         if not batch.size and self.example is not None:
             batch = self.example.batch().to(self.parameters[0].device)._replace(size=0)
-        loss, score, weight = self.model(batch.inputs, batch.targets)
+        loss, score, weight = self.model(*arguments_of(batch))
         if not batch.size:
             loss, score, weight = (
                 None if part is None else part * 0 for part in (loss, score, weight)

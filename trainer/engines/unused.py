@@ -12,7 +12,7 @@ from torch import nn
 
 from configs.schema_execution import ParallelConfig
 from data.samples import Example
-from trainer.backward.autograd import LossModule
+from trainer.backward.autograd import LossModule, arguments_of
 from trainer.networks.module_state import untouched
 from trainer.ranks.collectives import max_
 from trainer.ranks.failures import RunFailed
@@ -69,7 +69,7 @@ def unused_in_trial(loss: LossModule, example: Example, device: torch.device) ->
     with untouched(loss.module):
         for tried in (batch, zeros):
             loss.module.zero_grad(set_to_none=True)
-            loss(tried.inputs, tried.targets)[0].backward()
+            loss(*arguments_of(tried))[0].backward()
             missing |= dict.fromkeys(n for n, p in named.items() if p.grad is None)
         loss.module.zero_grad(set_to_none=True)
     return list(missing)
