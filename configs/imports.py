@@ -112,7 +112,10 @@ def misfit(signature: inspect.Signature, *args: Any, **kwargs: Any) -> str:
 
 def argument_names(signature: inspect.Signature, most: int = 8) -> str:
     """The first arguments by name, such as `inputs, mask=..., **options`."""
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[Any, str] = {
+        inspect.Parameter.VAR_POSITIONAL: "*",
+        inspect.Parameter.VAR_KEYWORD: "**",
+    }
     words = [
         f"{stars.get(p.kind, '')}{p.name}{'' if p.default is p.empty else '=...'}"
         for p in signature.parameters.values()
