@@ -10,14 +10,14 @@ VOCABULARY, LENGTH = 32, 16
 
 
 def build(num_train: int = 203) -> tuple[TensorDataset, TensorDataset]:
-    """Rows of ids, nine of ten decided by the one before, and the ids that follow each."""
+    """Rows of ids, six of ten decided by the one before, and the ids that follow each."""
     generator = torch.Generator().manual_seed(0)
     following = torch.randperm(VOCABULARY, generator=generator)
     strays = torch.randint(VOCABULARY, (LENGTH + 1, num_train + 60), generator=generator)
     chance = torch.rand(strays.shape, generator=generator)
     ids = strays.clone()
     for place in range(1, LENGTH + 1):
-        ids[place] = following[ids[place - 1]].where(chance[place] < 0.9, strays[place])
+        ids[place] = following[ids[place - 1]].where(chance[place] < 0.6, strays[place])
     ids = ids.T
     sets = [TensorDataset(part[:, :-1], part[:, 1:]) for part in (ids[:num_train], ids[num_train:])]
     return sets[0], sets[1]

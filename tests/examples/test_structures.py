@@ -21,7 +21,7 @@ LEARNED = {
     "segmentation": ("eval/miou", 0.9, 1.0),
     "detection": ("eval/loss", 0.0, 0.5),
     "gan": ("eval/distance", 0.0, 0.4),
-    "tied": ("eval/token_accuracy", 0.8, 0.95),
+    "tied": ("eval/token_accuracy", 0.4, 0.75),
     "lines": ("eval/accuracy", 0.9, 1.0),
     "contrastive": ("eval/loss", 0.0, 1.0),  # ln(16) before
 }
