@@ -23,7 +23,7 @@ test-unit: $(VENV)/.develop
 	$(BIN)/python -m pytest -m "not process and not slow and not slurm" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.develop
-	$(BIN)/python -m pytest -m "slow and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not slurm" --numprocesses 2 --dist loadfile $(ARGS)
 
 # Skips itself, and says so, where slurmctld is not on the PATH.
 test-slurm: $(VENV)/.develop

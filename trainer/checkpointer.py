@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trainer.checkpoints.checkpoint import Position, load_checkpoint, step_of
+from trainer.checkpoints.checkpoint import (
+    Position,
+    load_checkpoint,
+    step_of,
+    wait_until_visible,
+)
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import RunState, capture
@@ -89,6 +94,7 @@ class Checkpointer:
         path = broadcast_object(self.runtime, path)
         if path is None:
             return None
+        wait_until_visible(path)
         weights, trainer = raise_on_all_ranks(self.runtime, lambda: load_checkpoint(path))
         return (trainer["ema"] if self.state.average else None) or weights
 

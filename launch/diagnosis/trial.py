@@ -147,10 +147,8 @@ def _train_step(
         ),
         flat=None,
         stages=False,
-        compiled=False,
         runtime=runtime,
         parallel=ParallelConfig(),
-        compile_=config.compile,
         plan=plan,
         example=subject.example,
     )

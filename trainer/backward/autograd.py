@@ -79,6 +79,7 @@ class LossModule(nn.Module):
         self.precision = precision
         self.task = task
         self.call = call
+        self.learn = task.learn
 
     def forward(
         self, inputs: Any, targets: Any, size: int | None = None
@@ -93,7 +94,9 @@ class LossModule(nn.Module):
                 given="None",
                 expected=f"what it gives in an evaluation: {self.task.outputs}",
             )
-        return self.task.learn(outputs, targets, size)
+        if size is None:
+            return self.learn(outputs, targets)
+        return self.learn(outputs, targets, size)
 
 
 def arguments_of(batch: Batch) -> tuple[Any, ...]:

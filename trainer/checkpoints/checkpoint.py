@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import time
@@ -23,6 +24,8 @@ from trainer.checkpoints.saved_state import check_file, check_tensors
 
 FORMAT = 1
 WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
+VISIBLE_SECONDS = 70.0
+"""A client of NFS may believe for a minute that a file is not there (acdirmax of nfs(5))."""
 NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -185,6 +188,16 @@ def _with_nan(state: dict[Any, Any], prefix: str = "") -> Iterator[str]:
             yield from _with_nan(value, f"{prefix}{key}.")
         elif isinstance(value, Tensor) and value.isnan().any():
             yield f"{prefix}{key}"
+
+
+def wait_until_visible(path: Path) -> None:
+    """Wait for a checkpoint of which another machine says that it is there, but not for ever.
+
+    On a network file system this machine may see it later, and then as a whole.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not os.path.exists(path / MANIFEST) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
