@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 from configs.visible import visible
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUSE = tuple(f"{ROOT / room}/" for room in ("configs", "data", "trainer", "launch"))
+NETWORKS = f"{ROOT / 'trainer/networks'}/"
 
 
 class InputError(ValueError):
@@ -27,6 +34,17 @@ class InputError(ValueError):
         parts += [f"expected {expected}"] if expected else []
         message = what + (": " + ", ".join(parts) if parts else "")
         super().__init__(visible(message + (f". {remedy}" if remedy else "")))
+
+
+def failing_line(error: BaseException) -> str:
+    """The last line of the user's code, or of a network of this project's, that an error passed
+    through, such as "mine.py:12 `return self.layers(inputs)`"; empty if there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        name = frame.filename
+        of_network = name.startswith(NETWORKS) and not name.endswith("calling.py")
+        if "site-packages" not in name and (of_network or not name.startswith(HOUSE)):
+            return f"{Path(name).name}:{frame.lineno} `{frame.line}`"
+    return ""
 
 
 def expect(config: object, key: str, holds: bool, expected: str, remedy: str = "") -> None:

@@ -68,17 +68,59 @@ def import_object(key: str, path: str) -> Any:
     return found
 
 
-def import_callable(key: str, path: str, expected: str) -> Callable[..., Any]:
-    """The same for a class or function of the user's; `expected` is its protocol, for the message.
+def import_callable(
+    key: str, path: str, expected: str, takes: int | None = None
+) -> Callable[..., Any]:
+    """The same for a class or function of the user's; `expected` is its protocol, for the message,
+    `takes` how many arguments it is called with, if that is to be checked.
 
     Raises:
-        InputError: As `import_object` does, and if it cannot be called.
+        InputError: As `import_object` does, and if it cannot be called so.
     """
     found = import_object(key, path)
     if not callable(found):
         raise InputError(key, given=path, expected=expected)
     function: Callable[..., Any] = found
+    if takes is not None:
+        require_takes(key, function, takes, expected)
     return function
+
+
+def require_takes(key: str, function: Callable[..., Any], count: int, expected: str) -> None:
+    """Refuse a callable of the user's that cannot be called with so many positional arguments.
+
+    Raises:
+        InputError: With what it takes.
+    """
+    try:
+        signature = signature_of(function)
+    except (TypeError, ValueError):  # written in C: it has none
+        return
+    if reason := misfit(signature, *range(count)):
+        given = f"{_name(function)}({argument_names(signature)}), called with {count} ({reason})"
+        raise InputError(key, given=given, expected=expected)
+
+
+def misfit(signature: inspect.Signature, *args: Any, **kwargs: Any) -> str:
+    """Why a callable cannot be called so; empty if it can."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def argument_names(signature: inspect.Signature, most: int = 8) -> str:
+    """The first arguments by name, such as `inputs, mask=..., **options`."""
+    stars: dict[Any, str] = {
+        inspect.Parameter.VAR_POSITIONAL: "*",
+        inspect.Parameter.VAR_KEYWORD: "**",
+    }
+    words = [
+        f"{stars.get(p.kind, '')}{p.name}{'' if p.default is p.empty else '=...'}"
+        for p in signature.parameters.values()
+    ]
+    return ", ".join([*words[:most], *(["..."] if len(words) > most else [])])
 
 
 def _hidden(module: str, attribute: str = "") -> str:

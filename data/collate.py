@@ -28,7 +28,7 @@ def choose_collate(config: DataConfig) -> Collate:
     if config.collate is None:
         return stack
     protocol = "a callable (list of samples) -> a batch, as torch's DataLoader takes it"
-    return import_callable("data.collate", config.collate, protocol)
+    return import_callable("data.collate", config.collate, protocol, takes=1)
 
 
 def stack(samples: list[Any]) -> Any:

@@ -154,7 +154,7 @@ def _try_out(
 ) -> None:
     """Refuse a model, a loss and labels that do not suit each other, before the first step."""
     check_outputs(model, call, normalize, example.batch(), task)
-    own = config.task.loss is not None or is_import_path(config.task.name)
+    own = config.task.loss is not None or is_import_path(config.task.name) or task.takes_targets
     if own and len(data.train) >= LEAST_TRIED:
         tried = [data.train[i] for i in range(min(len(data.train), MOST_TRIED))]
         check_loss(model, call, normalize, tried, example.collate, task)

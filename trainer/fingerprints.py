@@ -73,6 +73,8 @@ def digest_of_data(sets: Any) -> str:
     A sample that is not the same when it is read again does not count.
     """
     parts = sets if isinstance(sets, list | tuple) else [sets]
+    if isinstance(sets, Mapping):
+        parts = list(sets.values())
     if isinstance(sets, Datasets):
         parts = [sets.train, sets.validation, sets.test]
     walker = Walker(contents=True)

@@ -69,7 +69,7 @@ def find_hook(config: LoggingConfig) -> Callable[[Moment], object] | None:
     """
     if config.hook is None:
         return None
-    return import_callable("logging.hook", config.hook, PROTOCOL)
+    return import_callable("logging.hook", config.hook, PROTOCOL, takes=1)
 
 
 class Hook:

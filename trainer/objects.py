@@ -159,8 +159,6 @@ def adopt(key: str, value: Any) -> tuple[Given, str]:
     """
     if key == "model.name" and isinstance(value, nn.Module):
         return _model(value), digest_of_model(value)
-    if key == "data.dataset" and (hasattr(value, "__getitem__") or isinstance(value, Datasets)):
-        return Given(lambda: value), digest_of_data(value)
     if key == "data.dataset" and isinstance(value, DataLoader):
         raise InputError(
             "data",
@@ -169,6 +167,9 @@ def adopt(key: str, value: Any) -> tuple[Given, str]:
             remedy="Order, batches and workers are the run's: pass loader.dataset, batch_size=... "
             "and data={'dataset': ..., 'workers': ...}.",
         )
+    has_samples = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
+    if key == "data.dataset" and (has_samples or isinstance(value, Datasets)):
+        return Given(lambda: value), digest_of_data(value)
     if key == "optimizer.name" and isinstance(value, torch.optim.Optimizer):
         raise InputError(
             "optimizer",

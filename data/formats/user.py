@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ log = logging.getLogger("convoy")
 PROTOCOL = (
     "a callable (root=..., seed=... if it wants them, and data.kwargs) that returns "
     "data.datasets.Datasets, a pair (train, test) or a triple (train, validation, test) of "
-    "map-style data sets of (input tensor, target), or one of them with data.test; a target is a "
+    "map-style data sets of (input tensor, target), a mapping with these names, or one data set "
+    "with data.test; a target is a "
     "whole number, the first then with `num_classes` or `classes` unless it knows all labels, or a "
     "tensor of numbers"
 )
@@ -38,7 +39,13 @@ def load_user(config: DataConfig, seed: int) -> Datasets:
     if config.root is not None and "root" not in named(signature_of(build)):
         log.info("without effect in this run: data.root (takes a data set that asks for `root`)")
     made = call_with("data.dataset", build, dict(config.kwargs), offered)
-    return made if isinstance(made, Datasets) else _from_sets(config, made)
+    if isinstance(made, Datasets):
+        for name, part in {"train": made.train, **made.held_out}.items():
+            _refuse_stream(f"data.dataset {config.dataset}, {name}", part)
+        return made
+    if isinstance(made, Mapping) and "train" in made:  # as Hugging Face's DatasetDict
+        made = [made[name] for name in ("train", "validation", "test") if name in made]
+    return _from_sets(config, made)
 
 
 def _from_sets(config: DataConfig, made: Any) -> Datasets:
@@ -49,6 +56,7 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
     if config.test and not isinstance(made, tuple | list):
         made = [made]
     elif not (isinstance(made, Sequence) and len(made) in (2, 3)):
+        _refuse_stream(f"data.dataset {config.dataset}", made)
         raise refusal
     classes = getattr(made[0], "classes", None) or ()
     num_classes = getattr(made[0], "num_classes", None) or len(classes)
@@ -85,21 +93,33 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
     )
 
 
-def _check_part(name: str, part: Any) -> None:
-    """Refuse what samples cannot be taken from by index.
+def _refuse_stream(name: str, part: Any) -> None:
+    """Refuse what gives its samples one after the other only, whether it has a length, or a state
+    of its own, or not.
 
     Raises:
-        InputError: With what it lacks.
+        InputError: With the way out.
     """
     streams = hasattr(part, "__iter__") and not hasattr(part, "__getitem__")
     if isinstance(part, IterableDataset) or streams:
         raise InputError(
             name,
             given=f"{type(part).__name__}, a stream",
-            expected="samples by index",
-            remedy="A stream has no order to shuffle, share out and continue from: read it into a "
-            "list or an array first.",
+            expected="samples by index: __len__ and __getitem__",
+            remedy="A sample without a place can neither be shared out among any number of ranks "
+            "nor come again after a restart. Read the stream into a list or an array, write it to "
+            "files whose samples have places (data.dataset webdataset, parquet, npy or tokens), or "
+            "find their places once, as examples/lines.py does.",
         )
+
+
+def _check_part(name: str, part: Any) -> None:
+    """Refuse what samples cannot be taken from by index.
+
+    Raises:
+        InputError: With what it lacks.
+    """
+    _refuse_stream(name, part)
     lacks = [method for method in ("__len__", "__getitem__") if not hasattr(part, method)]
     if lacks or not len(part):
         raise InputError(

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from data.samples import Batch
+from data.structures import tensors
 from launch.diagnosis.findings import Check, Finding
-from launch.diagnosis.subject import Subject, flatten
+from launch.diagnosis.subject import Subject, mean_loss
 from launch.diagnosis.trial import Trial, run_trial
 
 STUCK = 0.05
@@ -19,6 +20,8 @@ PROGRESS = 0.12
 """Part of the initial loss that counts as clear progress."""
 LADDER = (100.0, 1e3, 1e4, 1e5, 1e6)
 DIVERGED_STEPS = 50
+OF_CLASSES, OF_NUMBERS = (0.05, 0.4), (0.3, 0.8)
+"""What may be left of the loss of guessing, or of the initial one: warning, problem."""
 OVERFIT_SAMPLES = 32
 OVERFIT_STEPS = 100
 OVERFIT_RATES = (1e-3, 1e-2, 1e-4)
@@ -41,7 +44,7 @@ class _Rates:
         if factor not in self.final:
             lr = self.subject.config.optimizer.lr * factor
             self.final[factor] = run_trial(self.subject, lr=lr, steps=self.steps).final_loss
-        return (self.start - self.final[factor]) / self.start if self.start else 1.0
+        return (self.start - self.final[factor]) / abs(self.start) if self.start else 1.0
 
     @property
     def best(self) -> float:
@@ -62,7 +65,7 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
     """Compare lr with a tenth and ten times of it; if lr gets nowhere, look further."""
     steps = DIVERGED_STEPS if trial.diverged else len(trial.losses)
     lr, first = subject.config.optimizer.lr, trial.losses[0]
-    start = first if math.isfinite(first) else math.log(subject.data.num_classes)
+    start = first if math.isfinite(first) else mean_loss(subject)
     rates = _Rates(subject, start, steps, {1.0: trial.final_loss})
     if rates.gain(1.0) < STUCK and max(rates.gain(0.1), rates.gain(10.0)) < PROGRESS:
         rates.look_further(upwards=not trial.diverged)
@@ -100,22 +103,31 @@ def check_learning_rate(subject: Subject, trial: Trial) -> Finding:
 
 
 def check_overfit(subject: Subject) -> Finding:
-    """A model that can learn at all learns one small batch by heart, without dropout."""
-    inputs, targets, _ = next(flatten(subject.batches))
-    inputs, targets = subject.normalize(inputs[:OVERFIT_SAMPLES]), targets[:OVERFIT_SAMPLES]
-    target_loss = 0.05 * math.log(subject.data.num_classes)
+    """A model that can learn at all learns one small batch by heart, without dropout.
+
+    How low a loss of the user's own can be is not known: it has to fall.
+    """
+    batch = subject.batch_of(subject.samples(OVERFIT_SAMPLES))
+    first, _ = _memorise(subject, batch, 0.0, -math.inf, steps=1)
+    known, start, (low, high) = subject.knows_loss, first, OF_NUMBERS
+    if subject.chance is not None:
+        start, (low, high) = subject.chance, OF_CLASSES
+    target = low * start if known else first - STUCK * abs(first)
     best, bound = math.inf, 0.0
     for lr in OVERFIT_RATES:
-        loss, largest = _memorise(subject.copy(), inputs, targets, lr, target_loss)
+        loss, largest = _memorise(subject, batch, lr, target)
         best, bound = min(best, loss), max(bound, largest)
-        if best < target_loss:
-            seen = f"{len(targets)} samples learned by heart: loss {best:.2g} with Adam at {lr:g}"
+        if best < target:
+            what = "learned by heart: loss" if known else f"are learned from: loss {first:.2g} ->"
+            seen = f"{batch.size} samples {what} {best:.2g} with Adam at {lr:g}"
             return Check("training", "overfit_one_batch").ok(seen)
-    seen = f"loss {best:.2g} on {len(targets)} samples after {OVERFIT_STEPS} steps of Adam"
-    if 0.9 < bound <= 1.001:
+    seen = f"loss {best:.2g} on {batch.size} samples after {OVERFIT_STEPS} steps of Adam"
+    if not known:
+        return Check("training", "overfit_one_batch").note(f"{seen}, {first:.2g} before")
+    if subject.tells_classes and 0.9 < bound <= 1.001:
         seen += "; the outputs stay within -1 to 1: a bounded activation at the end"
     return Check("training", "overfit_one_batch").judge(
-        "problem" if best > 8 * target_loss else "warning",
+        "problem" if best > high * start else "warning",
         f"{seen}, with dropout off",
         "A model that cannot learn one batch by heart has a fault, or far too few weights.",
         "look at the other findings; remove activations after the last layer; check that inputs "
@@ -124,22 +136,24 @@ def check_overfit(subject: Subject) -> Finding:
 
 
 def _memorise(
-    model: nn.Module, inputs: Tensor, targets: Tensor, lr: float, target_loss: float
+    subject: Subject, batch: Batch, lr: float, target: float, steps: int = OVERFIT_STEPS
 ) -> tuple[float, float]:
-    """Train on one batch until the loss is below `target_loss`: the loss, and the largest logit."""
-    model.eval()  # dropout rests; batch norm takes the statistics of the batch
+    """Train on one batch until the loss is below `target`: the loss, and the largest output."""
+    model = subject.copy().eval()  # dropout rests; batch norm takes the statistics of the batch
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=lr)
     loss, largest = math.inf, 0.0
-    for _ in range(OVERFIT_STEPS):
+    for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        logits = model(inputs).float()
-        value = F.cross_entropy(logits, targets)
+        outputs = subject.outputs(model, batch)
+        total, weight = subject.loss(outputs, batch)
+        value = total / weight.clamp(min=1e-12)
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        loss, largest = float(value.detach()), float(logits.detach().abs().max())
-        if loss < target_loss:
+        loss = float(value.detach())
+        largest = float(next(tensors(outputs)).detach().abs().max())
+        if loss < target:
             break
     return (loss if math.isfinite(loss) else math.inf), largest

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-import traceback
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.errors import InputError, failing_line
+from data.structures import fields_of, is_record, map_tensors
 from launch.diagnosis.activity import ActivityWatch
 from launch.diagnosis.check_eval_mode import check_eval_mode
 from launch.diagnosis.findings import Check, Finding, name_some
-from launch.diagnosis.subject import Subject, flatten, mean_loss, predict
+from launch.diagnosis.subject import Subject, flatten, logits_of_batches, mean_loss
+from trainer.networks.calling import Call
 from trainer.networks.models import build_model
+from trainer.objective.check_outputs import check_outputs as refuse_misfits
+from trainer.objective.check_outputs import outputs_of
 from trainer.ranks.drift import weight_digest
 
 TOLERANCE = 1e-3
@@ -26,6 +28,7 @@ BOUNDED = (
     "Cross-entropy applies log-softmax itself. With outputs held within a range the loss cannot "
     "come near 0, and gradients are small."
 )
+WHY = "The first step of the run would fail the same way."
 DEVICES = re.compile(r"same device|found at least two devices")
 
 
@@ -38,34 +41,44 @@ def check_model(subject: Subject) -> list[Finding]:
     if failure is not None:
         return [failure]
     initial = check_initial_loss(subject)
-    found = [check_registered(subject), check_frozen(subject.model), check_same_weights(subject)]
+    found = [check_registered(subject), check_frozen(subject), check_same_weights(subject)]
     if "nan" in initial.seen or "inf" in initial.seen:
         return [*found, initial]  # outputs that are not finite cannot be compared
     return [
         *found,
         initial,
-        check_outputs(subject),
+        *([check_outputs(subject)] if subject.tells_classes else []),
         *check_eval_mode(subject),
     ]
 
 
 def try_one_step(subject: Subject) -> Finding | None:
-    """Forward and backward on the first batch; a problem if the model raises or fits no labels."""
-    model = subject.copy()
-    inputs, targets, _ = next(flatten(subject.batches))
-    classes = subject.data.num_classes
+    """Forward and backward on the first batch; a problem if the model raises or fits no targets."""
+    model, batch = subject.copy(), next(flatten(subject.batches))
+    first = subject.example.batch().to(subject.device)
     try:
-        with subject.precision().autocast():
-            logits = model(subject.normalize(inputs))
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(targets):
-                return _wrong_shape(logits, len(targets), classes)
-            if logits.shape[1] < classes:
-                return _wrong_shape(logits, len(targets), classes)
-            loss = F.cross_entropy(logits.float(), targets)
+        with torch.no_grad():
+            inputs = subject.normalize(first.inputs)
+            outputs_of(subject.copy().eval(), subject.call, inputs, first.targets)
+        outputs = subject.outputs(model, batch)
+        if subject.tells_classes and (wrong := _wrong_logits(subject, outputs, batch.size)):
+            return wrong
+        loss, *_ = subject.task.learn(outputs, batch.targets, batch.size)
         loss.backward()  # type: ignore[no-untyped-call]
+        refuse_misfits(model, subject.call, subject.normalize, first, subject.task)
+    except InputError as error:
+        return Check("training", "forward").problem(str(error), WHY, "see what is expected above")
     except Exception as error:
         return _raised(error)
     return None
+
+
+def _wrong_logits(subject: Subject, outputs: Any, size: int) -> Finding | None:
+    """A problem if outputs are no logits of all classes, or have none among them."""
+    classes = subject.data.num_classes
+    logits = fields_of(outputs).get("logits") if is_record(outputs) else outputs
+    right = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == size
+    return None if right and logits.shape[1] >= classes else _wrong_shape(outputs, size, classes)
 
 
 def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
@@ -79,18 +92,10 @@ def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
 
 def _raised(error: Exception) -> Finding:
     reason = " ".join(str(error).split())[:300]
-    seen = f"{type(error).__name__} at {_failing_line(error)}: {reason}"
-    why = "The first step of the run would fail the same way."
+    seen = f"{type(error).__name__} at {failing_line(error) or 'no line'}: {reason}"
     if DEVICES.search(reason):
-        return Check("training", "device").problem(seen, why, REGISTER)
-    return Check("training", "forward").problem(seen, why, "repair the model at that line")
-
-
-def _failing_line(error: Exception) -> str:
-    """The last line of the user's own code that an error passed through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno} `{own[-1].line}`" if own else "no line"
+        return Check("training", "device").problem(seen, WHY, REGISTER)
+    return Check("training", "forward").problem(seen, WHY, "repair the model at that line")
 
 
 REGISTER = (
@@ -148,30 +153,50 @@ def _moves_badly(subject: Subject) -> str:
     """Run the model as if on a GPU, with tensors that have shapes only: who stayed behind?"""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    batch = next(flatten(subject.batches))
-    inputs = subject.normalize(batch.inputs[:2])
-    model = subject.copy().eval()
+    batch = subject.example.batch(2).to(subject.device)
+    inputs = subject.normalize(batch.inputs)
+    model = _Called(subject.copy().eval(), subject.call)
     named = dict((*model.named_parameters(), *model.named_buffers()))
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a torch that has no kernels for GPUs
             moved = {name: torch.empty_like(t, device="cuda") for name, t in named.items()}
-            torch.func.functional_call(model, moved, (torch.empty_like(inputs, device="cuda"),))
+            given = map_tensors(
+                lambda held: torch.empty_like(held, device="cuda"), (inputs, batch.targets)
+            )
+            torch.func.functional_call(model, moved, given)
     except Exception as error:  # most of what such tensors cannot do says nothing here
         reason = " ".join(str(error).split())
-        return f"{_failing_line(error)}: {reason[:160]}" if DEVICES.search(reason) else ""
+        where = failing_line(error) or "no line"
+        return f"{where}: {reason[:160]}" if DEVICES.search(reason) else ""
     return ""
 
 
-def check_frozen(model: nn.Module) -> Finding:
+class _Called(nn.Module):
+    """A model that is called with inputs and targets, however it takes them."""
+
+    def __init__(self, module: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+
+    def forward(self, inputs: Any, targets: Any) -> Any:
+        return self.call(self.module, inputs, targets)
+
+
+def check_frozen(subject: Subject) -> Finding:
     """Parameters with requires_grad=False."""
+    model = subject.model
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     total = sum(p.numel() for p in model.parameters())
     held = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     if not frozen:
         return Check("training", "frozen").ok(f"all {total:,} weights are trainable")
+    seen = f"{held:,} of {total:,} weights have requires_grad=False: {name_some(frozen)}"
+    if subject.config.model.freeze:
+        return Check("training", "frozen").note(f"{seen}, of model.freeze or the model's own")
     return Check("training", "frozen").warning(
-        f"{held:,} of {total:,} weights have requires_grad=False: {name_some(frozen)}",
+        seen,
         "They keep their initial values.",
         "requires_grad_(True), unless they are meant to stay (fine-tuning)",
     )
@@ -179,11 +204,11 @@ def check_frozen(model: nn.Module) -> Finding:
 
 def check_outputs(subject: Subject) -> Finding:
     """Outputs must be free logits: a softmax, sigmoid or ReLU at the end holds the loss up."""
-    inputs = torch.cat([batch.inputs for batch in flatten(subject.batches)][:8])[:512]
     model, watch = subject.copy(), ActivityWatch()
-    logits = predict(subject, model, inputs)
+    logits = logits_of_batches(subject, model, 512)
+    first = subject.example.batch(2).to(subject.device)
     with watch.watching(model), torch.no_grad():
-        last = watch.kind_of(model(subject.normalize(inputs[:2])))
+        last = watch.kind_of(subject.task.align(subject.outputs(model, first), first.targets))
     low, high = float(logits.min()), float(logits.max())
     sums, log_sums = logits.sum(1), logits.logsumexp(1)
     seen = f"outputs from {low:.3g} to {high:.3g}"
@@ -215,10 +240,12 @@ def check_outputs(subject: Subject) -> Finding:
 
 
 def check_initial_loss(subject: Subject) -> Finding:
-    """Before training every class is as likely as the others: a loss of ln(classes)."""
-    expected = math.log(subject.data.num_classes)
-    loss = mean_loss(subject)
-    seen = f"loss at initialisation {loss:.3g}, ln({subject.data.num_classes}) = {expected:.3g}"
+    """Before training every class is as likely as the others: a loss of ln(classes). Of other
+    losses nothing is known but that they are finite."""
+    expected, loss = subject.chance, mean_loss(subject)
+    seen = f"loss at initialisation {loss:.3g}"
+    if expected is not None:
+        seen = f"{seen}, ln({subject.data.num_classes}) = {expected:.3g}"
     if not math.isfinite(loss):
         return Check("training", "initial_loss").problem(
             seen,
@@ -226,6 +253,8 @@ def check_initial_loss(subject: Subject) -> Finding:
             "look for a division by zero, log(0) or overflow in the model; try --precision.dtype "
             "bf16 or fp32",
         )
+    if expected is None:
+        return Check("training", "initial_loss").ok(seen)
     if loss > 3 * expected + 1:
         return Check("training", "initial_loss").judge(
             "problem" if loss > 30 * expected else "warning",

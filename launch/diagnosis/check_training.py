@@ -16,8 +16,6 @@ VANISHING = 1e-3, 1e-4
 EXPLODING = 1e2, 1e4
 """Norm of the whole gradient: warning, problem."""
 TINY = 1e-7
-LEARNED = 0.2
-"""Part of the initial loss below which a trial has learned its samples."""
 UPDATE = 1e-5, 1e-1
 """Healthy range of the update of a weight over the weight itself, per step."""
 DEAD = 0.4, 0.75
@@ -66,19 +64,24 @@ def check_gradients(subject: Subject, trial: Trial) -> Finding:
     total = statistics.median(trial.total_gradient)
     table = layer_table(trial)
     seen = f"norm of the whole gradient {total:.3g}"
-    if total > EXPLODING[0]:
+    # A loss of the user's own may be in any unit.
+    unit = 1.0 if subject.knows_loss else max(abs(trial.losses[0]), 1.0)
+    if total > EXPLODING[0] * unit:
         clipped = subject.config.train.clip_norm is not None
         return Check("training", "gradients").judge(
-            "problem" if total > EXPLODING[1] and not clipped else "warning",
+            "problem" if total > EXPLODING[1] * unit and not clipped else "warning",
             f"{seen}: exploding",
             "Steps are as large as the gradient is; a few of them throw the weights away.",
             "--train.clip_norm 1.0, normalised inputs, normalisation layers or smaller initial "
             "weights",
             table=table,
         )
-    small = {name: norm for name, norm in norms.items() if 0 < norm < VANISHING[0] * largest}
-    learned = trial.final_loss < LEARNED * trial.losses[0]  # then gradients may well be small
-    if small or (0 < largest < TINY and not learned):
+    least = VANISHING[0] * largest
+    reached = min((trial.depths[name] for name, norm in norms.items() if norm >= least), default=0)
+    # Beside or behind a layer that gets its gradient it is no matter of depth: the queries and keys
+    # of an attention get little until it attends to something.
+    small = {n: norm for n, norm in norms.items() if 0 < norm < least and trial.depths[n] < reached}
+    if small or (0 < largest < TINY and not trial.learned):  # then they may well be small
         name = min(small or norms, key=norms.__getitem__)
         ratio = norms[name] / largest
         return Check("training", "gradients").judge(
@@ -117,8 +120,12 @@ def check_updates(subject: Subject, trial: Trial) -> Finding:
     seen = f"a step moves the weights by {usual:.1g} of their size (median over layers)"
     low, high = UPDATE
     wild = [name for name, ratio in ratios.items() if ratio > high]
-    learned = trial.final_loss < LEARNED * trial.losses[0]
-    idle = [name for name, ratio in ratios.items() if ratio < low and not learned]
+    moving = {trial.depths[name] for name, ratio in ratios.items() if ratio >= low}
+    idle = [
+        name
+        for name, ratio in ratios.items()
+        if ratio < low and not trial.learned and trial.depths[name] not in moving
+    ]
     if wild and usual > high / 3:
         return Check("training", "updates").warning(
             f"{seen}; above {high:g}: {name_some(wild)}",

@@ -12,9 +12,20 @@ from torch import Tensor
 
 from configs.errors import InputError
 from data.datasets import ArrayDataset, MapDataset
+from data.structures import split, tensors
 
 MOST_SAMPLES = 4096
 MOST_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What of a sample can be looked at by itself."""
+
+    inputs: bool
+    """Its inputs are one tensor of the same shape as those of the others."""
+    classes: bool
+    """Its target is a class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +33,13 @@ class Sample:
     """Some or all samples of one split, in host memory."""
 
     inputs: Tensor
-    """`(n, ...)`, in the data set's own dtype."""
+    """`(n, ...)`, in the data set's own dtype; `(n, 0)` where they are not one tensor."""
     targets: Tensor
-    """`(n,)` int64."""
+    """`(n,)` int64; 0 where they are no classes."""
     total: int
     """Samples in the split."""
+    bad: int = 0
+    """How many of them hold a number that is not finite."""
 
     @property
     def is_complete(self) -> bool:
@@ -52,24 +65,27 @@ class Sample:
         return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
 
 
-def read_sample(dataset: MapDataset) -> Sample:
-    """All of an ArrayDataset; of any other one, samples spread evenly over it.
+def read_sample(dataset: MapDataset, looks: Looks) -> Sample:
+    """All of an ArrayDataset of classes; of any other one, samples spread evenly over it.
 
     Raises:
         InputError: If samples differ in shape or a target is not a whole number.
     """
-    if isinstance(dataset, ArrayDataset):
-        return Sample(dataset.inputs.cpu(), dataset.targets.cpu(), len(dataset))
-    total = len(dataset)
-    inputs, targets = [], []
+    if isinstance(dataset, ArrayDataset) and looks.inputs and looks.classes:
+        inputs = dataset.inputs.cpu()
+        return Sample(inputs, dataset.targets.cpu(), len(dataset), not_finite(inputs))
+    total, bad = len(dataset), 0
+    found, targets = [], []
     deadline = time.monotonic() + MOST_SECONDS
     for index in _spread(total, min(total, MOST_SAMPLES)):
-        sample, target = dataset[index]
-        inputs.append(torch.as_tensor(sample))
-        targets.append(int(target))
+        content = dataset[index]
+        sample, target = split(content)
+        found.append(torch.as_tensor(sample) if looks.inputs else torch.empty(0))
+        targets.append(int(target) if looks.classes else 0)
+        bad += any(not_finite(tensor[None]) for tensor in tensors(content))
         if time.monotonic() > deadline:
             break
-    shapes = {tuple(tensor.shape) for tensor in inputs}
+    shapes = {tuple(tensor.shape) for tensor in found}
     if len(shapes) > 1:
         raise InputError(
             "data.dataset",
@@ -77,7 +93,14 @@ def read_sample(dataset: MapDataset) -> Sample:
             expected="the same shape for every sample",
             remedy="Crop, resize or pad in the data set.",
         )
-    return Sample(torch.stack(inputs), torch.tensor(targets), total)
+    return Sample(torch.stack(found), torch.tensor(targets), total, bad)
+
+
+def not_finite(rows: Tensor) -> int:
+    """How many of some rows hold NaN or infinity."""
+    if not rows.is_floating_point():
+        return 0
+    return int((~torch.isfinite(rows)).reshape(len(rows), -1).any(1).sum())
 
 
 def _spread(total: int, number: int) -> Sequence[int]:

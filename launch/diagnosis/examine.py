@@ -9,22 +9,25 @@ from dataclasses import replace
 import torch
 
 from configs.schema import RunConfig
+from data.collate import choose_collate
 from data.datasets import Datasets
 from data.normalize import Normalize
+from data.samples import Example
 from launch.diagnosis.check_cluster import check_agreement
 from launch.diagnosis.check_data import check_data
 from launch.diagnosis.check_labels import FEWEST_TEST, Score, check_labels, score
 from launch.diagnosis.check_loading import check_loading
 from launch.diagnosis.check_model import check_model
 from launch.diagnosis.check_training import check_training
-from launch.diagnosis.data_sample import read_sample
+from launch.diagnosis.data_sample import Looks, Sample, read_sample
 from launch.diagnosis.findings import Finding
-from launch.diagnosis.subject import Subject, collect, plan_alone, predict
+from launch.diagnosis.subject import Subject, collect, plan_alone
 from launch.diagnosis.trial import Trial, run_trial
-from launch.using.trained import require_classes
 from trainer.checkpoints.initial_weights import load_weights, read_weights
 from trainer.components import check_batch_norm
+from trainer.networks.calling import choose_call
 from trainer.networks.models import build_model
+from trainer.objective.tasks import build_task
 from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
 from trainer.ranks.drift import weight_digest
 from trainer.ranks.load_data import load_data
@@ -33,6 +36,7 @@ from trainer.ranks.runtime import Runtime
 RATE_STEPS = 20
 MOST_UNSEEN = 500
 FIRST_SAMPLES = 32
+AT_ONCE = 256
 
 
 def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
@@ -48,9 +52,7 @@ def check_run(config: RunConfig, runtime: Runtime, steps: int) -> list[Finding]:
     Raises:
         InputError: On every rank alike, if the data or the model cannot be had.
     """
-    require_classes(config)
     data = load_data(config, runtime)
-    data.require_one_input("diagnose")
     findings = []
     if runtime.world_size > 1:
         facts = raise_on_all_ranks(runtime, lambda: _first_facts(config, data))
@@ -77,9 +79,14 @@ def _first_facts(config: RunConfig, data: Datasets) -> dict[str, str]:
 
 
 def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int) -> list[Finding]:
-    train = read_sample(data.train)
-    held_out = {name: read_sample(part) for name, part in data.held_out.items()}
-    findings = check_data(data, train, held_out)
+    task = build_task(
+        config.task, label_smoothing=config.train.label_smoothing, vocabulary=data.vocabulary
+    )
+    alike = not data.structure and config.data.collate is None
+    looks = Looks(inputs=alike, classes=task.name == "classification")
+    train = read_sample(data.train, looks)
+    held_out = {name: read_sample(part, looks) for name, part in data.held_out.items()}
+    findings = check_data(data, train, held_out, looks)
     test = held_out["test"]
     if any(f.check in ("label_range", "inputs") and f.level == "problem" for f in findings):
         return findings  # the model cannot be run on these
@@ -93,23 +100,30 @@ def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int
         load_weights(model, read_weights(config.model.weights), config.model)
     check_batch_norm(model, plan_alone(config, data))
     batches, loading_seconds = collect(config, data, runtime.device, steps)
+    example = Example(data.train[0], choose_collate(config.data))
+    forward, names = config.model.forward, task.takes_targets
     subject = Subject(
         config=config,
         data=data,
         model=model,
+        task=task,
+        call=choose_call(model, example, forward, with_targets=names),
+        example=example,
         device=runtime.device,
         normalize=Normalize(data, runtime.device),
         batches=batches,
         loading_seconds=loading_seconds,
     )
     of_model = check_model(subject)
+    of_labels = looks.inputs and looks.classes and not _are_ids(train)
     if len(of_model) == 1:  # it cannot take a step
-        return [*findings, check_labels(data, train, test, None), *of_model]
+        labels = [check_labels(data, train, test, None)] if of_labels else []
+        return [*findings, *labels, *of_model]
     trial = run_trial(subject, lr=config.optimizer.lr, steps=steps, watched=True)
     plain = run_trial(subject, lr=config.optimizer.lr, steps=min(steps, RATE_STEPS))
     return [
         *findings,
-        check_labels(data, train, test, _learned(subject, trial)),
+        *([check_labels(data, train, test, _learned(subject, trial))] if of_labels else []),
         check_loading(subject, plain),
         *of_model,
         *check_training(subject, trial),
@@ -124,10 +138,19 @@ def _learned(subject: Subject, trial: Trial) -> Score | None:
     if trial.diverged or len(unseen) < FEWEST_TEST:
         return None
     found = [dataset[int(index)] for index in unseen]
-    inputs = torch.stack([torch.as_tensor(sample) for sample, _ in found])
     targets = torch.tensor([int(target) for _, target in found])
-    predicted = predict(subject, trial.model, inputs).argmax(1)
-    return score(predicted, targets, subject.data.num_classes)
+    model, predicted = trial.model.eval(), []
+    with torch.no_grad():
+        for start in range(0, len(found), AT_ONCE):
+            batch = subject.batch_of(found[start : start + AT_ONCE])
+            logits = subject.task.align(subject.outputs(model, batch), batch.targets)
+            predicted.append(logits.argmax(1).cpu())
+    return score(torch.cat(predicted), targets, subject.data.num_classes)
+
+
+def _are_ids(sample: Sample) -> bool:
+    """Whether inputs are names of things, such as tokens, of which no distance means anything."""
+    return sample.inputs.dtype in (torch.int32, torch.int64)
 
 
 def gather_machines(runtime: Runtime, findings: list[Finding]) -> list[Finding]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import RunConfig
@@ -18,11 +19,18 @@ from data.loading.loader import build_loader
 from data.loading.order import Plan
 from data.loading.user_order import choose_order
 from data.normalize import Normalize
-from data.samples import Batch
+from data.samples import Batch, Example
+from data.structures import floats_as, split, tensors
+from trainer.networks.calling import Call
+from trainer.objective.losses import summed_over
+from trainer.objective.task import Task
 from trainer.ranks.precision import Precision, build_precision
 
 MOST_BYTES = 2**28
 MOST_SECONDS = 30.0
+
+PLAIN = ("classification", "next_token", "multilabel", "regression")
+"""Tasks with a loss of this project's."""
 
 GlobalBatch = Sequence[Batch]
 """The micro-batches of one optimizer step, on the device."""
@@ -36,6 +44,10 @@ class Subject:
     data: Datasets
     model: nn.Module
     """The model with its initial weights; only copies of it are trained."""
+    task: Task
+    call: Call
+    """Calls the model with the inputs of a batch."""
+    example: Example
     device: torch.device
     normalize: Normalize
     batches: Sequence[GlobalBatch]
@@ -43,11 +55,52 @@ class Subject:
     loading_seconds: float
     """Time the loader took for one of them, the first ones not counted."""
 
+    @property
+    def tells_classes(self) -> bool:
+        """Whether it gives every sample a class: then there are logits and labels to look at."""
+        return self.task.name == "classification"
+
+    @property
+    def knows_loss(self) -> bool:
+        """Whether the loss is of a kind that comes near 0 where everything is learned, and has
+        gradients of an order that is known."""
+        return self.config.task.loss is None and self.task.name in PLAIN
+
+    @property
+    def chance(self) -> float | None:
+        """The loss of a model to which all classes are alike; None where the loss has no such
+        value."""
+        entropy = self.knows_loss and self.task.name in ("classification", "next_token")
+        return math.log(self.data.num_classes) if entropy and self.data.num_classes else None
+
     def copy(self) -> nn.Module:
         return copy.deepcopy(self.model)
 
     def precision(self) -> Precision:
         return build_precision(self.config.precision, self.device)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """What a copy of the model makes of a batch."""
+        with self.precision().autocast():
+            return self.call(model, self.normalize(batch.inputs), batch.targets)
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss that an evaluation reports, without label smoothing: its sum over a batch, with
+        a graph, and what that is divided by."""
+        outputs = self.task.align(floats_as(torch.float32, outputs), batch.targets)
+        measure = self.task.measured_loss or self.task.loss
+        value = measure(outputs, batch.targets)
+        total, weight = summed_over(value, outputs, batch.targets, batch.size)
+        return total, total.new_tensor(batch.size) if weight is None else weight
+
+    def samples(self, count: int) -> list[Any]:
+        """The first samples of the run, as the data set gives them."""
+        order = plan_alone(self.config, self.data).order(0)[:count]
+        return [self.data.train[int(index)] for index in order]
+
+    def batch_of(self, samples: list[Any]) -> Batch:
+        """Samples as one batch on the device."""
+        return Batch(*split(self.example.collate(samples)), len(samples)).to(self.device)
 
 
 def plan_alone(config: RunConfig, data: Datasets) -> Plan:
@@ -84,7 +137,8 @@ def collect(
         _wait_for(device)
         seconds.append(time.perf_counter() - began)
         batches.append([batch for batch in found if batch.size])
-        num_bytes += sum(part.nbytes for batch in found for part in (batch.inputs, batch.targets))
+        parts = tensors([(batch.inputs, batch.targets) for batch in found])
+        num_bytes += sum(part.nbytes for part in parts)
         if sum(seconds) > MOST_SECONDS:
             break
     steady = seconds[len(seconds) // 4 :]
@@ -97,15 +151,13 @@ def collect(
 def mean_loss(subject: Subject, most: int = 1024) -> float:
     """Loss of the initial weights in training mode, without label smoothing."""
     model = subject.copy()
-    total, count = 0.0, 0
-    for inputs, targets, _ in flatten(subject.batches):
-        with subject.precision().autocast():
-            logits = model(subject.normalize(inputs))
-        total += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
-        count += len(targets)
+    total, divisor, count = 0.0, 0.0, 0
+    for batch in flatten(subject.batches):
+        found, weight = subject.loss(subject.outputs(model, batch), batch)
+        total, divisor, count = total + float(found), divisor + float(weight), count + batch.size
         if count >= most:
             break
-    return total / count
+    return total / (divisor or 1.0)
 
 
 def flatten(batches: Sequence[GlobalBatch]) -> Iterator[Batch]:
@@ -114,15 +166,16 @@ def flatten(batches: Sequence[GlobalBatch]) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def predict(subject: Subject, model: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
-    """Logits of raw inputs in eval mode, float32 on the CPU; the model stays in eval mode."""
+def logits_of_batches(subject: Subject, model: nn.Module, most: int) -> Tensor:
+    """Logits of the first samples in eval mode, float32 `(n, classes)` on the CPU; the model stays
+    in eval mode."""
     model.eval()
-    parts = []
-    for chunk in torch.split(inputs, batch_size):
-        with subject.precision().autocast():
-            logits = model(subject.normalize(chunk.to(subject.device)))
-        parts.append(logits.float().cpu())
-    return torch.cat(parts)
+    parts: list[Tensor] = []
+    for batch in flatten(subject.batches):
+        parts.append(subject.task.align(subject.outputs(model, batch), batch.targets).float().cpu())
+        if sum(map(len, parts)) >= most:
+            break
+    return torch.cat(parts)[:most]
 
 
 def _wait_for(device: torch.device) -> None:

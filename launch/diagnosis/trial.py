@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -13,17 +13,15 @@ from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import ScheduleConfig
 from data.augment import as_is
-from data.collate import stack
 from data.loading.order import GlobalBatch as PlannedBatch
 from data.loading.order import MicroBatch
-from data.samples import Example
 from launch.diagnosis.activity import ActivityWatch
+from launch.diagnosis.depths import noting_depths
 from launch.diagnosis.subject import GlobalBatch, Subject, plan_alone
 from trainer.backward.autograd import LossModule
 from trainer.checkpoints.state import Progress
 from trainer.engines.native import NativeEngine
 from trainer.objective.meter import Meter
-from trainer.objective.tasks import classification
 from trainer.optim.fused import DirectKernel
 from trainer.optim.optimizers import build_optimizer, has_fused_kernel, needs_closure
 from trainer.optim.parameter_groups import group_parameters
@@ -32,6 +30,9 @@ from trainer.ranks.precision import build_precision
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 from trainer.step import TrainStep
+
+LEARNED = 0.2
+"""Part of the initial loss below which a trial has learned its samples."""
 
 
 @dataclass(slots=True)
@@ -58,6 +59,8 @@ class Trial:
     """Trainable parameters that never got a gradient."""
     activity: ActivityWatch = field(default_factory=ActivityWatch)
     """Activations of the second half."""
+    depths: dict[str, int] = field(default_factory=dict)
+    """How deep in the model each parameter is used; see `depths.py`."""
     skipped: int = 0
     """Steps whose fp16 gradients overflowed."""
     step_seconds: list[float] = field(default_factory=list)
@@ -65,6 +68,11 @@ class Trial:
     @property
     def diverged(self) -> bool:
         return not all(map(math.isfinite, self.losses))
+
+    @property
+    def learned(self) -> bool:
+        """Whether little of the initial loss is left."""
+        return self.losses[0] > 0 and self.final_loss < LEARNED * self.losses[0]
 
     @property
     def final_loss(self) -> float:
@@ -134,14 +142,15 @@ def _train_step(
             model,
             normalize=subject.normalize,
             precision=precision,
-            task=classification(label_smoothing=config.train.label_smoothing),
+            task=subject.task,
+            call=subject.call,
         ),
         flat=None,
         stages=False,
         runtime=runtime,
         parallel=ParallelConfig(),
         plan=plan,
-        example=Example(subject.data.train[0], stack),
+        example=subject.example,
     )
     return TrainStep(
         engine=engine,
@@ -167,7 +176,11 @@ def _take(
     micros = tuple(MicroBatch(0, size, 0, True, True, True) for size in sizes)
     global_batches = [PlannedBatch(number, 0, 0, sum(sizes), False, micros)]
     meter, hyperparameters = Meter(), step.next_hyperparameters(1)
-    with trial.activity.watching(trial.model) if watched and late else nullcontext():
+    with ExitStack() as stack:
+        if watched and late:
+            stack.enter_context(trial.activity.watching(trial.model))
+        if watched and number == 0:
+            trial.depths = stack.enter_context(noting_depths(trial.model))
         taken = step.take(global_batches, iter(batch), hyperparameters, meter)
     trial.losses.append(meter.collect(step.runtime).loss)
     step.note(global_batches, [bool(kept) for kept in taken] or None, hyperparameters)

@@ -127,7 +127,7 @@ def _train_once(components: Components, state: RunState, size: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         with components.precision.autocast():
             outputs = components.call(module, inputs, batch.targets)
-        loss, _, _ = components.task.learn(outputs, batch.targets)
+        loss, _, _ = components.task.learn(outputs, batch.targets, batch.size)
     loss.backward()  # type: ignore[no-untyped-call]
     components.optimizer.step(loss.item if needs_closure(components.optimizer) else None)
     return sum(kept.values())

@@ -172,6 +172,17 @@ class Stream:
 
     def __iter__(self):
         return iter([(torch.zeros(2), 1)])
+
+class LongStream(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 5
+
+class StatefulStream(Stream):
+    def state_dict(self):
+        return {"shard": 3}
+
+    def load_state_dict(self, state):
+        pass
 """
 
 
@@ -258,7 +269,8 @@ def test_options_are_the_keyword_arguments_of_the_users_callable(
             "def build(): return Points(9), Points(0), Points(4)",
             ", validation: given 'Points",
         ),
-        ("def build(): return {'train': Points(9), 'test': Points(4)}", "given 'dict'"),
+        ("def build(): return {'a': Points(9), 'b': Points(4)}", "given 'dict'"),
+        ("def build(): return {'train': Points(9), 'test': Stream()}", ", test: given 'Stream, a"),
         ("def build(): return 'ab'", ", train[0]: given 'str', expected an (input, target) pair"),
         ("def build(): return 1, 2", ", train: given 'int without __len__ and __getitem__'"),
         ("def build(): return None, None", ", train: given 'NoneType without"),
@@ -267,6 +279,16 @@ def test_options_are_the_keyword_arguments_of_the_users_callable(
         ("def build(): return Unnamed(9), Points(4)", ", number of classes: given"),
         ("def build(): return Nameless(9), Points(4)", ", number of classes: given"),
         ("def build(): return Stream(), Stream()", ", train: given 'Stream, a stream'"),
+        ("def build(): return Stream()", ": given 'Stream, a stream'"),
+        ("def build(): return Points(9), LongStream()", ", test: given 'LongStream, a stream'"),
+        ("def build(): return StatefulStream(), Points(4)", "nor come again after a restart"),
+        ("def build(): return (point for point in Points(9))", "given 'generator, a stream'"),
+        (
+            "from data.datasets import Datasets\n"
+            "def build(): return Datasets(\n"
+            "    train=StatefulStream(), test=Points(4), input_shape=(2,), num_classes=3)",
+            ", train: given 'StatefulStream, a stream'",
+        ),
         ("def build(): return Unlabelled(9), Unlabelled(4)", ", train[0]: given 'int'"),
         ("def build(): return Words(9), Words(4)", ", train[0]: given '(str, "),
     ],

@@ -298,6 +298,7 @@ class Stream(IterableDataset[Any]):
         ({"model": 3.5}, "model.name"),
         ({"model": torch.zeros(3)}, "model.name: given 'Tensor', expected a name, an import path"),
         ({"data": (Stream(), Stream())}, "a stream"),
+        ({"data": iter([])}, "given 'list_iterator, a stream'"),
         (
             {
                 "data": (TensorDataset(torch.rand(9, 5), torch.arange(1, 10) % 4 - 1),) * 2,

@@ -82,9 +82,11 @@ class LossModule(nn.Module):
         self.call = call
         self.learn = task.learn
 
-    def forward(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, inputs: Any, targets: Any, size: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The task's loss in float32, its score and its weight, each summed over the micro-batch;
-        see `Task.learn`."""
+        see `Task.learn`, and `arguments_of` for what it is called with."""
         with self.precision.autocast():
             outputs = self.call(self.module, self.normalize(inputs), targets)
         if outputs is None:
@@ -93,7 +95,17 @@ class LossModule(nn.Module):
                 given="None",
                 expected=f"what it gives in an evaluation: {self.task.outputs}",
             )
-        return self.learn(outputs, targets)
+        if size is None:
+            return self.learn(outputs, targets)
+        return self.learn(outputs, targets, size)
+
+
+def arguments_of(batch: Batch) -> tuple[Any, ...]:
+    """What a LossModule is called with: inputs, targets and, where these are no tensor that tells
+    it, the number of samples, 1 for the one that stands for none."""
+    if isinstance(batch.targets, Tensor):
+        return batch.inputs, batch.targets
+    return batch.inputs, batch.targets, batch.size or 1
 
 
 class AutogradPasses:
@@ -133,13 +145,14 @@ class AutogradPasses:
     def __call__(self, batch: Batch, loss_weight: float) -> Sums:
         if batch.size or self.example is None:
             return self._add(batch, loss_weight)
+        stand_in = self.example.batch().to(self.parameters[0].device)._replace(size=0)
         with buffers_kept(self.module):
-            found = self._add(self.example.batch().to(self.parameters[0].device), 0.0)
+            found = self._add(stand_in, 0.0)
         loss, score, weight = (None if part is None else part * 0 for part in found)
         return loss, score, weight
 
     def _add(self, batch: Batch, loss_weight: float) -> Sums:
-        loss, score, weight = self.model(batch.inputs, batch.targets)
+        loss, score, weight = self.model(*arguments_of(batch))
         self.backward(loss * loss_weight)
         return loss.detach(), score, weight
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.schema_execution import ParallelConfig
 from data.loading.order import Plan
 from data.samples import Example
+from trainer.backward.autograd import arguments_of
 from trainer.networks.module_state import untouched
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.streams import aside
@@ -88,5 +89,5 @@ def freeze_buckets(
     batch = example.batch(max(plan.global_batch(0).micro_batches[0].size, 1)).to(device)
     with untouched(module):
         for _ in range(2):
-            ddp(batch.inputs, batch.targets)[0].backward()
+            ddp(*arguments_of(batch))[0].backward()
         module.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema_execution import ParallelConfig
 from data.samples import Example
-from trainer.backward.autograd import LossModule
+from trainer.backward.autograd import LossModule, arguments_of
 from trainer.networks.module_state import plain_attributes, untouched
 from trainer.ranks.collectives import max_
 from trainer.ranks.failures import RunFailed
@@ -87,7 +87,7 @@ def reason_to_ask(loss: LossModule, example: Example, device: torch.device) -> s
         for tried in (batch, zeros):
             loss.module.zero_grad(set_to_none=True)
             with reads:
-                value = loss(tried.inputs, tried.targets)[0]
+                value = loss(*arguments_of(tried))[0]
             value.backward()
             missing |= dict.fromkeys(n for n, p in named.items() if p.grad is None)
         loss.module.zero_grad(set_to_none=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from inspect import Signature
 from typing import Any
 
 from torch import nn
 
+from configs import imports
+from configs.errors import InputError
 from configs.imports import import_callable, named, signature_of, takes_any
 from data.samples import Example
-from data.structures import TARGETS, fields_of, is_record
+from data.structures import TARGETS, fields_of, is_record, outline
+
+log = logging.getLogger("convoy")
 
 Call = Callable[[nn.Module, Any, Any], Any]
 """The model, inputs of a batch, normalised, and its targets -> the outputs."""
 PROTOCOL = "a callable (model, batch) -> outputs"
+REMEDY = "Name a function (model, batch) -> outputs with --model.forward package.module:function."
 
 
 def call_whole(module: nn.Module, inputs: Any, targets: Any) -> Any:
@@ -38,32 +44,52 @@ def choose_call(
         with_targets: Whether the model computes its loss itself, from targets that have a name.
 
     Raises:
-        InputError: If that is no callable.
+        InputError: If the model takes the inputs in no way, with what it takes and what they are.
     """
     if forward is not None:
-        return _own_call(import_callable("model.forward", forward, PROTOCOL), example)
+        return _own_call(import_callable("model.forward", forward, PROTOCOL, takes=2), example)
     inputs = example.batch().inputs
-    left_out = () if with_targets else TARGETS
     signature = signature_of(module.forward)
     if is_record(inputs):
-        names = {name for name in fields_of(inputs) if name not in left_out}
+        held = fields_of(inputs)
+        names = set(held) - (set() if with_targets else set(TARGETS))
         if not takes_any(signature):
             names &= named(signature)
         if names:
+            _require(module, signature, inputs, **{name: held[name] for name in names})
+            _say_left_out(module, held, names)
             return lambda module, inputs, targets: module(
                 **{name: value for name, value in fields_of(inputs).items() if name in names}
             )
-    elif isinstance(inputs, tuple | list) and _takes(signature, len(inputs)):
+    elif isinstance(inputs, tuple | list) and not imports.misfit(signature, *inputs):
         return lambda module, inputs, targets: module(*inputs)
+    _require(module, signature, inputs, inputs)
     return call_whole
 
 
-def _takes(signature: Signature, count: int) -> bool:
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        return False
-    return True
+def takes(module: nn.Module, signature: Signature | None = None) -> str:
+    """What a model takes, such as `Net.forward(inputs, mask=...)`."""
+    words = imports.argument_names(signature or signature_of(module.forward))
+    return f"{type(module).__name__}.forward({words})"
+
+
+def _require(
+    module: nn.Module, signature: Signature, inputs: Any, *args: Any, **kwargs: Any
+) -> None:
+    if reason := imports.misfit(signature, *args, **kwargs):
+        raise InputError(
+            f"inputs of the model ({reason})",
+            given=outline(inputs),
+            expected=f"what {takes(module, signature)} takes: one argument, as many as there are "
+            "inputs, or the names of a batch that has names",
+            remedy=REMEDY,
+        )
+
+
+def _say_left_out(module: nn.Module, held: dict[str, Any], names: set[str]) -> None:
+    """A line about what the model is not given: it may be a name that is spelled otherwise."""
+    if left := [name for name in held if name not in names and name not in TARGETS]:
+        log.info(f"{takes(module)} is not given {', '.join(left)} of a batch: it has no such name")
 
 
 def _own_call(forward: Callable[..., Any], example: Example) -> Call:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+import re
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,16 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from configs.errors import InputError
+from configs.errors import InputError, failing_line
 from data.normalize import Normalize
 from data.samples import Batch, Collate, MapDataset
 from data.splits import known_labels
-from data.structures import floats_as, outline, split
-from trainer.networks.calling import Call
+from data.structures import floats_as, is_record, outline, split
+from trainer.networks.calling import REMEDY, Call, takes
 from trainer.networks.module_state import evaluating
-from trainer.objective.losses import check_mean
+from trainer.objective.losses import check_mean, not_a_mean, summed_over
 from trainer.objective.task import Task
 
+log = logging.getLogger("convoy")
 MISFITS = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError)
 """What a function raises that is given what it was not made for."""
 
@@ -41,31 +46,58 @@ def check_outputs(
     batch = batch.to(next(model.parameters()).device)
     inputs = normalize(batch.inputs)
     with evaluating(model), torch.no_grad():
-        outputs = _outputs(model, call, inputs, batch.targets)
+        outputs = outputs_of(model, call, inputs, batch.targets)
     try:
         task.measure(outputs, batch.targets, batch.size)
+    except InputError:
+        raise
     except MISFITS as error:
+        line = failing_line(error)  # of a loss or a metric of the user's
         raise InputError(
-            f"outputs of the model for task.name={task.name} ({_one_line(error)})",
+            f"outputs of the model for task.name={task.name} ({_one_line(error)}"
+            f"{f', at {line}' if line else ''})",
             given=f"{outline(outputs)} for inputs {outline(inputs)}",
             expected=f"what suits targets {outline(batch.targets)}: {task.outputs}",
         ) from None
 
 
-def _outputs(model: nn.Module, call: Call, inputs: Any, targets: Any) -> Any:
-    """What the model makes of inputs; inputs that are not its kind are the config's fault."""
+def outputs_of(model: nn.Module, call: Call, inputs: Any, targets: Any) -> Any:
+    """What the model makes of inputs, normalised.
+
+    Raises:
+        InputError: If they are not its kind; any other fault keeps its traceback.
+    """
     try:
         return call(model, inputs, targets)
-    except TypeError as error:
-        if "forward" not in str(error):  # from within the model, not from its call
-            raise
+    except MISFITS as error:
+        if not (_is_no_tensor(error, inputs) or _is_called_wrongly(error, model)):
+            raise  # a fault within the model, which its traceback shows
         raise InputError(
             f"inputs of the model ({_one_line(error)})",
             given=outline(inputs),
-            expected="what its forward takes: one argument, as many as there are inputs, or the "
-            "names of a batch that has names",
-            remedy="Name a function (model, batch) -> outputs with --model.forward.",
+            expected=f"what {takes(model)} takes: one argument, as many as there are inputs, or "
+            "the names of a batch that has names",
+            remedy=REMEDY,
         ) from None
+
+
+def _is_no_tensor(error: Exception, inputs: Any) -> bool:
+    """Whether an operation was given the inputs as a whole, where it takes a tensor."""
+    if isinstance(inputs, torch.Tensor) or isinstance(error, RuntimeError | ValueError):
+        return False
+    kinds = {type(inputs).__name__, *({"slice"} if is_record(inputs) else ())}
+    return not kinds.isdisjoint(re.findall(r"\w+", str(error)))
+
+
+def _is_called_wrongly(error: Exception, model: nn.Module) -> bool:
+    """Whether a `model.forward` of the user's called the model so that it did not even begin."""
+    begins = getattr(inspect.unwrap(model.forward), "__code__", None)
+    frames = traceback.walk_tb(error.__traceback__)
+    return (
+        isinstance(error, TypeError)
+        and "forward" in str(error)
+        and begins not in {frame.f_code for frame, _ in frames}
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -90,6 +122,8 @@ def check_loss(
         collate: Makes a batch of them.
         task: Whose loss it is.
 
+    A loss of the model's own may depend on more than its samples: of that it is said only.
+
     Raises:
         InputError: If it is no mean over samples.
     """
@@ -102,8 +136,19 @@ def check_loss(
             batch = Batch(*split(collate(part)), len(part)).to(device)
             outputs = call(model, normalize(batch.inputs), batch.targets)
             outputs = task.align(floats_as(torch.float32, outputs), batch.targets)
-            values.append(task.loss(outputs, batch.targets))
-    check_mean(values, [len(part) for part in parts])
+            value, weight = summed_over(
+                task.loss(outputs, batch.targets), outputs, batch.targets, len(part)
+            )
+            values.append(value if weight is None else (value, weight))
+    counts = [len(part) for part in parts]
+    if not task.takes_targets:
+        check_mean(values, counts)
+    elif found := not_a_mean(values, counts):
+        log.info(
+            f"the loss of the model is not what task.kwargs.mean_over says: {found}. It averages "
+            "over something else, draws random numbers, or compares samples with each other: then "
+            "another micro-batch, or number of ranks, learns something else (docs/batches.md)"
+        )
 
 
 def check_classes(sets: Mapping[str, MapDataset], num_classes: int, task: Task) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,22 @@ from configs.errors import InputError
 from data.collate import IGNORED
 from data.structures import fields_of, is_record, outline, tensors
 
-Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor]"]
+
+class Unsummed(NamedTuple):
+    """A loss that is summed by whoever knows how many samples it is of: lists of targets do not
+    tell."""
+
+    value: Tensor
+    """The mean over the batch, a scalar, or the losses of its samples or outputs, `(B, ...)`."""
+
+    def sum(self, size: int) -> Tensor:
+        """Over the samples of a batch, of which there are `size`."""
+        if self.value.dim() == 0:
+            return self.value * size
+        return self.value.reshape(size, -1).mean(1).sum()
+
+
+Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor] | Unsummed"]
 """Outputs `(B, ...)` in float32 or float64 and targets `(B, ...)` -> the loss, summed over B; or
 that sum and its weight, a scalar that counts what was summed, such as the tokens that are there."""
 
@@ -45,18 +60,33 @@ def summed(loss: Callable[..., Any]) -> Loss:
         return weighted_entropy(loss)
     options = {"reduction": "none"} if _takes(loss, "reduction") else {}
 
-    def total(outputs: Any, targets: Any) -> Tensor | tuple[Tensor, Tensor]:
+    def total(outputs: Any, targets: Any) -> Tensor | tuple[Tensor, Tensor] | Unsummed:
         if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
             targets = _of_type(targets, outputs)
         value = loss(outputs, targets, **options)
         if isinstance(value, tuple):
             total, weight = value
             return total, torch.as_tensor(weight, device=total.device)
-        size = len(next(tensors((targets, outputs))))
-        losses: Tensor = value * size if value.dim() == 0 else value.reshape(size, -1).mean(1).sum()
-        return losses
+        losses = Unsummed(value)
+        return losses.sum(len(targets)) if isinstance(targets, Tensor) else losses
 
     return total
+
+
+def summed_over(
+    value: Tensor | tuple[Tensor, Tensor] | Unsummed, outputs: Any, targets: Any, size: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The sum that a `Loss` gave of a batch, and its weight if it gave one.
+
+    Args:
+        value: What it gave.
+        outputs: Of the model.
+        targets: Of the batch.
+        size: Its samples; None: as many as the first tensor of the targets has rows.
+    """
+    if isinstance(value, Unsummed):
+        return value.sum(len(next(tensors((targets, outputs)))) if size is None else size), None
+    return value if isinstance(value, tuple) else (value, None)
 
 
 def _of_type(targets: Tensor, outputs: Tensor) -> Tensor:
@@ -123,17 +153,35 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 def check_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequence[int]) -> None:
-    """Refuse a loss whose one number is no mean over samples.
+    """Refuse a loss whose one number is no mean over samples; see `not_a_mean`.
+
+    Raises:
+        InputError: With what it returned.
+    """
+    if found := not_a_mean(values, counts):
+        pair = isinstance(values[0], tuple)
+        raise InputError(
+            "task.loss",
+            given=f"{'sums of' if pair else 'one number,'} {found}",
+            expected="a sum over samples and its weight"
+            if pair
+            else "the mean over samples, whatever the batch",
+            remedy="Return the loss of every sample, (B,) or (B, ...), as reduction='none' gives "
+            "it, or a pair (sum, weight): both are added over all ranks and micro-batches. A loss "
+            "that compares samples with each other: docs/batches.md.",
+        )
+
+
+def not_a_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequence[int]) -> str:
+    """What a loss gave that does not add up; empty if it does.
 
     A sum, a mean over weights or over tokens that count, and what compares samples with each other
     would each be learned with another weight on another number of ranks, and recorded so.
 
     Args:
-        values: What a `Loss` gave of some samples, of a first part of them, and of the rest.
+        values: Sums over some samples, over a first part of them, and over the rest, or pairs of
+            such sums and their weight.
         counts: How many samples each.
-
-    Raises:
-        InputError: With what it returned.
     """
     whole, *parts = (
         [float(part) for part in (value if isinstance(value, tuple) else (value,))]
@@ -145,18 +193,11 @@ def check_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequenc
         ):
             continue
         found = [float(value[0]) / n for value, n in zip((whole, *parts), counts, strict=True)]
-        pair = len(whole) > 1
-        raise InputError(
-            "task.loss",
-            given=f"{'sums of' if pair else 'one number,'} {found[0]:.4g}{' each' if pair else ''} "
-            f"for {counts[0]} samples, and {found[1]:.4g} and {found[2]:.4g} for {counts[1]} and "
-            f"{counts[2]} of them",
-            expected="a sum over samples and its weight"
-            if pair
-            else "the mean over samples, whatever the batch",
-            remedy="Return the loss of every sample, (B,) or (B, ...), as reduction='none' gives "
-            "it, or a pair (sum, weight): both are added over all ranks and micro-batches.",
+        return (
+            f"{found[0]:.4g}{' each' if len(whole) > 1 else ''} for {counts[0]} samples, and "
+            f"{found[1]:.4g} and {found[2]:.4g} for {counts[1]} and {counts[2]} of them"
         )
+    return ""
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

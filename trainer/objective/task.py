@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configs.errors import InputError
 from data.structures import floats_as, map_tensors, outline, tensors
-from trainer.objective.losses import Loss
+from trainer.objective.losses import Loss, summed_over
 from trainer.objective.metrics import Metric
 
 
@@ -52,11 +52,13 @@ class Task:
         """How many sums `measure` returns."""
         return 3 + sum(metric.width for metric in self.metrics)
 
-    def learn(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def learn(
+        self, outputs: Any, targets: Any, size: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The loss and the score of a batch, each summed; only the loss has a graph. And what both
-        are divided by in the end, if that is not the number of samples."""
+        are divided by in the end, if that is not the number of samples, `size` if given."""
         outputs = self.align(floats_as(torch.float32, outputs), targets)
-        loss, weight = _with_weight(self.loss(outputs, targets))
+        loss, weight = summed_over(self.loss(outputs, targets), outputs, targets, size)
         return loss, self.score(map_tensors(Tensor.detach, outputs), targets), weight
 
     def measure(self, outputs: Any, targets: Any, size: int | None = None) -> Tensor:
@@ -65,11 +67,11 @@ class Task:
         aligned = self.align(outputs, targets)
         precise = self.align(floats_as(torch.float64, outputs), targets)
         measured_loss = self.measured_loss or self.loss
-        loss, weight = _with_weight(measured_loss(precise, targets))
+        loss, weight = summed_over(measured_loss(precise, targets), precise, targets, size)
         loss = loss.double()
         count = loss.new_tensor(len(targets) if size is None else size)
         first = torch.stack([loss, count if weight is None else weight.double(), count])
-        sums = [metric.sums(aligned, targets).double() for metric in self.metrics]
+        sums = [_sums_of(metric, aligned, targets) for metric in self.metrics]
         return torch.cat([first, *sums])
 
     def report(self, sums: Sequence[float]) -> dict[str, float]:
@@ -107,5 +109,12 @@ class Task:
             )
 
 
-def _with_weight(value: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    return value if isinstance(value, tuple) else (value, None)
+def _sums_of(metric: Metric, outputs: Any, targets: Any) -> Tensor:
+    found = metric.sums(outputs, targets).double()
+    if found.shape != (metric.width,):
+        raise InputError(
+            f"task.metrics {type(metric).__name__}",
+            given=f"{found.numel()} sums" if found.dim() < 2 else f"sums {tuple(found.shape)}",
+            expected=f"{metric.width}, its width",
+        )
+    return found

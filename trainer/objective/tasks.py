@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.imports import call_with, import_object
+from configs.imports import call_with, import_object, require_takes
 from configs.registry import resolve
 from configs.schema_model import TaskConfig
 from data.collate import IGNORED
@@ -21,6 +21,7 @@ from data.vocabulary import Vocabulary
 from trainer.objective.losses import (
     LOSS_PROTOCOL,
     Loss,
+    Unsummed,
     logits_of,
     summed,
     torch_entropy,
@@ -80,13 +81,12 @@ def model_loss(*, mean_over: str = "samples") -> Task:
             "task.kwargs.mean_over", given=mean_over, expected="samples, targets or next_targets"
         )
 
-    def loss(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    def loss(outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | Unsummed:
         value = fields_of(outputs)["loss"] if is_record(outputs) else outputs
-        first = next(tensors(targets))
         if mean_over == "samples":
-            weight = first.new_tensor(len(first))
-        else:
-            weight = (first[:, int(mean_over == "next_targets") :] != IGNORED).sum()
+            return Unsummed(value.float())
+        first = next(tensors(targets))
+        weight = (first[:, int(mean_over == "next_targets") :] != IGNORED).sum()
         # The mean over nothing is not a number.
         return (value.float() * weight).where(weight > 0, 0.0), weight
 
@@ -205,6 +205,8 @@ def build_task(
             loss = call_with("task.loss", loss, {}, {"reduction": "none"})
         if not callable(loss):
             raise InputError("task.loss", given=config.loss, expected=LOSS_PROTOCOL)
+        called = loss.forward if isinstance(loss, nn.Module) else loss
+        require_takes("task.loss", called, 2, LOSS_PROTOCOL)
         if label_smoothing:
             raise InputError(
                 "train.label_smoothing",
@@ -269,4 +271,6 @@ def _metric(path: str) -> Metric:
         found = call_with("task.metrics", found, {}, {})
     if not isinstance(found, Metric):
         raise InputError("task.metrics", given=path, expected=METRIC_PROTOCOL)
+    for method in (found.sums, found.compute):
+        require_takes(f"task.metrics {path}", method, 2, METRIC_PROTOCOL)
     return found

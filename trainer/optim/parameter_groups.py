@@ -105,7 +105,7 @@ def _own_groups(
     model: nn.Module, config: OptimizerConfig, named: dict[str, nn.Parameter]
 ) -> list[Group]:
     assert config.groups is not None
-    found = import_callable("optimizer.groups", config.groups, GROUPS_PROTOCOL)(model)
+    found = import_callable("optimizer.groups", config.groups, GROUPS_PROTOCOL, 1)(model)
     if not isinstance(found, (list, tuple)) or not all(
         isinstance(group, dict) and "params" in group for group in found
     ):

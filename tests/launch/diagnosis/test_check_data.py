@@ -13,7 +13,7 @@ from data.samples import ArrayDataset, Datasets
 from launch.diagnosis.check_copies import check_copies
 from launch.diagnosis.check_data import check_classes
 from launch.diagnosis.check_labels import score
-from launch.diagnosis.data_sample import MOST_SAMPLES, Sample, read_sample
+from launch.diagnosis.data_sample import MOST_SAMPLES, Looks, Sample, read_sample
 from tests.launch.diagnosis.examining import examine, healthy, levels, planted_config
 
 FAULTS = {
@@ -80,7 +80,7 @@ class Endless:
 
 def test_a_large_data_set_is_sampled_evenly() -> None:
     """Law: at most MOST_SAMPLES are read, spread over the whole, none twice."""
-    sample = read_sample(Endless())
+    sample = read_sample(Endless(), Looks(inputs=True, classes=True))
     assert len(sample.targets) == MOST_SAMPLES
     assert not sample.is_complete
     assert sample.size == "4,096 of 1,000,000,000"

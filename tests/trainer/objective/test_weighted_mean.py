@@ -191,3 +191,17 @@ def test_a_model_may_compute_its_loss_itself(over: str) -> None:
     assert (float(loss), int(weight if weight is not None else 0)) == (0.5 * count, count)
     nothing, _, none = task.learn({"loss": torch.tensor(float("nan"))}, targets * 0 - 100)
     assert over == "samples" or (float(nothing), int(none if none is not None else 1)) == (0.0, 0)
+
+
+def test_lists_of_targets_do_not_tell_how_many_samples_there_are() -> None:
+    """Law: a mean and the losses of samples count them, not the boxes of the first picture."""
+    targets = [{"boxes": torch.zeros(n, 4)} for n in (3, 0, 5)]
+    outputs = torch.tensor([1.0, 2.0, 6.0])
+    own = build_task(TaskConfig(name="model_loss"), label_smoothing=0.0)
+    for task, found in (
+        (Task(loss=summed(lambda outputs, targets: outputs.mean())), outputs),
+        (Task(loss=summed(lambda outputs, targets: outputs)), outputs),
+        (own, {"loss": outputs.mean()}),
+    ):
+        assert float(task.learn(found, targets, 3)[0]) == 9.0
+        assert task.report(task.measure(found, targets, 3).tolist())["loss"] == 3.0
