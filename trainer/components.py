@@ -25,7 +25,7 @@ from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
 from trainer.checkpoints.checkpoint import check_extra_state
 from trainer.engines.accelerate_config import check_accelerate
-from trainer.execution import Execution, Subject, decide
+from trainer.execution import decide
 from trainer.networks.blocks import check_blocks
 from trainer.networks.calling import Call, choose_call
 from trainer.networks.models import build_model
@@ -40,6 +40,7 @@ from trainer.optim.parameter_groups import group_parameters
 from trainer.optim.schedule import Schedule, build_schedule
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.runtime import Runtime
+from trainer.ways import Execution, Subject
 
 LEAST_TRIED, MOST_TRIED = 3, 32
 """Samples that a loss of the user's is tried on before the first step."""

@@ -41,7 +41,7 @@ def measure_seeds(
 
 
 def train_seed(config: str, seed: int, threads: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """One run: its metrics on the test set, the course of the first of them on held-out samples, and
+    """One run: its metrics on the test set, the course of the first on held-out samples, and the
     training time with evaluation left out."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         command = train_command(
