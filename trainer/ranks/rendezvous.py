@@ -44,8 +44,8 @@ def meet(ranks: LaunchedRank, env: Mapping[str, str], timeout: timedelta) -> tup
     rank, world_size = ranks.rank, ranks.world_size
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         host, port = meeting_point(ranks, env)
-        _knock(host, port)
         patience = min(timeout, timedelta(seconds=AGENT_SECONDS))
+        _knock(host, port, patience.total_seconds())
         store = TCPStore(host, port, is_master=False, timeout=patience)
         store.set_timeout(timeout)
         space = PrefixStore(f"convoy/{world_size}", store)
@@ -54,17 +54,19 @@ def meet(ranks: LaunchedRank, env: Mapping[str, str], timeout: timedelta) -> tup
     return store, f"convoy/{next(MEETINGS)}"
 
 
-def _knock(host: str, port: int) -> None:
-    """Fail if nobody listens where the launcher did: a client of its store would ask for long."""
-    for refusal in range(REFUSALS):
+def _knock(host: str, port: int, seconds: float) -> None:
+    """Fail if nobody listens where the launcher did: a client of its store would ask for longer."""
+    deadline, refusals = time.monotonic() + seconds, 0
+    while True:
         try:
-            socket.create_connection((host, port), timeout=AGENT_SECONDS).close()
+            socket.create_connection((host, port), timeout=seconds).close()
             return
-        except ConnectionRefusedError:
-            time.sleep(1.0 if refusal + 1 < REFUSALS else 0.0)
-        except OSError:  # out of reach, which the client says better
-            return
-    raise RuntimeError(f"nobody listens at {host}:{port}: the launcher is gone")
+        except OSError as error:
+            refusals += isinstance(error, ConnectionRefusedError)
+            if refusals == REFUSALS or time.monotonic() > deadline:
+                gone = f"the launcher at {host}:{port} is gone or out of reach ({error})"
+                raise RuntimeError(gone) from None
+        time.sleep(1.0)
 
 
 @functools.cache

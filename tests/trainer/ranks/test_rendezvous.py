@@ -53,6 +53,6 @@ def test_a_launcher_that_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(rendezvous, "REFUSALS", 1)
     with socket.create_server(("127.0.0.1", 0)) as launcher:
         host, port = launcher.getsockname()
-        _knock(host, port)
-    with pytest.raises(RuntimeError, match=f"nobody listens at 127.0.0.1:{port}"):
-        _knock(host, port)
+        _knock(host, port, 30)
+    with pytest.raises(RuntimeError, match=f"the launcher at 127.0.0.1:{port} is gone"):
+        _knock(host, port, 30)
