@@ -48,6 +48,10 @@ NEEDS: dict[str, tuple[Used, str]] = {
     ),
     "precision.init_scale": (lambda c: c.precision.dtype == "fp16", "precision.dtype fp16"),
     "precision.growth_interval": (lambda c: c.precision.dtype == "fp16", "precision.dtype fp16"),
+    **{
+        f"compile.{key}": (lambda c: c.compile.enabled is not False, "compile.enabled")
+        for key in ("mode", "regional", "cache")
+    },
     "parallel.shards": (lambda c: c.parallel.reduction == "exact", "parallel.reduction exact"),
     "parallel.powersgd_rank": (
         lambda c: c.parallel.compression == "powersgd",

@@ -16,6 +16,7 @@ from configs.read_files import read_json, read_yaml
 from configs.schema import RunConfig
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
+from trainer.backward.compile_watch import CompileWatch
 from trainer.cards import GO_ON, opening
 from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint, wait_until_visible
 from trainer.checkpoints.environment import describe_environment
@@ -27,12 +28,14 @@ from trainer.components import Components
 from trainer.due import End
 from trainer.hook import Hook, find_hook
 from trainer.log import RunLog
+from trainer.profiling.utilisation import build_utilisation
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
 from trainer.records.console import build_console
 from trainer.records.gradient_statistics import GradientLog
 from trainer.records.jsonl import JsonlSink
 from trainer.records.notes import NotesSink
+from trainer.records.pace import Pace
 from trainer.records.sinks import RunFacts, Sink, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
@@ -235,9 +238,16 @@ def build_log(
     sinks: Sinks,
     watch: Stopwatch,
     end: End,
+    compiled: CompileWatch | None = None,
 ) -> RunLog:
     """The records of a run, on every rank."""
     config, plan, data = components.config, components.plan, components.data
+
+    sizes = [micro.size for micro in plan.global_batch(0).micro_batches]
+    recorded = components.execution.cuda_graphs
+    utilisation = build_utilisation(
+        state.engine.module, components.forward, sizes, components.precision, runtime.device
+    )
 
     def bad_sample(global_batch: int) -> int | None:
         return first_not_finite(data.train, plan.samples(global_batch))
@@ -257,6 +267,7 @@ def build_log(
         bad_sample=bad_sample,
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
+        pace=Pace(state.engine, runtime, recorded, utilisation.of),
         end=end,
         hook=Hook(
             config.logging,
@@ -267,4 +278,5 @@ def build_log(
             sharded="FSDP" in components.execution.engine,
         ),
         tokens_per_sample=math.prod(data.input_shape) if data.vocabulary else None,
+        compiled=compiled,
     )

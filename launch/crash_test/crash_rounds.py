@@ -28,7 +28,10 @@ from trainer.checkpoints.checkpoint_folder import newest_good
 
 MOST_KILLS_OF_A_RUN = 10
 WEIGHTS = "run/checkpoints/latest/model.safetensors"
-VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
+VOLATILE = (
+    *("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second"),
+    "system/",
+)
 """What the clock says in a record."""
 ROUNDING = 1e-5
 """By how much a loss may differ that other ranks have summed."""
@@ -166,7 +169,7 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     """The records of a run, evaluations included, without what the clock says."""
     lines = (run / "run/metrics.jsonl").read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if key not in VOLATILE}
+        {key: value for key, value in json.loads(line).items() if not key.startswith(VOLATILE)}
         for line in lines
     ]
 

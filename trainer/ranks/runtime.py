@@ -31,6 +31,11 @@ class Runtime(LaunchedRank):
     backend: str = ""
     """gloo, nccl or both; empty with one rank, which needs no process group."""
 
+    @property
+    def in_group(self) -> bool:
+        """Whether it takes part in collectives: one of several ranks, or one alone in a group."""
+        return self.world_size > 1 or bool(self.backend)
+
 
 def detect(env: Mapping[str, str]) -> Runtime:
     """The rank that a launcher made of this process, before a device is chosen for it.
@@ -178,11 +183,21 @@ def _not_connected(runtime: Runtime, config: ParallelConfig, reason: str) -> Inp
 
 def use_training_timeout(runtime: Runtime, config: ParallelConfig) -> None:
     """From now on a silent rank is given up on after parallel.timeout_seconds."""
+    _use_timeout(runtime, config.timeout_seconds)
+
+
+def use_starting_timeout(runtime: Runtime, config: ParallelConfig) -> None:
+    """From now on ranks have as much time as at the start, or as in training if that is more."""
+    _use_timeout(runtime, max(config.init_timeout_seconds, config.timeout_seconds))
+
+
+def _use_timeout(runtime: Runtime, seconds: float) -> None:
+    """What is waited for already keeps the time that it had."""
     if runtime.world_size > 1:
         # Public since torch 2.14, where the old name warns.
         public = getattr(dist, "set_timeout", None)
         set_timeout = public or dist.distributed_c10d._set_pg_timeout
-        set_timeout(timedelta(seconds=config.timeout_seconds))
+        set_timeout(timedelta(seconds=seconds))
 
 
 def _first_line(error: BaseException) -> str:
