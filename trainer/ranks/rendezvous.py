@@ -18,7 +18,9 @@ from trainer.ranks.launcher import LaunchedRank
 
 POLL_SECONDS = 0.01
 AGENT_SECONDS = 30.0
-"""How long a launcher's store is knocked at: it was there before any rank was."""
+"""How long a launcher's store that does not answer is asked: it was there before any rank was."""
+REFUSALS = 5
+"""After so many, a second apart, nobody listens there any more."""
 MEETINGS = itertools.count()
 """Every rank of a program calls `fit` equally often: each time they meet in another part of the
 store."""
@@ -37,16 +39,34 @@ def meet(ranks: LaunchedRank, env: Mapping[str, str], timeout: timedelta) -> tup
     Raises:
         TimeoutError: If not all ranks have said hello in time.
         ValueError: If nothing says where to meet.
+        RuntimeError: If the launcher has died.
     """
     rank, world_size = ranks.rank, ranks.world_size
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        host, port = meeting_point(ranks, env)
         patience = min(timeout, timedelta(seconds=AGENT_SECONDS))
-        store = TCPStore(*meeting_point(ranks, env), is_master=False, timeout=patience)
+        _knock(host, port, patience.total_seconds())
+        store = TCPStore(host, port, is_master=False, timeout=patience)
         store.set_timeout(timeout)
         space = PrefixStore(f"convoy/{world_size}", store)
         return store, _agree(space, rank, world_size, timeout)
     store = _own_store(*meeting_point(ranks, env), world_size, ranks.is_main, timeout)
     return store, f"convoy/{next(MEETINGS)}"
+
+
+def _knock(host: str, port: int, seconds: float) -> None:
+    """Fail if nobody listens where the launcher did: a client of its store would ask for longer."""
+    deadline, refusals = time.monotonic() + seconds, 0
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=seconds).close()
+            return
+        except OSError as error:
+            refusals += isinstance(error, ConnectionRefusedError)
+            if refusals == REFUSALS or time.monotonic() > deadline:
+                gone = f"the launcher at {host}:{port} is gone or out of reach ({error})"
+                raise RuntimeError(gone) from None
+        time.sleep(1.0)
 
 
 @functools.cache

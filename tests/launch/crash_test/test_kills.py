@@ -57,3 +57,14 @@ def test_a_run_kills_itself_at_the_call_that_it_is_told(tmp_path: Path) -> None:
     )
     assert other.status == 0, other.output
     assert not list(tmp_path.iterdir())
+
+
+def test_the_committed_result_holds_every_kind_and_no_difference() -> None:
+    """Law: and the guide that points to it says how many kills there were."""
+    result = json.loads((ROOT / "benchmarks/results/torture.json").read_text())
+    assert result["different"] == 0
+    assert set(result["kinds"]) == {kill.label for kill in KILLS}
+    assert result["stopped_evaluations"] > 0
+    assert not any(item["left_over"] for item in result["rounds"])
+    guide = (ROOT / "docs/guarantees.md").read_text()
+    assert f"{result['kills']} kills of every kind were survived" in guide

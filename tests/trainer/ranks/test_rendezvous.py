@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
+from trainer.ranks import rendezvous
 from trainer.ranks.launcher import LaunchedRank
-from trainer.ranks.rendezvous import _first_host, meeting_point
+from trainer.ranks.rendezvous import _first_host, _knock, meeting_point
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,13 @@ def test_ranks_meet_where_srun_was_called_if_the_first_node_has_no_address() -> 
     env = {"SLURM_NODELIST": "no-such-host.invalid", "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.7"}
     srun = LaunchedRank(launcher="srun", world_size=2)
     assert meeting_point(srun, env | {"MASTER_PORT": "1"}) == ("192.0.2.7", 1)
+
+
+def test_a_launcher_that_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a port at which nobody listens any more says so."""
+    monkeypatch.setattr(rendezvous, "REFUSALS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as launcher:
+        host, port = launcher.getsockname()
+        _knock(host, port, 30)
+    with pytest.raises(RuntimeError, match=f"the launcher at 127.0.0.1:{port} is gone"):
+        _knock(host, port, 30)
