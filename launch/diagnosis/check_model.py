@@ -77,8 +77,9 @@ def _wrong_logits(subject: Subject, outputs: Any, size: int) -> Finding | None:
     """A problem if outputs are no logits of all classes, or have none among them."""
     classes = subject.data.num_classes
     logits = fields_of(outputs).get("logits") if is_record(outputs) else outputs
-    right = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == size
-    return None if right and logits.shape[1] >= classes else _wrong_shape(outputs, size, classes)
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else ()
+    right = len(found) == 2 and found[0] == size and found[1] >= classes
+    return None if right else _wrong_shape(outputs, size, classes)
 
 
 def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
