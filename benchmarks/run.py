@@ -9,6 +9,7 @@
     python launch/benchmark.py --precision    # fp32, tf32, bf16, fp16, small and wide MLP
     python launch/benchmark.py --seeds 20 --config mnist_fast    # recipes (a,b,c), mean and spread
     python launch/benchmark.py --loader       # samples/s of data sets against workers, and pinning
+    python launch/benchmark.py --sharded-memory      # of a rank that holds an eighth of a model
     python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
 
 The contenders train the same network on the same data in turn, each as a process of its own, so
@@ -50,6 +51,7 @@ from benchmarks.measure.precisions import (
 from benchmarks.measure.roofline import measure_roofline, show_roofline
 from benchmarks.measure.scaling_bench import add_scaling_arguments, project_scaling
 from benchmarks.measure.seeds import measure_seeds, seeds_figure, show_seeds
+from benchmarks.measure.sharded_memory import measure_sharded_memory, show_sharded_memory
 from configs.errors import InputError
 from launch.entry import run_command
 
@@ -82,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--roofline", action="store_true", help="steps against their floors")
     add("--precision", dest="precisions", action="store_true", help="every precision")
     add("--loader", dest="loaders", action="store_true", help="loaders, workers, pinned memory")
+    add("--sharded-memory", action="store_true", help="memory of a rank that holds a part")
     add("--seeds", type=int, metavar="N", help="a recipe with N seeds")
     add("--config", default="mnist_fast", help="recipes of --seeds (default: mnist_fast)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="for the runs of --seeds")
@@ -234,6 +237,13 @@ def benchmark_loaders(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def benchmark_sharded_memory(arguments: argparse.Namespace) -> int:
+    found = measure_sharded_memory(quick=arguments.quick, threads=arguments.threads)
+    show_sharded_memory(found)
+    write(arguments, found)
+    return 0
+
+
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "peers": benchmark_peers,
     "text": benchmark_text,
@@ -242,6 +252,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "roofline": benchmark_roofline,
     "precisions": benchmark_precisions,
     "loaders": benchmark_loaders,
+    "sharded_memory": benchmark_sharded_memory,
     "seeds": benchmark_seeds,
     "project_scaling": project_scaling,
 }

@@ -187,7 +187,9 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
         )
-    return config, raise_on_all_ranks(runtime, lambda: build_components(config, runtime, data))
+    return config, raise_on_all_ranks(
+        runtime, lambda: build_components(config, runtime, data, among_ranks=True)
+    )
 
 
 def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
@@ -255,6 +257,7 @@ def _engine(components: Components, average: Average | None) -> Callable[..., En
             build_sharded if execution.engine == "Accelerate with FSDP" else ShardedEngine,
             optimizer=components.optimizer,
             average=average.module if average else None,
+            deferred=components.deferred,
         )
     if execution.engine == "Accelerate":
         return AccelerateEngine

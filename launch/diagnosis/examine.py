@@ -23,12 +23,12 @@ from launch.diagnosis.subject import Subject, collect, plan_alone, predict
 from launch.diagnosis.trial import Trial, run_trial
 from launch.using.trained import require_classes
 from trainer.checkpoints.initial_weights import load_weights, read_weights
-from trainer.components import check_batch_norm
 from trainer.networks.models import build_model
 from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
 from trainer.ranks.drift import weight_digest
 from trainer.ranks.load_data import load_data
 from trainer.ranks.runtime import Runtime
+from trainer.run_model import check_batch_norm
 
 RATE_STEPS = 20
 MOST_UNSEEN = 500

@@ -14,6 +14,7 @@ from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
 from data.structures import tensors
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
+from trainer.checkpointer import GATHERED_BYTES
 from trainer.checkpoints.state import RunState
 from trainer.components import Components
 from trainer.engines.native import NativeEngine
@@ -64,7 +65,14 @@ def memory_of_rank(
     averaged = weights if state.average is not None else 0
     resident = isinstance(components.loader, ResidentLoader)
     sharded = config.parallel.strategy == "fsdp"
-    parts = plan.world_size if sharded else 1
+    parts = (config.parallel.shard_size or plan.world_size) if sharded else 1
+    fetched = 0
+    if sharded:
+        again = config.parallel.reshard_after_forward
+        fetched = _fetched_bytes(plan, module) if again else weights
+    saved, in_parts = weights + optimizer + averaged, config.checkpoint.sharded
+    if in_parts == "auto":
+        in_parts = sharded and weights >= GATHERED_BYTES
     here = not config.parallel.cpu_offload
     how = (
         f"one of {parts} parts of it" if sharded else "DDP's buckets are these, not copies of them"
@@ -74,7 +82,7 @@ def memory_of_rank(
         Need("gradients", gradients // parts, here, how),
         Need("optimizer state", optimizer // parts, here, "after a real step"),
         Need("averaged weights", averaged // parts, here, "train.ema_decay, train.swa_from_epoch"),
-        Need("fetched blocks", _fetched_bytes(plan, module) if sharded else 0, True, "at most"),
+        Need("fetched blocks", fetched, True, "at most"),
         Need("activations", kept, True, f"kept for the backward pass, {size} samples at once"),
         Need(
             "micro-batch",
@@ -86,9 +94,9 @@ def memory_of_rank(
         Need("data set", _data_bytes(data), resident, "a whole copy on every rank"),
         Need(
             "checkpoint being written",
-            weights + optimizer + averaged,
+            saved // parts if in_parts else saved,
             False,
-            "on rank 0 only, for as long as it takes",
+            "for as long as it takes" if in_parts else "on rank 0 only, for as long as it takes",
         ),
     ]
     return [need for need in needs if need.num_bytes != 0]

@@ -23,6 +23,8 @@ class Engine:
     passes: Passes
     gradient_scale = 1.0
     """Factor of the loss that undoes an average over ranks."""
+    sharded = False
+    """Whether a rank holds, and reads of a checkpoint, its rows only."""
 
     def trained(self) -> list[nn.Parameter]:
         """Whose `.grad` together is the gradient: of this rank, whole or in parts."""

@@ -5,21 +5,12 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.distributed.fsdp import FSDPModule
 
 from configs.errors import InputError
 from configs.schema import RunConfig
@@ -35,18 +26,17 @@ from trainer.engines.dtensor import (
     load_full_state,
 )
 from trainer.engines.engine import Engine
+from trainer.engines.sharding import build_mesh, fill, keep_gathered, shard
 from trainer.networks.blocks import blocks
-from trainer.optim.muon import MuonWithAdamW
+from trainer.networks.deferred import Deferred
 from trainer.ranks.runtime import Runtime
 
-NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 UNFUSED = (torch.optim.SGD, torch.optim.Adagrad)
 """Their fused kernels do not take sharded tensors."""
 NEED_FULL_WEIGHTS = (
     torch.optim.Adafactor,
     torch.optim.LBFGS,
     torch.optim.Muon,
-    MuonWithAdamW,
     torch.optim.Rprop,
     torch.optim.SparseAdam,
 )
@@ -68,6 +58,7 @@ class ShardedEngine(Engine):
         *,
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
+        deferred: Deferred | None = None,
         compiled: bool,
         runtime: Runtime,
         parallel: ParallelConfig,
@@ -77,9 +68,11 @@ class ShardedEngine(Engine):
     ) -> None:
         """
         Args:
-            loss: The model with its normalisation and loss; whole on every rank, and then sharded.
+            loss: The model with its normalisation and loss; whole on every rank or on meta, and
+                then sharded.
             optimizer: Over the model's parameters; it goes on with their parts.
             average: The copy that averages the weights, if there is one; sharded likewise.
+            deferred: What gives a model on meta its weights.
             compiled: Whether its blocks are compiled.
             runtime: This rank, within the process group.
             parallel: How ranks share the model.
@@ -88,6 +81,7 @@ class ShardedEngine(Engine):
             example: The first sample.
         """
         assert plan.even
+        self.sharded = True
         self.module = loss.module
         self.loss = loss
         self.stand_in = example.batch().to(runtime.device)
@@ -100,9 +94,14 @@ class ShardedEngine(Engine):
                 block.compile(dynamic=False, mode=compile_.mode)
                 assert block._compiled_call_impl is not None
                 block._compiled_call_impl = recovering(block._compiled_call_impl)
+        mesh = build_mesh(runtime, parallel)
         for module in (self.module, average):
             if module is not None:
-                shard(module, loss.precision.dtype, runtime, parallel)
+                shard(module, loss.precision.dtype, mesh, parallel)
+        if not parallel.reshard_after_forward:
+            keep_gathered(self.module)
+        if deferred is not None:
+            fill(self.module, average, deferred, runtime.device, parallel)
         parts = dict(zip(parameters, self.module.parameters(), strict=True))
         for group in optimizer.param_groups:
             group["params"] = [parts[parameter] for parameter in group["params"]]
@@ -137,46 +136,6 @@ class ShardedEngine(Engine):
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         load_full_optimizer_state(optimizer, state)
-
-
-def shard(
-    module: nn.Module, dtype: torch.dtype | None, runtime: Runtime, config: ParallelConfig
-) -> None:
-    """Cut the parameters of a module into parts, in place: its blocks one by one, then the rest.
-
-    Args:
-        module: With whole parameters, the same on every rank. Its state dict keeps its keys.
-        dtype: In which weights travel and compute; None: float32.
-        runtime: This rank, within the process group.
-        config: How gradients travel and where the parts lie.
-    """
-    reduce_dtype = torch.bfloat16 if config.compression == "bf16" else torch.float32
-    policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
-    )
-    full = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
-    offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
-    norms = [part for part in module.modules() if isinstance(part, NORMS)] if dtype else []
-    for part in _bottom_up(norms, blocks(module), module):
-        # Freed after the forward pass, the outermost part too: what follows finds parts.
-        wrapped = fully_shard(
-            part,
-            mesh=mesh,
-            reshard_after_forward=True,
-            mp_policy=full if isinstance(part, NORMS) else policy,
-            offload_policy=offload,
-        )
-        wrapped.set_gradient_divide_factor(1.0)  # the sum over ranks, not their average
-        wrapped.set_force_sum_reduction_for_comms(True)  # gloo has no other
-
-
-def _bottom_up(
-    norms: Sequence[nn.Module], own: Sequence[nn.Module], module: nn.Module
-) -> list[nn.Module]:
-    """Each once and the inner ones first; what has no parameters has nothing to shard."""
-    parts = dict.fromkeys([*norms, *own, module])
-    return [part for part in parts if next(part.parameters(recurse=True), None) is not None]
 
 
 def check_sharding(config: RunConfig, optimizer: torch.optim.Optimizer) -> None:

@@ -38,7 +38,7 @@ def check_outputs(
     Raises:
         InputError: With the shape of the outputs and what the task expects.
     """
-    batch = batch.to(next(model.parameters()).device)
+    batch = batch.to(normalize.device)
     inputs = normalize(batch.inputs)
     with evaluating(model), torch.no_grad():
         outputs = _outputs(model, call, inputs, batch.targets)
@@ -93,13 +93,12 @@ def check_loss(
     Raises:
         InputError: If it is no mean over samples.
     """
-    device = next(model.parameters()).device
     cut = max(len(samples) // 3, 1)
     parts = [list(samples), list(samples[:cut]), list(samples[cut:])]
     values = []
     with evaluating(model), torch.no_grad():
         for part in parts:
-            batch = Batch(*split(collate(part)), len(part)).to(device)
+            batch = Batch(*split(collate(part)), len(part)).to(normalize.device)
             outputs = call(model, normalize(batch.inputs), batch.targets)
             outputs = task.align(floats_as(torch.float32, outputs), batch.targets)
             values.append(task.loss(outputs, batch.targets))

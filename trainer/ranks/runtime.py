@@ -170,10 +170,15 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
 def use_training_timeout(runtime: Runtime, config: ParallelConfig) -> None:
     """From now on a silent rank is given up on after parallel.timeout_seconds."""
     if runtime.world_size > 1:
-        # Public since torch 2.14, where the old name warns.
-        public = getattr(dist, "set_timeout", None)
-        set_timeout = public or dist.distributed_c10d._set_pg_timeout
-        set_timeout(timedelta(seconds=config.timeout_seconds))
+        limit_wait(None, config.timeout_seconds)
+
+
+def limit_wait(group: dist.ProcessGroup | None, seconds: float) -> None:
+    """Give up on a silent rank of a group, None for that of all ranks, after as many seconds."""
+    # Public since torch 2.14, where the old name warns.
+    public = getattr(dist, "set_timeout", None)
+    set_timeout = public or dist.distributed_c10d._set_pg_timeout
+    set_timeout(timedelta(seconds=seconds), group)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.checkpoints import save
+from tests.support.stored_parts import save_in_parts
 from trainer.checkpoints import atomic_files
 from trainer.checkpoints.atomic_files import recover_directories
 from trainer.checkpoints.checkpoint import load_checkpoint, step_of
@@ -20,7 +22,18 @@ pytestmark = pytest.mark.process
 TOUCHES_FILES = ("open", "os.", "shutil.", "ctypes.dlsym")
 
 
-def save_and_be_killed(folder: Path, step: int, moment: int) -> bool:
+def one_file(folder: Path, step: int, *, value: float = 0.0) -> None:
+    save(folder, step, value=value, keep=2)
+
+
+def three_parts(folder: Path, step: int, *, value: float = 0.0) -> None:
+    save_in_parts(folder, step, value=value, keep=2, threads=1)
+
+
+Save = Callable[..., None]
+
+
+def save_and_be_killed(saved: Save, folder: Path, step: int, moment: int) -> bool:
     """Save in a process that kills itself at its `moment`-th use of the file system.
 
     Returns:
@@ -38,16 +51,18 @@ def save_and_be_killed(folder: Path, step: int, moment: int) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        save(folder, step, value=2.0, keep=2)
+        saved(folder, step, value=2.0)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize(
+    ("saved", "exchanges"), [(one_file, True), (one_file, False), (three_parts, True)]
+)
 @pytest.mark.parametrize("step", [2, 3], ids=["the step that is there", "the next step"])
 def test_a_kill_at_any_moment_of_a_save_loses_nothing(
-    tmp_path: Path, step: int, exchanges: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, step: int, saved: Save, exchanges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: the newest checkpoint is the one before or the new one, whole; nothing is left over.
 
@@ -65,9 +80,9 @@ def test_a_kill_at_any_moment_of_a_save_loses_nothing(
     while killed:
         moment += 1
         folder = tmp_path / str(moment)
-        save(folder, 1)
-        save(folder, 2, value=1.0)
-        killed = save_and_be_killed(folder, step, moment)
+        saved(folder, 1)
+        saved(folder, 2, value=1.0)
+        killed = save_and_be_killed(saved, folder, step, moment)
         if exchanges:
             assert (folder / "step_00000002").is_dir(), "there at every moment"
         recover_directories(folder)
