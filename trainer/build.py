@@ -187,9 +187,8 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
         )
-    return config, raise_on_all_ranks(
-        runtime, lambda: build_components(config, runtime, data, among_ranks=True)
-    )
+    build_mine = partial(build_components, config, runtime, data, among_ranks=True)
+    return config, raise_on_all_ranks(runtime, build_mine)
 
 
 def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
@@ -232,8 +231,7 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         plan=components.plan,
         example=components.example,
     )
-    # The weights came from one stream on every rank; dropout must not.
-    seed_stream(config.seed, "rank", runtime.rank)
+    seed_stream(config.seed, "rank", runtime.rank)  # for dropout: weights had one for all ranks
     return RunState(
         engine=engine,
         optimizer=components.optimizer,

@@ -16,8 +16,8 @@ from trainer.checkpoints.checkpoint import (
     unfinished,
 )
 from trainer.checkpoints.checkpoint_folder import save_checkpoint, save_parts
+from trainer.checkpoints.checkpoint_parts import prepare_folder
 from trainer.checkpoints.object_store import Uploader, find_store
-from trainer.checkpoints.parts import prepare_folder
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import RunState, capture, capture_part

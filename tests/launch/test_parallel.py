@@ -149,7 +149,8 @@ def test_muon_orthogonalises_whole_matrices(two: Path) -> None:
     ours, theirs = (series(two / name, "train/loss") for name in ("muon", "muon-sharded"))
     assert len(ours) == 6
     assert theirs == pytest.approx(ours, abs=2e-3)
-    assert theirs[-1] < 0.9 * theirs[0]
+    usual = series(two / "ddp", "train/loss")[:6]
+    assert max(abs(a - b) for a, b in zip(ours, usual, strict=True)) > 1e-2
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.checkpoints import position
 from trainer.checkpoints.checkpoint import folder_name, unfinished
 from trainer.checkpoints.checkpoint_folder import save_parts
-from trainer.checkpoints.parts import Part, prepare_folder
+from trainer.checkpoints.checkpoint_parts import Part, prepare_folder
 
 
 def cut(whole: dict[str, Tensor], count: int) -> list[Part]:

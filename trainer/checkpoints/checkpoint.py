@@ -20,7 +20,7 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.read_files import read_json
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_directory
-from trainer.checkpoints.parts import (
+from trainer.checkpoints.checkpoint_parts import (
     PART,
     Part,
     collect_notes,

@@ -24,7 +24,7 @@ from trainer.checkpoints.checkpoint import (
     write_checkpoint,
     write_parts,
 )
-from trainer.checkpoints.parts import Part
+from trainer.checkpoints.checkpoint_parts import Part
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def save_parts(
 ) -> Path:
     """The same of a checkpoint of which every rank writes a part; see `write_parts`.
 
-    Every rank calls it, after rank 0 has called `parts.prepare_folder`.
+    Every rank calls it, after rank 0 has called `checkpoint_parts.prepare_folder`.
     """
     final = folder / folder_name(position.step)
     write_parts(final, part, trainer, position, seconds=seconds)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
-from trainer.checkpoints.parts import Part
+from trainer.checkpoints.checkpoint_parts import Part
 from trainer.checkpoints.saved_state import check_optimizer, check_trainer
 from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.engine import Engine

@@ -105,8 +105,9 @@ def fill(
     place = torch.device("cpu") if config.cpu_offload else device
     for part in filter(None, (module, average)):
         part.to_empty(device=place)
-        for own in part.modules():
-            own._buffers.update({key: _moved(held, device) for key, held in own._buffers.items()})
+        for inner in part.modules():
+            held = inner._buffers
+            held.update({key: _moved(buffer, device) for key, buffer in held.items()})
     own = dict(_named_tensors(module, remove_duplicate=False))
     left = dict(_named_tensors(module, remove_duplicate=True))
     for name, value in deferred.values():
@@ -126,7 +127,7 @@ def _named_tensors(module: nn.Module, *, remove_duplicate: bool) -> Iterator[tup
 
 def _set_rows(target: Tensor, value: Tensor) -> None:
     if is_sharded(target):
-        start, stop = own_rows(target)
+        start, stop = own_rows(target)  # type: ignore[arg-type]
         value = value[start:stop]
     local(target).copy_(value)
 

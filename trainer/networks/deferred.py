@@ -70,11 +70,11 @@ class _Operation:
     """The storage of which nothing stays as it was."""
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what happens to tensors on meta."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[_Operation] = []
         self.storages: dict[int, torch.UntypedStorage] = {}
         """Kept, so that no other gets the same number."""
@@ -93,10 +93,12 @@ class _Recorder(TorchDispatchMode):
         changes = func._schema.is_mutable
         if made or changes:
             self.given += [(tensor, tensor._version) for tensor in inputs if not tensor.is_meta]
-            views = tree_map(self.view, (args, kwargs))
+            views, named = tree_map(self.view, (args, kwargs))
             name = func._schema.name.partition("::")[2]
-            overwrites = self.overwritten(name, views[0]) if changes else None
-            self.operations.append(_Operation(func, *views, made, frozenset(used), overwrites))
+            overwrites = self.overwritten(name, views) if changes else None
+            self.operations.append(
+                _Operation(func, views, named, made, frozenset(used), overwrites)
+            )
         return found
 
     def number(self, tensor: Tensor) -> int:
@@ -255,7 +257,7 @@ class Deferred:
 
     def _do(self, operation: _Operation, memory: dict[int, torch.UntypedStorage]) -> None:
         for number in operation.uses - memory.keys():  # was dropped, and is overwritten now
-            memory[number] = torch.UntypedStorage(self.sizes[number])
+            memory[number] = torch.empty(self.sizes[number], dtype=torch.uint8).untyped_storage()
 
         def real(value: Any) -> Any:
             return _tensor(value, memory[value.storage]) if isinstance(value, _View) else value

@@ -215,6 +215,6 @@ def test_a_run_whose_disk_is_gone_goes_on_from_storage(
     names = sorted(path.name for path in (tmp_path / "store/run/checkpoints").iterdir())
     assert names[-1] == "step_00000012"
     run(tmp_path, "Base", *STEPS, store, "--checkpoint.resume=never", "--train.max_steps=5")
-    left = [path.name for path in (tmp_path / "store/run/checkpoints").iterdir()]
-    assert left == ["step_00000005"]
+    left = {path.name for path in (tmp_path / "store/run/checkpoints").iterdir()}
+    assert {"step_00000005"} <= left <= {"step_00000003", "step_00000005"}
     assert len(list((tmp_path / "store/run/rejected").iterdir())) >= 2

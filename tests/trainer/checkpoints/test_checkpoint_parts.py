@@ -13,7 +13,7 @@ from tests.support.checkpoints import save, sign
 from tests.support.stored_parts import cut, save_in_parts, state
 from trainer.checkpoints.checkpoint import Refused, load_checkpoint, verify_checkpoint
 from trainer.checkpoints.checkpoint_folder import newest_good
-from trainer.checkpoints.parts import StoredTensor, open_parts
+from trainer.checkpoints.checkpoint_parts import StoredTensor, open_parts
 from trainer.checkpoints.saved_state import check_optimizer
 from trainer.engines.dtensor import whole
 
@@ -128,7 +128,7 @@ def test_a_rank_that_cannot_write_fails_the_checkpoint_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others' parts are gone as well, and what was there before is as it was."""
-    from trainer.checkpoints import parts as module
+    from trainer.checkpoints import checkpoint_parts as module
 
     before = save_in_parts(tmp_path, 1)
     write = module._write

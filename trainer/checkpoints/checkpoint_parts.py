@@ -206,7 +206,7 @@ class StoredTensor:
         inner = self.shape[1:]
         found = torch.empty((stop - start, *inner), dtype=self.dtype)
         row_bytes = math.prod(inner) * self.dtype.itemsize
-        buffer = memoryview(found.reshape(-1).view(torch.uint8).numpy())
+        buffer = found.reshape(-1).view(torch.uint8).numpy().data
         for piece in self.pieces:
             first, last = max(start, piece.start), min(stop, piece.stop)
             if last <= first or not row_bytes:
@@ -233,7 +233,9 @@ def open_parts(folder: Path) -> dict[str, StoredTensor]:
     shapes: dict[str, torch.Size] = {}
     types: dict[str, torch.dtype] = {}
     pieces: dict[str, list[Piece]] = defaultdict(list)
-    for path in sorted(path for path in folder.iterdir() if PART.fullmatch(path.name)):
+    names = sorted(path.name for path in folder.iterdir() if PART.fullmatch(path.name))
+    _expect(complete_parts(names), "the parts are not all of one checkpoint")
+    for path in (folder / name for name in names):
         for name, shape, dtype, piece in _open_part(path):
             known = shapes.setdefault(name, shape), types.setdefault(name, dtype)
             _expect(known == (shape, dtype), f"{name} has several shapes or types")
@@ -277,7 +279,7 @@ def _type_names() -> dict[torch.dtype, str]:
     """What safetensors calls the types of torch."""
     from safetensors.torch import _TYPES
 
-    return {dtype: name for name, dtype in _TYPES.items()}
+    return {dtype: name for name, dtype in _TYPES.items() if dtype is not None}
 
 
 def _expect(holds: bool, message: str) -> None:
