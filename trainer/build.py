@@ -91,9 +91,7 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
 def build(
     config: RunConfig, runtime: Runtime, stop: StopRequest, directory: RunDirectory | None = None
 ) -> Run:
-    """Assemble a run; every rank calls it, inside the process group.
-
-    Nothing is written before every rank has built its part.
+    """Assemble a run: on every rank, in the process group; nobody writes before all are built.
 
     Raises:
         InputError: On every rank alike, if any rank refuses its input.

@@ -144,7 +144,8 @@ def _train_once(components: Components, state: RunState, size: int) -> int:
 def _fetched_bytes(plan: Plan, module: nn.Module, *, again: bool) -> int:
     """Under FSDP: whole weights of a block and the next one, and whole gradients.
 
-    Weights of all blocks unless each is fetched again for the backward pass. Gradients of one block, or of all where several micro-batches are summed before they are reduced.
+    Weights of all blocks unless each is fetched again for the backward pass. Gradients of one
+    block, or of all where several micro-batches are summed before they are reduced.
     """
     total = _num_bytes(module.parameters())
     found = [_num_bytes(block.parameters()) for block in blocks(module)]
