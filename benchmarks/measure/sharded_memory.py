@@ -14,6 +14,8 @@ from launch.entry import torchrun
 RANKS = 8
 SHARE_BYTES, QUICK_SHARE_BYTES = 64 << 20, 8 << 20
 PROGRAM = Path(__file__).with_name("shared_model.py")
+PLAIN_MALLOC = "MALLOC_MMAP_THRESHOLD_=65536"
+"""glibc gives large tensors back as soon as they are freed: else they would count as held."""
 WAYS = {"in parts": "true", "gathered": "false"}
 
 
@@ -27,7 +29,8 @@ def measure_sharded_memory(*, quick: bool, threads: int) -> dict[str, Any]:
     for way, sharded in WAYS.items():
         print(f"{RANKS} ranks, checkpoints {way}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            command = [*torchrun(RANKS), str(PROGRAM), str(share), sharded, folder]
+            launcher = ["env", PLAIN_MALLOC, *torchrun(RANKS)]
+            command = [*launcher, str(PROGRAM), str(share), sharded, folder]
             finished = run(command, threads=max(1, threads // RANKS))
         found[way] = finished.last_json()
     return {"ranks": RANKS, "share_bytes": share, "peak_bytes": found}

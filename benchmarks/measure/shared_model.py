@@ -25,6 +25,7 @@ from configs.load import load_config
 from data.datasets import ArrayDataset, Datasets
 from launch.entry import run_command
 from trainer.build import build
+from trainer.engines.fsdp import ShardedEngine
 from trainer.loop import Run, take_steps
 from trainer.ranks.collectives import barrier, gather_objects
 from trainer.ranks.stop_signals import StopRequest
@@ -80,6 +81,7 @@ def examine(arguments: Sequence[str]) -> dict[str, int]:
         with watched(found, "building"):
             run = build(config, runtime, stop)
         with watched(found, "the first step"):
+            assert isinstance(run.state.engine, ShardedEngine)  # imported before it is watched
             batches = run.loader.stream(0)
             take_steps(run, batches)
         with watched(found, "saving"):
