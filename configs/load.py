@@ -66,6 +66,11 @@ def load_config(
     """
     import argparse
 
+    if not {"-h", "--help"}.isdisjoint(argv):
+        from configs.help import asked_for, help_page
+
+        print(help_page(asked_for(argv), prog, description))
+        raise SystemExit(0)
     paths, rest = _split_config([token for token in argv if token != FLAG])
     files = [_find_recipe(path) for path in paths] or [DEFAULT_RECIPE]
     files = [file for file in files if _check_file(file)]
@@ -222,7 +227,7 @@ def _check_flags(argv: Sequence[str]) -> None:
         previous = token
 
 
-SEE_HELP = "`python launch/train.py --help` lists every key."
+SEE_HELP = "`python launch/train.py --help all` lists every key."
 
 
 def _unknown(key: str, known: list[str], where: str) -> InputError:

@@ -1,8 +1,9 @@
 """The one description of a run: frozen dataclasses that validate themselves.
 
-Every field carries one sentence, which `--help` prints, and says whether it defines the mathematics
-of the run or only how it is executed (`configs/fields.py`). Keys are validated where they live and
-before any device is touched. (No `slots`: jsonargparse reads nested defaults through `vars()`.)
+Every field carries one sentence, which `--help all` prints, and says whether it defines the
+mathematics of the run or only how it is executed (`configs/fields.py`). Keys are validated where
+they live and before any device is touched. (No `slots`: jsonargparse reads nested defaults through
+`vars()`.)
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ INTRODUCTION = """\
 # Config keys
 
 Made from the schema by `python -m configs.table > docs/config.md`; a test holds the two equal.
-`python launch/train.py --help` says the same, and `--print_config` shows what a run would use.
+`python launch/train.py --help all` says the same, and `--print_config` shows what a run would use.
 
 A config is a YAML file of these keys, nested at the dots. Any key may stand on the command line,
 too, and wins there over the file: `--optimizer.lr 3e-4`, `--model.kwargs '{"hidden": [64]}'`,
@@ -53,32 +53,32 @@ def config_page() -> str:
     """
     defaults, defining = flatten(RunConfig()), identity(RunConfig())
     sections = [INTRODUCTION]
-    for group, sentence, rows in _groups(RunConfig, ""):
+    for group, sentence, rows in groups(RunConfig, ""):
         title = f"`{group}`" if group else "At the top"
         lines = [f"## {title}\n", *([f"{sentence}\n"] if group else [])]
         lines += ["| key | type | default | meaning | defines the run |", "|---|---|---|---|---|"]
         for key, hint, meaning in rows:
-            default = f"`{_literal(defaults[key])}`"
+            default = f"`{literal(defaults[key])}`"
             answer = "yes" if key in defining else ""
-            lines.append(f"| `{key}` | {_kind(hint)} | {default} | {_cell(meaning)} | {answer} |")
+            lines.append(f"| `{key}` | {kind(hint)} | {default} | {_cell(meaning)} | {answer} |")
         sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
 
 
-def _groups(kind: type, prefix: str) -> Iterator[tuple[str, str, list[Row]]]:
+def groups(dataclass: type, prefix: str) -> Iterator[tuple[str, str, list[Row]]]:
     """Each group of keys: its own key, its sentence, and its rows of key, type and meaning."""
-    hints, sentences = get_type_hints(kind), _sentences(kind)
+    hints, sentences = get_type_hints(dataclass), _sentences(dataclass)
     nested = [name for name, hint in hints.items() if is_dataclass(hint)]
     yield prefix, "", [(_join(prefix, k), hints[k], sentences[k]) for k in hints if k not in nested]
     for name in nested:
-        inner = _groups(hints[name], _join(prefix, name))
+        inner = groups(hints[name], _join(prefix, name))
         group, _, rows = next(inner)
         yield group, sentences[name], rows
         yield from inner
 
 
 def _sentences(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass, which `--help` prints too."""
+    """The text under each field of a dataclass, which `--help all` prints too."""
     from docstring_parser import parse_from_object
 
     found = {item.arg_name: item.description or "" for item in parse_from_object(kind).params}
@@ -89,15 +89,15 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _kind(hint: Any) -> str:
+def kind(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(hint))
     if get_origin(hint) in (Union, UnionType):
-        return ", ".join(_kind(part) for part in get_args(hint))
+        return ", ".join(kind(part) for part in get_args(hint))
     return WORDS[hint]
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
     """A value as YAML has it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

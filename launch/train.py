@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -65,6 +66,7 @@ def dry_run(config: RunConfig) -> int:
 
 def train(config: RunConfig, stop: StopRequest, started: Callable[[], None] = lambda: None) -> int:
     """Train a run on this rank, call `started` before its first step, return the exit status."""
+    logging.getLogger("convoy").info("loading torch ...")  # takes seconds from a slow disk
     from trainer.session import joined, train_to_end
 
     with joined(config) as runtime:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Processes side by side with several threads each are slow: threads spin at barriers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import random
 import signal
 import threading

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.support.processes import ROOT, start, wait
-from trainer import execution
+from trainer import steps_in_a_row, ways
 
 PAGES = sorted(
     path
@@ -91,11 +91,11 @@ def test_the_figures_of_the_first_screen_are_those_that_were_measured() -> None:
 def test_every_way_that_a_run_may_take_is_in_the_table() -> None:
     """Law: docs/execution.md has a row for each word that the line `runs as: ...` may say."""
     page = (ROOT / "docs/execution.md").read_text(encoding="utf-8")
-    kinds = (execution.Engine, execution.Gradients, execution.Reduction)
-    ways = [way for kind in kinds for way in get_args(kind)] + list(execution.KERNELS.values())
-    assert [way for way in ways if f"\n| `{way}` |" not in page] == []
-    assert f"up to {execution.MAX_RECORDED} in a row" in page
-    assert f"up to {execution.MAX_EXECUTED} in a row" in page
+    kinds = (ways.Engine, ways.Gradients, ways.Reduction)
+    said = [way for kind in kinds for way in get_args(kind)] + list(ways.KERNELS.values())
+    assert [way for way in said if f"\n| `{way}` |" not in page] == []
+    assert f"up to {steps_in_a_row.MAX_RECORDED} in a row" in page
+    assert f"up to {steps_in_a_row.MAX_EXECUTED} in a row" in page
 
 
 def test_every_picture_is_shown_somewhere_and_stands_alone() -> None:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 from configs.schema import RunConfig
 from data.datasets import Datasets
 from data.loading.loader import Loader
 from data.loading.order import Plan
-from data.loading.resident_loader import ResidentLoader
-from data.samples import Batch
 from trainer.auto_batch import fit_micro_batch
-from trainer.backward.autograd import LossModule
+from trainer.build_step import build_state, build_step, build_steps
 from trainer.checkpointer import Checkpointer
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
-from trainer.checkpoints.state import Progress, RunState
+from trainer.checkpoints.state import RunState
 from trainer.components import Components, build_components
-from trainer.cuda_graphs.recorded_steps import RecordedSteps
-from trainer.cuda_graphs.recorder import GraphRecorder
 from trainer.due import End
-from trainer.engines.accelerate import AccelerateEngine, build_sharded
-from trainer.engines.engine import Engine
-from trainer.engines.native import NativeEngine
-from trainer.engines.unused import decide_unused
 from trainer.evaluator import Evaluator
 from trainer.loop import Run
-from trainer.networks.blocks import prepare_blocks
-from trainer.networks.trained_parts import TrainedParts
-from trainer.objective.meter import Meter
-from trainer.optim.average import Average, build_average
 from trainer.outputs import (
     build_log,
     continue_from,
@@ -39,17 +25,17 @@ from trainer.outputs import (
     identify_weights,
     normalised_as_before,
     open_outputs,
+    refuse_to_profile_nothing,
     start_from,
 )
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.load_data import load_data
-from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime, use_training_timeout
 from trainer.ranks.stop_signals import StopRequest
 from trainer.records.sinks import Sinks
 from trainer.records.stopwatch import Stopwatch
-from trainer.step import Steps, TrainStep
+from trainer.step import TrainStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +70,16 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
         plan=components.plan,
         loader=components.loader,
         state=state,
-        step=_build_step(config, runtime, components, state),
+        step=build_step(config, runtime, components, state),
     )
 
 
 def build(
     config: RunConfig, runtime: Runtime, stop: StopRequest, directory: RunDirectory | None = None
 ) -> Run:
-    """Assemble a run: on every rank, in the process group; nobody writes before all are built.
+    """Assemble a run; every rank calls it, inside the process group.
+
+    Nothing is written before every rank has built its part.
 
     Raises:
         InputError: On every rank alike, if any rank refuses its input.
@@ -112,6 +100,8 @@ def build(
     state = build_state(config, runtime, components)
     finite = FiniteCheck(state)
     notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
+    end = End(state.progress, config.train, components.total_global_batches)
+    raise_on_all_ranks(runtime, lambda: refuse_to_profile_nothing(config, end))
     sinks = raise_on_all_ranks(
         runtime,
         lambda: open_outputs(config, runtime, components, directory, resume, notes, state.progress),
@@ -142,7 +132,7 @@ def _assemble_run(
         runs_as=components.execution.line(),
         forward=components.forward,
     )
-    step = _build_step(config, runtime, components, state, watched=profiler.batches)
+    step = build_step(config, runtime, components, state, watched=profiler.batches)
     log = build_log(components, runtime, state, finite, step, directory, sinks, watch, end)
     checkpointer = Checkpointer(
         components, runtime=runtime, state=state, log=log, directory=directory, end=end
@@ -154,7 +144,7 @@ def _assemble_run(
         plan=plan,
         loader=components.loader,
         state=state,
-        steps=_build_steps(components, step, runtime),
+        steps=build_steps(components, step, runtime),
         end=end,
         log=log,
         evaluator=Evaluator(
@@ -185,8 +175,9 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
         )
-    build_mine = partial(build_components, config, runtime, data, among_ranks=True)
-    return config, raise_on_all_ranks(runtime, build_mine)
+    return config, raise_on_all_ranks(
+        runtime, lambda: build_components(config, runtime, data, among_ranks=True)
+    )
 
 
 def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
@@ -197,103 +188,4 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     global_batch = components.plan.largest_global_batch
     sizes = (micro.size for micro in global_batch.micro_batches)
     batches = (components.example.batch(size).to(runtime.device) for size in sizes)
-    _build_step(config, alone, components, state)([global_batch], batches)
-
-
-def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
-    """Wrap the model for its ranks; the average is copied before that, from the raw module."""
-    average = build_average(config.train, components.model, components.plan.epoch_schedule)
-    loss = LossModule(
-        components.model,
-        normalize=components.normalize,
-        precision=components.precision,
-        task=components.task,
-        call=components.call,
-    )
-    parallel = config.parallel
-    if components.flat is None:  # passes written out use all parameters
-        parallel = decide_unused(
-            parallel,
-            loss,
-            runtime=runtime,
-            example=components.example,
-            changes=bool(config.model.train_from),
-        )
-    prepare_blocks(components.model, parallel, runtime.world_size)
-    engine = _engine(components, average)(
-        loss,
-        compiled=components.execution.compiled,
-        runtime=runtime,
-        parallel=parallel,
-        compile_=config.compile,
-        plan=components.plan,
-        example=components.example,
-    )
-    seed_stream(config.seed, "rank", runtime.rank)  # for dropout: weights had one for all ranks
-    return RunState(
-        engine=engine,
-        optimizer=components.optimizer,
-        schedule=components.schedule,
-        precision=components.precision,
-        average=average,
-        meter=Meter(),
-        progress=Progress(),
-        seed=config.seed,
-        runtime=runtime,
-    )
-
-
-def _engine(components: Components, average: Average | None) -> Callable[..., Engine]:
-    """What builds the engine that was decided on."""
-    execution = components.execution
-    if execution.engine in ("FSDP", "Accelerate with FSDP"):
-        from trainer.engines.fsdp import ShardedEngine  # slow to import
-
-        return partial(
-            build_sharded if execution.engine == "Accelerate with FSDP" else ShardedEngine,
-            optimizer=components.optimizer,
-            average=average.module if average else None,
-            deferred=components.deferred,
-        )
-    if execution.engine == "Accelerate":
-        return AccelerateEngine
-    return partial(NativeEngine, flat=components.flat, stages=execution.stages)
-
-
-def _build_step(
-    config: RunConfig,
-    runtime: Runtime,
-    components: Components,
-    state: RunState,
-    watched: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
-) -> TrainStep:
-    execution = components.execution
-    loader = None
-    if execution.stages and execution.max_steps > 1:
-        assert isinstance(components.loader, ResidentLoader)
-        loader = components.loader
-    return TrainStep(
-        engine=state.engine,
-        optimizer=components.optimizer,
-        kernel=components.kernel,
-        schedule=components.schedule,
-        precision=components.precision,
-        augment=components.augment,
-        average=state.average,
-        meter=state.meter,
-        progress=state.progress,
-        clip_norm=config.train.clip_norm,
-        parts=TrainedParts(state.engine.module, config.model.train_from),
-        runtime=runtime,
-        max_steps=execution.max_steps,
-        loader=loader,
-        watched=watched,
-    )
-
-
-def _build_steps(components: Components, step: TrainStep, runtime: Runtime) -> Steps:
-    """The step itself, or recordings of it."""
-    if not components.execution.cuda_graphs:
-        return step
-    assert isinstance(components.loader, ResidentLoader)
-    return RecordedSteps(step, loader=components.loader, recorder=GraphRecorder(runtime.device))
+    build_step(config, alone, components, state)([global_batch], batches)

@@ -24,7 +24,7 @@ from trainer.backward.compiling import check_compiler
 from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.accelerate_config import check_accelerate
-from trainer.execution import Execution, Subject, decide
+from trainer.execution import decide
 from trainer.networks.calling import Call, choose_call
 from trainer.networks.deferred import Deferred, NotDeferred
 from trainer.objective.selection import Selection, choose_selection
@@ -38,6 +38,7 @@ from trainer.optim.schedule import Schedule, build_schedule
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.runtime import Runtime
 from trainer.run_model import build_run_model, try_out
+from trainer.ways import Execution, Subject
 
 log = logging.getLogger("convoy")
 

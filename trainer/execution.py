@@ -5,103 +5,16 @@ Nothing here looks at a device, so that a run on a GPU can be told about without
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from collections.abc import Iterator
+from typing import Any
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from data.augment import Augment, as_is
-from data.loading.order import Plan
+from data.augment import as_is
 from trainer.backward.explicit.plain_layers import describe
-from trainer.objective.task import Task
 from trainer.optim.optimizers import has_fused_kernel, one_kernel
-from trainer.optim.schedule import is_pure
-
-MAX_EXECUTED = 10
-"""Steps in a row that are not recorded."""
-MAX_RECORDED = 50
-"""Steps of one CUDA graph."""
-BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""Of the samples of a row of steps as float32: on a CPU they should stay in the cache."""
-KNOWN_MODULES = ("torch.nn", "trainer.")
-"""Whose modules are known to be recorded well: others may look at the device on their way."""
-
-Engine = Literal["native", "FSDP", "Accelerate", "Accelerate with FSDP"]
-Gradients = Literal["written out", "autograd", "compiled autograd"]
-Reduction = Literal["none", "all-reduce", "DDP", "PowerSGD", "exact tree", "reduce-scatter"]
-KernelKind = Literal["flat", "direct", "own"]
-KERNELS = {
-    "flat": "one fused kernel over all parameters",
-    "direct": "torch's fused kernel, called directly",
-    "own": "the optimizer's own step",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What the decision looks at besides the config."""
-
-    model: nn.Module
-    task: Task
-    augment: Augment
-    plan: Plan
-    input_shape: tuple[int, ...]
-    device: torch.device
-    world_size: int
-    resident: tuple[bool, str]
-    """Whether the data set lives on the device, and why (`data.loading.loader.placement`)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """The ways that a run takes, each with its reason."""
-
-    engine: Engine
-    gradients: Gradients
-    reduction: Reduction
-    kernel: KernelKind
-    max_steps: int
-    """Optimizer steps in a row at most, without the host in between."""
-    cuda_graphs: bool
-    """Whether these are recorded and replayed."""
-    stages: bool
-    """Whether the batches of several steps are made ready together."""
-    resident: bool
-    """Whether the data set lives on the device."""
-    because: Mapping[str, str] = field(default_factory=dict)
-    """The reason for each of these but `stages`, by name."""
-
-    @property
-    def compiled(self) -> bool:
-        return self.gradients == "compiled autograd"
-
-    @property
-    def ways(self) -> dict[str, str]:
-        """Each choice in words."""
-        steps = "one by one" if self.max_steps == 1 else f"up to {self.max_steps} in a row"
-        return {
-            "engine": self.engine,
-            "gradients": self.gradients,
-            "reduction": self.reduction,
-            "optimizer": KERNELS[self.kernel],
-            "steps": f"CUDA graphs of {steps}" if self.cuda_graphs else steps,
-            "data": "on the device" if self.resident else "from host memory",
-        }
-
-    def line(self) -> str:
-        """`runs as: ...`, for the log."""
-        return "runs as: " + ", ".join(f"{name} {way}" for name, way in self.ways.items())
-
-    def to_json(self) -> dict[str, dict[str, str]]:
-        """Each choice with its reason, for environment.json."""
-        return {
-            name: {"way": way, "because": self.because[name]} for name, way in self.ways.items()
-        }
+from trainer.steps_in_a_row import decide_steps
+from trainer.ways import Engine, Execution, Gradients, KernelKind, Reduction, Subject
 
 
 def decide(config: RunConfig, subject: Subject) -> Execution:
@@ -128,7 +41,7 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
         and subject.plan.micro_batches_per_step == 1
         and subject.augment is as_is
     )
-    max_steps, cuda_graphs, because["steps"] = _steps(config, subject, engine, stages=stages)
+    max_steps, cuda_graphs, because["steps"] = decide_steps(config, subject, engine, stages=stages)
     return Execution(
         engine=engine,
         gradients=gradients,
@@ -225,76 +138,3 @@ def _kernel(config: RunConfig, subject: Subject, gradients: Gradients) -> tuple[
     if has_fused_kernel(config.optimizer, subject.device, scaled=scaled):
         return "direct", f"{config.optimizer.name} on {subject.device.type}"
     return "own", f"torch has no fused kernel of {config.optimizer.name} for this run"
-
-
-def _steps(
-    config: RunConfig, subject: Subject, engine: Engine, *, stages: bool
-) -> tuple[int, bool, str]:
-    """How many steps are taken in a row, whether they are recorded, and why."""
-    cuda = subject.device.type == "cuda"
-    scaled = config.precision.dtype == "fp16"
-    late = next(_needs_the_host(config, subject, engine), None)
-    obstacle = next(_obstacles_to_recording(config, subject, engine), late)
-    # Of the largest share, so that all ranks take as many steps in a row.
-    share = -(-subject.plan.largest_global_batch.size // subject.world_size)
-    num_bytes = share * math.prod(subject.input_shape) * 4
-    fit = max(1, BLOCK_BYTES.get(subject.device.type, 1) // num_bytes)
-    if config.compile.capture is True and obstacle is not None:
-        raise InputError(
-            "compile.capture",
-            given="true",
-            expected=obstacle,
-            remedy="Use --compile.capture auto, which records steps where that is possible.",
-        )
-    if obstacle is None and (config.compile.capture is True or _is_known(config, subject)):
-        return min(fit, MAX_RECORDED), True, "one GPU that holds the data"
-    if late is not None:
-        return 1, False, f"several in a row take {late}"
-    if scaled and cuda:
-        return MAX_EXECUTED, False, "what fp16 skips is read once for several steps"
-    if stages and not cuda and fit > 1:
-        reason = "batches of written-out passes are made ready together"
-        return min(fit, MAX_EXECUTED), False, reason
-    if cuda:
-        return 1, False, f"CUDA graphs take {obstacle or 'modules known to be recorded'}"
-    if stages:
-        return 1, False, "the samples of one fill the cache"
-    return 1, False, "nothing is gained by several in a row here"
-
-
-def _needs_the_host(config: RunConfig, subject: Subject, engine: Engine) -> Iterator[str]:
-    """What a run would have to be for the host to learn later what became of a step."""
-    scaled = config.precision.dtype == "fp16"
-    if engine != "native":
-        yield "parallel.engine native and parallel.strategy ddp"
-    if config.parallel.reduction != "fast":
-        yield "parallel.reduction fast"
-    pure = is_pure(config.schedule)
-    if not (pure and has_fused_kernel(config.optimizer, subject.device, scaled=scaled)):
-        yield (
-            "optimizer sgd (in fp16: not), adam or adamw, and a schedule that is a function of the "
-            "step"
-        )
-
-
-def _obstacles_to_recording(config: RunConfig, subject: Subject, engine: Engine) -> Iterator[str]:
-    """What a run would have to be for its steps to be recorded."""
-    needs = {
-        "a CUDA device": subject.device.type == "cuda",
-        "one rank": subject.world_size == 1,
-        "parallel.engine native": engine == "native",
-        "parallel.reduction fast": config.parallel.reduction == "fast",
-        "parallel.activation_checkpointing false": not config.parallel.activation_checkpointing,
-        "no model.train_from": not config.model.train_from,
-        "data in device memory (see data.placement)": subject.resident[0],
-        "no mixup and no cutmix": not (config.data.augment.mixup or config.data.augment.cutmix),
-        "compile.mode default": config.compile.mode == "default",
-        "compile.capture auto or true": config.compile.capture is not False,
-    }
-    yield from (what for what, met in needs.items() if not met)
-
-
-def _is_known(config: RunConfig, subject: Subject) -> bool:
-    modules = [type(module).__module__ for module in subject.model.modules()]
-    own_task = ":" not in config.task.name + (config.task.loss or "")
-    return own_task and all(name.startswith(KNOWN_MODULES) for name in modules)

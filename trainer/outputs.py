@@ -12,11 +12,11 @@ from typing import Any
 from configs.errors import InputError
 from configs.given import handed_over
 from configs.identity import flatten
-from configs.idle_keys import unused_keys
 from configs.read_files import read_json, read_yaml
 from configs.schema import RunConfig
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
+from trainer.cards import GO_ON, opening
 from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
@@ -28,7 +28,6 @@ from trainer.components import Components
 from trainer.due import End
 from trainer.hook import Hook, find_hook
 from trainer.log import RunLog
-from trainer.networks.module_state import modes_kept
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
 from trainer.records.console import build_console
@@ -137,6 +136,17 @@ def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -
     return [f"continuing from {checkpoint} (step {state.progress.step})", *notes]
 
 
+def refuse_to_profile_nothing(config: RunConfig, end: End) -> None:
+    """Refuse, on every rank alike, to profile a run that is finished."""
+    if config.profile.enabled and end.reached:
+        raise InputError(
+            "--profile",
+            given=f"a run that was already finished at step {end.progress.step}",
+            expected="steps that can be profiled",
+            remedy=f"{GO_ON}.",
+        )
+
+
 def open_outputs(
     config: RunConfig,
     runtime: Runtime,
@@ -155,13 +165,8 @@ def open_outputs(
         step = resume.step if resume.checkpoint is not None else -1
         forget_newer(store, step, lenient=config.checkpoint.resume == "auto" and step >= 0)
     found = describe(components.data)
-    logger.info(found.line())
-    if kept := modes_kept(components.model):
-        logger.info(f"{kept} modules of the model stay in eval mode, as they came")
-    if idle := unused_keys(config, runtime.world_size):
-        named = ", ".join(f"{key} (takes {what})" for key, what in idle.items())
-        logger.info(f"without effect in this run: {named}")
-    logger.info(components.execution.line())
+    for line in opening(config, runtime, components, directory, found):
+        logger.info(line)
     environment = describe_environment(runtime, components.execution.to_json())
     if handed_over():
         environment["given"] = _what_was_given(directory, resume)

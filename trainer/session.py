@@ -10,12 +10,12 @@ from configs.errors import InputError
 from configs.identity import identity
 from configs.schema import RunConfig
 from trainer.build import build
+from trainer.cards import closing
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.loop import Run, train
 from trainer.ranks.collectives import gather_objects
 from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
 from trainer.ranks.stop_signals import StopRequest
-from trainer.records.console import shown
 
 
 @contextmanager
@@ -97,37 +97,5 @@ def train_to_end(
     if runtime.is_main:
         if profile is not None:
             print(profile)
-        print(_end(run, status, first_step))
+        print(closing(run, status, first_step))
     return run, status
-
-
-def _end(run: Run, status: str, first_step: int) -> str:
-    """What to say of a run at its end."""
-    step = run.state.progress.step
-    if status == "preempted":
-        return f"Stopped on request at step {step}; saved in {run.directory.path}."
-    if step > first_step:
-        return _reached(run)
-    return (
-        f"This run was already finished at step {step}. Train again with "
-        "--checkpoint.resume never or another --name, or on with more --train.epochs.\n"
-        f"{_reached(run)}"
-    )
-
-
-def _reached(run: Run) -> str:
-    """What a finished run reached, on which samples, and with which weights."""
-    progress, name, count = run.state.progress, run.selection.metric, len(run.data.test)
-    final = progress.test or progress.metrics
-    line = f"Final test {name} {shown(name, final[name])} on {count:,} samples"
-    best = shown(name, progress.best[name]) if progress.best else "unknown"
-    if not progress.test:
-        line += f" (best {best} at step {progress.best_step}, chosen on these very samples)"
-    elif progress.best_step == progress.step:
-        line += f" (the weights that are best on the validation set: {best})"
-    elif progress.test_best:
-        line += (
-            f"; {shown(name, progress.test_best[name])} with the weights of step "
-            f"{progress.best_step}, the best on the validation set ({best})"
-        )
-    return f"{line}, run directory {run.directory.path}"

@@ -165,7 +165,8 @@ def _hardware(environment: dict[str, Any]) -> str | None:
     if environment.get("device") == "cuda" and environment.get("gpus"):
         return count_names([str(name) for name in environment["gpus"]])
     cpu, count = environment.get("cpu"), environment.get("cpu_count")
-    return f"{cpu}, {count} CPUs" if cpu else None
+    instructions = environment.get("cpu_capability")  # not in runs of before
+    return ", ".join(filter(None, (cpu, f"{count} CPUs", instructions))) if cpu else None
 
 
 def _confusion(path: Path, evaluation: dict[str, Any]) -> list[list[int]]:

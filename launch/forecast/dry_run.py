@@ -26,16 +26,16 @@ from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import Plan
 from data.splits import cut
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
-from trainer.build import build_state
+from trainer.build_step import build_state
 from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.components import build_components
-from trainer.execution import Execution
 from trainer.optim.schedule import Schedule
 from trainer.outputs import continue_from
 from trainer.ranks.runtime import Runtime, choose_device
 from trainer.run_model import check_batch_norm
+from trainer.ways import Execution
 
 SCHEDULE_SAMPLES = 1000
 

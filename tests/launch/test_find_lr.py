@@ -108,7 +108,7 @@ def test_a_loss_that_does_not_fall_is_said_and_the_curve_kept(
 
 @pytest.mark.process
 def test_help_shows_its_own_options_and_the_config() -> None:
-    finished = launch("launch/find_lr.py", "--help")
+    finished = launch("launch/find_lr.py", "--help", "all")
     assert finished.status == 0
     for option in ("--lr_finder.min_lr", "--lr_finder.steps", "--output", "--optimizer.lr"):
         assert option in finished.stdout

@@ -35,6 +35,10 @@ def test_a_run_stops_when_patience_is_out_and_stays_finished(
     again = train(*arguments)
     assert "already finished" in again.output
     assert series(run, "eval/accuracy") == found
+    refused = launch("launch/train.py", *arguments, "--profile")
+    assert (refused.status, refused.stdout) == (2, "")
+    assert "--profile: given 'a run that was already finished" in refused.stderr
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
 
 
 def test_the_loss_may_decide_which_checkpoint_is_best(small: Arguments, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from trainer.backward.autograd import LossModule
 from trainer.checkpoints.state import Progress
 from trainer.components import build_optimizer_and_kernel
 from trainer.engines.native import NativeEngine
-from trainer.execution import Subject, decide
+from trainer.execution import decide
 from trainer.networks.mlp import MLP
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
@@ -35,6 +35,7 @@ from trainer.optim.schedule import PureSchedule, Schedule, build_schedule
 from trainer.ranks.precision import build_precision
 from trainer.ranks.runtime import Runtime
 from trainer.step import TrainStep
+from trainer.ways import Subject
 
 CPU = torch.device("cpu")
 BATCH = 16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.execution
+import trainer.steps_in_a_row
 from configs.errors import InputError
 from configs.load import RECIPES, load_config
 from data.augment import build_augment
@@ -18,10 +18,12 @@ from data.loading.loader import placement
 from data.vocabulary import of_bytes
 from tests.support.processes import launch
 from trainer.components import build_plan
-from trainer.execution import MAX_EXECUTED, MAX_RECORDED, Execution, Subject, decide
+from trainer.execution import decide
 from trainer.networks.models import build_model
 from trainer.objective.tasks import build_task
 from trainer.ranks.runtime import Runtime
+from trainer.steps_in_a_row import MAX_EXECUTED, MAX_RECORDED
+from trainer.ways import Execution, Subject
 
 SHAPES = {"cifar10": (3, 32, 32), "csv": (13,), "tokens": (16,)}
 NUM_SAMPLES, GPU_BYTES = 60_000, 80 << 30
@@ -196,13 +198,13 @@ def test_data_that_does_not_fit_stays_in_host_memory(monkeypatch: pytest.MonkeyP
 
 def test_large_batches_are_not_made_ready_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies ready has to stay in the caches."""
-    monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 64 * 28 * 28 * 4)
+    monkeypatch.setitem(trainer.steps_in_a_row.BLOCK_BYTES, "cpu", 3 * 64 * 28 * 28 * 4)
     assert decided("mnist").max_steps == 3
 
 
 def test_all_ranks_take_as_many_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """They agree on stop requests between rows: 64 samples on 3 ranks are 21, 21 and 22."""
-    monkeypatch.setitem(trainer.execution.BLOCK_BYTES, "cpu", 3 * 21 * 28 * 28 * 4)
+    monkeypatch.setitem(trainer.steps_in_a_row.BLOCK_BYTES, "cpu", 3 * 21 * 28 * 28 * 4)
     assert [decided("mnist", ranks=3, rank=rank).max_steps for rank in range(3)] == [2, 2, 2]
 
 

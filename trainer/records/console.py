@@ -56,10 +56,11 @@ class RichSink:
 
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]:.2f}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
+            expand=True,
         )
         self.task = self.progress.add_task(
             "train", total=facts.total_steps, completed=facts.first_step, epoch=0.0, metrics=""
@@ -91,6 +92,8 @@ class PlainSink:
     def __init__(self) -> None:
         self.facts: RunFacts | None = None
         self.last = float("-inf")
+        self.first: Record | None = None
+        """The first of this start: from it on the pace is taken that the time left follows from."""
 
     def start(self, facts: RunFacts) -> None:
         self.facts = facts
@@ -100,21 +103,36 @@ class PlainSink:
         now = time.monotonic()
         if "train/loss" in record and now - self.last >= PLAIN_SECONDS:
             self.last = now
-            rate = max(record["train/samples_per_second"], 1e-9)
-            epochs = self.facts.total_epochs - record["epoch"]
-            left = epochs * self.facts.samples_per_epoch / rate
-            print(
+            say(
                 f"step {record['step']}/{self.facts.total_steps}  epoch {record['epoch']:.2f}  "
                 f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}"
-                f"lr {record['train/lr']:.3g}  {_pace(record)}  "
-                f"ETA {int(left) // 60}:{int(left) % 60:02d}",
-                flush=True,
+                f"lr {record['train/lr']:.3g}  {_pace(record)}  ETA {self._time_left(record)}"
             )
         for line in evaluation_lines(record, self.facts):
-            print(visible(line), flush=True)
+            say(line)
+
+    def _time_left(self, record: Record) -> str:
+        """By the mean pace since the first record, evaluations included: it does not jump."""
+        assert self.facts is not None
+        self.first = self.first or record
+        epochs = record["epoch"] - self.first["epoch"]
+        seconds = record["time"] - self.first["time"]
+        if epochs <= 0:  # nothing but this record is known
+            epochs, seconds = (
+                1.0,
+                self.facts.samples_per_epoch / max(record["train/samples_per_second"], 1e-9),
+            )
+        left = int((self.facts.total_epochs - record["epoch"]) * seconds / epochs)
+        hours, minutes = divmod(left // 60, 60)
+        return f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
 
     def finish(self, status: str) -> None:
         pass
+
+
+def say(line: str) -> None:
+    """Print a line with the time of day, which tells in a log file when it was."""
+    print(f"{time.strftime('%H:%M:%S')}  {visible(line)}", flush=True)
 
 
 def _pace(record: Record) -> str:
@@ -138,7 +156,8 @@ def evaluation_lines(record: Record, facts: RunFacts) -> list[str]:
     Nothing is said twice: the best weights that are the final ones have no line of their own.
     """
     names = dict.fromkeys((facts.selection.metric, "loss"))
-    where = f"epoch {record['epoch']:g}  step {record['step']}"
+    epoch = f"{record['epoch']:.2f}".rstrip("0").rstrip(".")
+    where = f"epoch {epoch}  step {record['step']}"
     lines: dict[str, str] = {}
     for group, (on, whose) in EVALUATIONS.items():
         if f"{group}/loss" in record:

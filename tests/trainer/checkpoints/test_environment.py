@@ -26,6 +26,7 @@ def test_the_environment_says_how_the_run_was_executed() -> None:
         "backend": "gloo",
         "device": "cpu",
         "cpu_count": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "python": ".".join(map(str, sys.version_info[:3])),
     }

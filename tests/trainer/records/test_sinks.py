@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import pytest
 
 from configs.schema_records import WandbConfig
 from tests.support.sample_records import evaluation, facts, training
-from trainer.records.console import PlainSink, RichSink, build_console
+from trainer.records.console import PlainSink, RichSink, build_console, evaluation_lines
 from trainer.records.jsonl import JsonlSink
 from trainer.records.sinks import Record, RunFacts, Sinks
 from trainer.records.wandb_sink import WandbSink
@@ -141,11 +142,33 @@ def test_plain_lines_say_where_the_run_is(
     sink.record(training(10))
     sink.record(evaluation(10))
     sink.finish("completed")
-    first, second = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d  ", line) for line in lines), "the time of day"
+    first, second = (line[10:] for line in lines)
     assert first == (
         "step 10/100  epoch 1.00  loss 0.1000  acc 50.00%  lr 0.001  500 samples/s  ETA 0:09"
     )
     assert second == "epoch 1  step 10  test accuracy 93.12%  test loss 0.2500"
+
+
+def test_the_time_left_follows_from_the_mean_pace_and_not_from_the_latest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.records.console.PLAIN_SECONDS", 0.0)
+    sink = PlainSink()
+    sink.start(facts(tmp_path))
+    for step, seconds, rate in ((10, 100.0, 1.0), (20, 110.0, 1e9), (50, 140.0, 1.0)):
+        sink.record(training(step) | {"time": seconds, "train/samples_per_second": rate})
+    left = [line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert left[1:] == ["1:20", "0:50"], "a second a step"
+
+
+def test_epochs_of_evaluations_are_short(tmp_path: Path) -> None:
+    lines = [
+        evaluation_lines(evaluation(10) | {"epoch": epoch}, facts(tmp_path))[0]
+        for epoch in (3.980583, 10.0, 0.5)
+    ]
+    assert [line.split("  ")[0] for line in lines] == ["epoch 3.98", "epoch 10", "epoch 0.5"]
 
 
 def test_plain_training_lines_are_rare_and_evaluations_never_left_out(
