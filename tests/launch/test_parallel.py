@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.data_sets import make_idx
 from tests.support.processes import launch, marked
@@ -151,6 +152,25 @@ def test_muon_orthogonalises_whole_matrices(two: Path) -> None:
     assert theirs == pytest.approx(ours, abs=2e-3)
     usual = series(two / "ddp", "train/loss")[:6]
     assert max(abs(a - b) for a, b in zip(ours, usual, strict=True)) > 1e-2
+
+
+def test_a_run_in_parts_is_exported_to_one_file(two: Path) -> None:
+    from launch.export import main
+
+    run = two / "muon-sharded"
+    assert not (run / "checkpoints/best/model.safetensors").exists()
+    state = torch.get_rng_state()
+    try:
+        assert main([str(run), "--format=safetensors"]) == 0
+    finally:
+        torch.set_rng_state(state)
+        torch.set_flush_denormal(False)
+    exported, saved = (
+        load_file(run / "model.safetensors"),
+        load_checkpoint(run / "checkpoints/best"),
+    )
+    assert exported.keys() == saved[0].keys()
+    assert all(torch.equal(exported[name], saved[1]["ema"][name]) for name in exported)
 
 
 @pytest.mark.slow
