@@ -8,6 +8,7 @@
     python launch/benchmark.py --roofline     # a step against its matrix products, Adam, all-reduce
     python launch/benchmark.py --precision    # fp32, tf32, bf16, fp16, small and wide MLP
     python launch/benchmark.py --seeds 20 --config mnist_fast    # recipes (a,b,c), mean and spread
+    python launch/benchmark.py --compile      # cold and warm starts, whole and block by block
     python launch/benchmark.py --loader       # samples/s of data sets against workers, and pinning
     python launch/benchmark.py --sharded-memory      # of a rank that holds an eighth of a model
     python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
@@ -37,17 +38,14 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.measure import results
+from benchmarks.measure.compile_starts import measure_starts, show_starts
 from benchmarks.measure.contenders import TEXT, Settings, choose
 from benchmarks.measure.growth import measure_growth, points, show_growth
 from benchmarks.measure.loaders import measure_loaders, show_loaders
 from benchmarks.measure.option_costs import WARMUP_STEPS, compare_options, show_options
 from benchmarks.measure.peers import compare, show_peers, show_text
 from benchmarks.measure.pictures import growth_figure, peers_figure, roofline_figure
-from benchmarks.measure.precisions import (
-    measure_precisions,
-    precisions_figure,
-    show_precisions,
-)
+from benchmarks.measure.precisions import measure_precisions, precisions_figure, show_precisions
 from benchmarks.measure.roofline import measure_roofline, show_roofline
 from benchmarks.measure.scaling_bench import add_scaling_arguments, project_scaling
 from benchmarks.measure.seeds import measure_seeds, seeds_figure, show_seeds
@@ -83,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--growth", action="store_true", help="batch size, width and ranks")
     add("--roofline", action="store_true", help="steps against their floors")
     add("--precision", dest="precisions", action="store_true", help="every precision")
+    add("--compile", dest="compile_starts", action="store_true", help="starts that compile")
     add("--loader", dest="loaders", action="store_true", help="loaders, workers, pinned memory")
     add("--sharded-memory", action="store_true", help="memory of a rank that holds a part")
     add("--seeds", type=int, metavar="N", help="a recipe with N seeds")
@@ -94,7 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, help=f"epochs of a run (default: {DEFAULT_EPOCHS})")
     add("--steps", type=int, help=f"steps of a run with --options (default: {DEFAULT_STEPS})")
     add("--max-steps", type=int, help="end every run of a peer or mode after this many steps")
-    add("--seconds", type=float, help="begin nothing more after so long (peers, --precision)")
+    add(
+        "--seconds", type=float, help="begin nothing more after so long (peers, compile, precision)"
+    )
     add("--threads", type=int, help="CPU threads of a contender, over its ranks (default: all)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where everyone trains")
     add("--output", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
@@ -213,25 +214,14 @@ def benchmark_seeds(arguments: argparse.Namespace) -> int:
 
 
 def benchmark_precisions(arguments: argparse.Namespace) -> int:
-    found = measure_precisions(
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        device=arguments.device,
-        quick=arguments.quick,
-        seconds=arguments.seconds,
-    )
+    found = measure_precisions(**amount(arguments), seconds=arguments.seconds)
     show_precisions(found)
     write(arguments, found, lambda: precisions_figure(found))
     return 0
 
 
 def benchmark_loaders(arguments: argparse.Namespace) -> int:
-    found = measure_loaders(
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        device=arguments.device,
-        quick=arguments.quick,
-    )
+    found = measure_loaders(**amount(arguments))
     show_loaders(found)
     write(arguments, found)
     return 0
@@ -244,6 +234,13 @@ def benchmark_sharded_memory(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def benchmark_compile_starts(arguments: argparse.Namespace) -> int:
+    found = measure_starts(**amount(arguments), seconds=arguments.seconds)
+    show_starts(found)
+    write(arguments, {"ways": found})
+    return 0
+
+
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "peers": benchmark_peers,
     "text": benchmark_text,
@@ -253,6 +250,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "precisions": benchmark_precisions,
     "loaders": benchmark_loaders,
     "sharded_memory": benchmark_sharded_memory,
+    "compile_starts": benchmark_compile_starts,
     "seeds": benchmark_seeds,
     "project_scaling": project_scaling,
 }
@@ -265,6 +263,11 @@ def settings(arguments: argparse.Namespace) -> Settings:
         device=arguments.device,
         max_steps=arguments.max_steps,
     )
+
+
+def amount(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How much of it is measured, and on what."""
+    return {key: getattr(arguments, key) for key in ("rounds", "threads", "device", "quick")}
 
 
 def described(arguments: argparse.Namespace) -> dict[str, Any]:

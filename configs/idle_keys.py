@@ -53,6 +53,10 @@ NEEDS: dict[str, tuple[Used, str]] = {
         lambda c: c.parallel.strategy == "fsdp",
         "parallel.strategy fsdp",
     ),
+    **{
+        f"compile.{key}": (lambda c: c.compile.enabled is not False, "compile.enabled")
+        for key in ("mode", "regional", "cache")
+    },
     "parallel.shards": (lambda c: c.parallel.reduction == "exact", "parallel.reduction exact"),
     "parallel.powersgd_rank": (
         lambda c: c.parallel.compression == "powersgd",

@@ -107,6 +107,9 @@ class RunConfig:
     """Name of the run; its directory is OUTPUT_DIR/NAME."""
     seed: int = 0
     """Seed of the initial weights, the data order and dropout."""
+    deterministic: bool = False
+    """Compute with deterministic operations only, so that a GPU gives the same bits from start to
+    start; what cannot is refused by name."""
     output_dir: str = execution("runs")
     """Folder of run directories."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -158,6 +161,13 @@ class RunConfig:
             self.compile.backward != "explicit" or self.parallel.engine == "native",
             "auto or autograd with parallel.engine=accelerate",
             "Passes that are written out are the native engine's.",
+        )
+        expect(
+            self.compile,
+            "compile.mode",
+            not (self.deterministic and self.compile.mode.startswith("max-autotune")),
+            "default or reduce-overhead with deterministic=true",
+            "max-autotune chooses kernels by timing them, so another start may choose others.",
         )
         expect(
             self.parallel,

@@ -17,12 +17,22 @@ class CompileConfig:
         "default"
     )
     """Mode of torch.compile."""
+    regional: bool | Literal["auto"] = "auto"
+    """Compile each block of the network by itself, and of equal blocks only one; auto: under fsdp,
+    and for a network with 8 equal blocks or more."""
+    fullgraph: bool = False
+    """Refuse a model that torch.compile cannot take whole, with the line that breaks its graph."""
+    cache: bool = True
+    """Keep what was compiled beside the runs, for the next start; false: where torch keeps it."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Keep the weights of convolutions with their channels last, as tensor cores take them; auto:
+    in bf16 and fp16 on a GPU."""
     backward: Literal["auto", "autograd", "explicit"] = "auto"
     """Who computes gradients; explicit: passes written out, for networks of Linear, ReLU and
     Dropout; auto: explicit where that is possible."""
     capture: bool | Literal["auto"] = "auto"
-    """Record whole steps as CUDA graphs, many in one launch: on one GPU that holds the data; auto:
-    where that is possible, with the networks that come with the project."""
+    """Record whole steps as CUDA graphs, many in one launch, on GPUs that hold the data; auto:
+    where that is possible; a recording of a network of your own is tried first."""
 
 
 OTHER_DEVICES = ("mps", "xpu")
@@ -69,8 +79,9 @@ class ParallelConfig:
     find_unused_parameters: bool | Literal["auto"] = execution("auto")
     """Whether ranks tell each other in every step which parameters have a gradient, for a model
     that does not use all of them in all steps; auto: as a trial before the first step shows."""
-    bucket_mb: float = execution(25.0)
-    """Size of DDP's gradient buckets in MiB."""
+    bucket_mb: float | Literal["auto"] = execution("auto")
+    """MiB of gradient that travel in one message while lower layers' gradients are computed; auto:
+    from the latency and the bandwidth between the ranks, as long as that moves no bits."""
     drift_every_steps: int | None = execution(None)
     """Compare a digest of the weights of all ranks every this many steps; null: never."""
     init_timeout_seconds: float = execution(600.0)
@@ -97,7 +108,10 @@ class ParallelConfig:
         expect(
             self, "parallel.drift_every_steps", every is None or every >= 1, "1 or more, or null"
         )
-        expect(self, "parallel.bucket_mb", 0 < self.bucket_mb < float("inf"), "above 0")
+        mb = self.bucket_mb
+        expect(
+            self, "parallel.bucket_mb", mb == "auto" or 0 < mb < float("inf"), "above 0, or auto"
+        )
         for key in ("init_timeout_seconds", "timeout_seconds"):
             value = getattr(self, key)
             expect(self, f"parallel.{key}", 0 < value < float("inf"), "a number above 0")

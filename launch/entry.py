@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import logging
 import os
@@ -17,11 +18,16 @@ from typing import NoReturn
 from configs.errors import InputError
 from configs.visible import visible
 from trainer.ranks.launcher import guess
+from trainer.ranks.stop_signals import stop_with_parent
 from trainer.records.quiet_stream import hush
 
+LAUNCHER = os.getppid()
+"""Asked for at once: it may die while packages are imported."""
 TRAIN = Path(__file__).resolve().parent / "train.py"
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
 RANK_0_SECONDS = 10.0
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a disk refuses more."""
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 
@@ -63,6 +69,8 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is caught
+    if num_ranks() > 1:
+        stop_with_parent(LAUNCHER)
     os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
     handler = logging.StreamHandler(sys.stderr)
@@ -73,11 +81,14 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
         logging.getLogger("convoy").setLevel(logging.INFO)  # and not what libraries tell
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()  # what is refused only at the end would be a traceback
     except InputError as error:
         status = _say(error, EXIT_BAD_INPUT, shared=error.shared)
     except BrokenPipeError:  # the reader has seen enough
         hush(sys.stdout)
         status = 128 + signal.SIGPIPE
+    except OSError as error:
+        status = _full(error) if error.errno in FULL else _report(error)
     except KeyboardInterrupt:  # where nothing is there yet to be saved
         status = _say("interrupted", 128 + signal.SIGINT, shared=True)
     except ModuleNotFoundError as error:
@@ -93,6 +104,13 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     if num_ranks() > 1:
         _leave(status)
     sys.exit(status)
+
+
+def _full(error: OSError) -> int:
+    """What could not be printed or written is missing, and a command that lost it has failed."""
+    hush(sys.stdout)
+    where = f" to {error.filename}" if error.filename else ""
+    return _say(f"the output cannot be written{where} ({error.strerror})", EXIT_FAILED)
 
 
 class Visibly(logging.Formatter):

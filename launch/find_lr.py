@@ -25,8 +25,7 @@ from configs.errors import InputError
 from configs.imports import MissingExtra
 from configs.load import load_config
 from configs.visible import visible
-from launch.entry import num_ranks, run_command
-from trainer.ranks.stop_signals import stop_with_parent
+from launch.entry import run_command
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -59,8 +58,6 @@ def main(argv: Sequence[str]) -> int:
     output = Path(given.pop("output", runs / f"{config.name}_lr_finder.png")).expanduser()
     if output.suffix != ".png":
         raise InputError("--output", given=str(output), expected="the name of a picture, FILE.png")
-    if num_ranks() > 1:
-        stop_with_parent()
     return find(config, read_options(given), output)
 
 

@@ -29,6 +29,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from configs.errors import InputError
 from launch.entry import run_command
+from trainer.checkpoints.atomic_files import write_output
 
 SMALLEST_BYTES = 1 << 10
 WARMUP = 3
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
             "threads": torch.get_num_threads(),
             "all_reduce": times,
         }
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_output(arguments.output, json.dumps(result, indent=2) + "\n")
     return 0
 
 

@@ -2,12 +2,12 @@
 
     python launch/torture.py --kills 20
 
-Every round trains a small network twice: once undisturbed, once with ranks and data workers killed
-or stopped at random moments (while starting, between steps, in an evaluation, in the middle of a
-checkpoint write) and started again by the same command. Both must end with the same bits and the
-same records, evaluations included, every global batch must have held the same samples in every try,
-and nobody may outlive a try. In a round with exact reduction every start has another number of
-ranks.
+Every round trains a small network twice: once undisturbed, once with ranks, launchers and data
+workers killed or stopped at random moments (while starting, between steps, in an evaluation, in the
+middle of a checkpoint write), or a rank at a call of its start or of a save, and started again by
+the same command. Both must end with the same bits and the same records, evaluations included, every
+global batch must have held the same samples in every try, and nobody may outlive a try. In a round
+with exact reduction every start has another number of ranks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
 
     from launch.crash_test.crash_report import show_rounds, write_rounds
     from launch.crash_test.crash_rounds import Round, crash_rounds
+    from trainer.checkpoints.environment import describe_machine
 
+    environment = describe_machine()  # before the output is a change to it
     with tempfile.TemporaryDirectory(prefix="crash-test-") as folder:
         rounds: list[Round] = []
         generator = random.Random(arguments.seed)
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             rounds.append(finished)
             print(f"round {len(rounds)}: {asdict(finished)}", flush=True)
             if arguments.output is not None:  # after every round: a long test may be cut short
-                write_rounds(arguments.output, rounds, arguments.seed)
+                write_rounds(arguments.output, rounds, arguments.seed, environment)
     show_rounds(rounds)
     return 0 if all(item.is_same for item in rounds) else 1
 

@@ -21,12 +21,7 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from launch.entry import num_ranks, run_command
 from trainer.ranks.start_watch import watched_start
-from trainer.ranks.stop_signals import (
-    EXIT_PREEMPTED,
-    StopRequest,
-    stop_on_signals,
-    stop_with_parent,
-)
+from trainer.ranks.stop_signals import EXIT_PREEMPTED, StopRequest, stop_on_signals
 from trainer.records.quiet_stream import QuietStream
 
 
@@ -43,8 +38,6 @@ def main(argv: Sequence[str]) -> int:
     # request that comes meanwhile is remembered.
     sys.stdout = QuietStream(sys.stdout)
     with stop_on_signals() as stop, watched_start(EXIT_PREEMPTED) as started:
-        if num_ranks() > 1:
-            stop_with_parent()
         return train(config, stop, started)
 
 

@@ -24,6 +24,7 @@ NOT_RUN = {
     r"doctor\.py|find_lr\.py": "run by test_docs_debugging.py and tests/launch/test_find_lr.py",
     r"strategy fsdp": "run below, on two ranks",
     r"cifar10|image_folder|huggingface|entity/|wandb": "needs data, an account or a network",
+    r"compile\.enabled true": "takes long; run by tests/launch/test_compiled_runs.py",
     r"parallel\.engine accelerate": "run by tests/launch/test_accelerate.py",
     r"--format (onnx|torch_export)": "takes long; run by tests/launch/test_export.py",
     r"predict\.py \S+ -": "reads its standard input; run by tests/launch/test_predict.py",

@@ -9,7 +9,8 @@ from data.datasets import Datasets
 from data.loading.loader import Loader
 from data.loading.order import Plan
 from trainer.auto_batch import fit_micro_batch
-from trainer.build_step import build_state, build_step, build_steps
+from trainer.backward.compile_watch import CompileWatch
+from trainer.build_step import build_state, build_step, build_steps, watch_compiling
 from trainer.checkpointer import Checkpointer
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import Resume, RunDirectory
@@ -30,6 +31,7 @@ from trainer.outputs import (
 )
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
+from trainer.ranks.deterministic import refused_by_name
 from trainer.ranks.load_data import load_data
 from trainer.ranks.runtime import Runtime, use_training_timeout
 from trainer.ranks.stop_signals import StopRequest
@@ -60,7 +62,8 @@ def assemble(config: RunConfig, runtime: Runtime) -> Workbench:
         InputError: On every rank alike, if any rank refuses its input.
     """
     config, components = _prepare(config, runtime)
-    use_training_timeout(runtime, config.parallel)
+    if not components.execution.compiled:  # else ranks compile in steps, at different speeds
+        use_training_timeout(runtime, config.parallel)
     raise_on_all_ranks(runtime, lambda: start_from(config, components))
     state = build_state(config, runtime, components)
     return Workbench(
@@ -93,7 +96,11 @@ def build(
             lambda: decide_resume(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
-    use_training_timeout(runtime, config.parallel)
+    compiled = None
+    if components.execution.compiled:  # see PatientSteps
+        compiled = watch_compiling(config)
+    else:
+        use_training_timeout(runtime, config.parallel)
     components = normalised_as_before(components, resume)
     if resume.checkpoint is None:
         raise_on_all_ranks(runtime, lambda: start_from(config, components))
@@ -106,7 +113,9 @@ def build(
         runtime,
         lambda: open_outputs(config, runtime, components, directory, resume, notes, state.progress),
     )
-    return _assemble_run(config, runtime, components, state, finite, directory, sinks, stop)
+    return _assemble_run(
+        config, runtime, components, state, finite, directory, sinks, stop, compiled
+    )
 
 
 def _assemble_run(
@@ -118,6 +127,7 @@ def _assemble_run(
     directory: RunDirectory,
     sinks: Sinks,
     stop: StopRequest,
+    compiled: CompileWatch | None,
 ) -> Run:
     """The objects that know when they are due, around the steps."""
     plan, selection, watch = components.plan, components.selection, Stopwatch()
@@ -133,7 +143,9 @@ def _assemble_run(
         forward=components.forward,
     )
     step = build_step(config, runtime, components, state, watched=profiler.batches)
-    log = build_log(components, runtime, state, finite, step, directory, sinks, watch, end)
+    log = build_log(
+        components, runtime, state, finite, step, directory, sinks, watch, end, compiled
+    )
     checkpointer = Checkpointer(
         components, runtime=runtime, state=state, log=log, directory=directory, end=end
     )
@@ -144,7 +156,7 @@ def _assemble_run(
         plan=plan,
         loader=components.loader,
         state=state,
-        steps=build_steps(components, step, runtime),
+        steps=build_steps(components, step, runtime, compiled),
         end=end,
         log=log,
         evaluator=Evaluator(
@@ -175,9 +187,18 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
         config = fit_micro_batch(
             config, runtime, len(data.train), lambda trial: _step_alone(trial, runtime, data)
         )
+    if config.deterministic and config.parallel.engine == "native":
+        raise_on_all_ranks(runtime, lambda: _try_step(config, runtime, data))
     return config, raise_on_all_ranks(
         runtime, lambda: build_components(config, runtime, data, among_ranks=True)
     )
+
+
+def _try_step(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
+    """Refuse an operation that is not deterministic before anything is written."""
+    if config.parallel.strategy == "ddp":  # else one rank may not hold the model
+        with refused_by_name():
+            _step_alone(config, runtime, data)
 
 
 def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:

@@ -9,6 +9,9 @@ from configs.schema import RunConfig
 from data.loading.resident_loader import ResidentLoader
 from data.samples import Batch
 from trainer.backward.autograd import LossModule
+from trainer.backward.compile_watch import CompileWatch
+from trainer.backward.compiling import check_whole, compile_passes
+from trainer.backward.persistent_cache import use_cache_beside
 from trainer.checkpoints.state import Progress, RunState
 from trainer.components import Components
 from trainer.cuda_graphs.recorded_steps import RecordedSteps
@@ -18,16 +21,22 @@ from trainer.engines.engine import Engine
 from trainer.engines.native import NativeEngine
 from trainer.engines.unused import decide_unused
 from trainer.networks.blocks import prepare_blocks
+from trainer.networks.memory_format import put_channels_last
 from trainer.networks.trained_parts import TrainedParts
 from trainer.objective.meter import Meter
 from trainer.optim.average import Average, build_average
+from trainer.patient_steps import PatientSteps
+from trainer.ranks.collectives import raise_on_all_ranks
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
-from trainer.step import Steps, TrainStep
+from trainer.step import TrainStep
+from trainer.steps import Steps
 
 
 def build_state(config: RunConfig, runtime: Runtime, components: Components) -> RunState:
     """Wrap the model for its ranks; the average is copied before that, from the raw module."""
+    if components.execution.channels_last:
+        put_channels_last(components.model)
     average = build_average(config.train, components.model, components.plan.epoch_schedule)
     loss = LossModule(
         components.model,
@@ -46,12 +55,12 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
             changes=bool(config.model.train_from),
         )
     prepare_blocks(components.model, parallel, runtime.world_size)
+    if components.execution.compiled:
+        _compile(config, runtime, components, loss)
     engine = _engine(components, average)(
         loss,
-        compiled=components.execution.compiled,
         runtime=runtime,
         parallel=parallel,
-        compile_=config.compile,
         plan=components.plan,
         example=components.example,
     )
@@ -70,6 +79,18 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
     )
 
 
+def _compile(config: RunConfig, runtime: Runtime, components: Components, loss: LossModule) -> None:
+    """Compile the passes in place, once all ranks know that they may be."""
+    regional, plan = components.execution.regional, components.plan
+    if config.compile.fullgraph:
+        size = max(plan.global_batch(0).micro_batches[0].size, 1)
+        batch = components.example.batch(size).to(runtime.device)
+        raise_on_all_ranks(
+            runtime, lambda: check_whole(loss, config.compile, batch, regional=regional)
+        )
+    compile_passes(loss, config.compile, plan, regional=regional)
+
+
 def _engine(components: Components, average: Average | None) -> Callable[..., Engine]:
     """What builds the engine that was decided on."""
     execution = components.execution
@@ -84,7 +105,12 @@ def _engine(components: Components, average: Average | None) -> Callable[..., En
         )
     if execution.engine == "Accelerate":
         return AccelerateEngine
-    return partial(NativeEngine, flat=components.flat, stages=execution.stages)
+    return partial(
+        NativeEngine,
+        flat=components.flat,
+        stages=execution.stages,
+        recorded=execution.cuda_graphs,
+    )
 
 
 def build_step(
@@ -118,9 +144,28 @@ def build_step(
     )
 
 
-def build_steps(components: Components, step: TrainStep, runtime: Runtime) -> Steps:
-    """The step itself, or recordings of it."""
-    if not components.execution.cuda_graphs:
-        return step
-    assert isinstance(components.loader, ResidentLoader)
-    return RecordedSteps(step, loader=components.loader, recorder=GraphRecorder(runtime.device))
+def build_steps(
+    components: Components, step: TrainStep, runtime: Runtime, compiled: CompileWatch | None
+) -> Steps:
+    """The step itself, or recordings of it; with patience where ranks compile."""
+    steps: Steps = step
+    if components.execution.cuda_graphs:
+        assert isinstance(components.loader, ResidentLoader)
+        steps = RecordedSteps(
+            step,
+            loader=components.loader,
+            recorder=GraphRecorder(runtime.device, several=runtime.in_group),
+            tried=components.execution.tried,
+            required=components.config.compile.capture is True,
+        )
+    if compiled is None or runtime.world_size == 1:
+        return steps
+    parallel = components.config.parallel
+    return PatientSteps(steps, runtime=runtime, parallel=parallel, watch=compiled)
+
+
+def watch_compiling(config: RunConfig) -> CompileWatch:
+    """Let the compiler keep what it makes beside the runs, and count what it does."""
+    if config.compile.cache:
+        use_cache_beside(config.output_dir)
+    return CompileWatch()

@@ -14,6 +14,7 @@ from trainer.checkpoints.checkpoint import (
     load_checkpoint,
     step_of,
     unfinished,
+    wait_until_visible,
 )
 from trainer.checkpoints.checkpoint_folder import save_checkpoint, save_parts
 from trainer.checkpoints.checkpoint_parts import prepare_folder
@@ -145,6 +146,7 @@ class Checkpointer:
         path = broadcast_object(self.runtime, path)
         if path is None:
             return None
+        wait_until_visible(path)
         by_rows = self.state.engine.sharded
         weights, trainer = raise_on_all_ranks(
             self.runtime, lambda: load_checkpoint(path, by_rows=by_rows)

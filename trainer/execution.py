@@ -11,9 +11,11 @@ from typing import Any
 from configs.errors import InputError
 from configs.schema import RunConfig
 from data.augment import as_is
+from trainer.backward.compiling import choose_regional, equal_blocks
 from trainer.backward.explicit.plain_layers import describe
+from trainer.networks.memory_format import choose_channels_last
 from trainer.optim.optimizers import has_fused_kernel, one_kernel
-from trainer.steps_in_a_row import decide_steps
+from trainer.steps_in_a_row import decide_steps, is_known
 from trainer.ways import Engine, Execution, Gradients, KernelKind, Reduction, Subject
 
 
@@ -21,8 +23,7 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
     """Choose how a run is executed.
 
     Raises:
-        InputError: If `compile.backward: explicit` or `compile.capture: true` asks for what cannot
-            be had.
+        InputError: If a key of `compile` asks for what cannot be had.
     """
     because: dict[str, str] = {}
 
@@ -32,6 +33,10 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
 
     engine: Engine = chosen("engine", *_engine(config, subject))
     gradients: Gradients = chosen("gradients", *_gradients(config, subject, engine))
+    regional = _regional(config, subject, engine, gradients)
+    if regional:
+        asked = f"compile.regional {str(config.compile.regional).lower()}"
+        because["gradients"] += f"; {asked}, {equal_blocks(subject.model)} equal blocks"
     reduction: Reduction = chosen("reduction", *_reduction(config, subject, engine, gradients))
     kernel: KernelKind = chosen("optimizer", *_kernel(config, subject, gradients))
     resident: bool = chosen("data", *subject.resident)
@@ -49,8 +54,13 @@ def decide(config: RunConfig, subject: Subject) -> Execution:
         kernel=kernel,
         max_steps=max_steps,
         cuda_graphs=cuda_graphs,
+        tried=cuda_graphs and not is_known(config, subject),
         stages=stages,
         resident=resident,
+        regional=regional,
+        channels_last=choose_channels_last(
+            config, subject.model, subject.device, autograd=gradients != "written out"
+        ),
         because=because,
     )
 
@@ -110,6 +120,21 @@ def _obstacles_to_writing_out(config: RunConfig, subject: Subject, engine: Engin
         yield "the optimizer is not sgd, adam or adamw over one group of parameters"
     if describe(subject.model) is None:
         yield f"{type(subject.model).__name__} is more than linear layers with ReLU and dropout"
+
+
+def _regional(config: RunConfig, subject: Subject, engine: Engine, gradients: Gradients) -> bool:
+    """Whether blocks are compiled by themselves; a gate that nothing goes through is refused."""
+    if gradients == "compiled autograd":
+        sharded = engine in ("FSDP", "Accelerate with FSDP")
+        return choose_regional(config.compile, subject.model, sharded=sharded)
+    if config.compile.fullgraph:
+        raise InputError(
+            "compile.fullgraph",
+            given=True,
+            expected="a run that is compiled: nothing would be checked",
+            remedy="Add --compile.enabled true.",
+        )
+    return False
 
 
 def _reduction(

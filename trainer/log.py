@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from configs.schema import RunConfig
 from data.loading.epoch_schedule import EpochSchedule
+from trainer.backward.compile_watch import CompileWatch
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
@@ -22,6 +24,7 @@ from trainer.ranks.failures import Diverged
 from trainer.ranks.precision import loss_scale
 from trainer.ranks.runtime import Runtime
 from trainer.records.gradient_statistics import GradientLog
+from trainer.records.pace import NUMBERS, Pace, RowOfSteps, Take
 from trainer.records.sinks import Record, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.step import TrainStep
@@ -38,6 +41,7 @@ class Unwritten:
     metrics: UnreadMetrics
     norm: HostCopies
     scale: HostCopies | None
+    row: RowOfSteps | None
 
 
 class RunLog:
@@ -64,9 +68,11 @@ class RunLog:
         bad_sample: Callable[[int], int | None],
         gradients: GradientLog,
         watch: Stopwatch,
+        pace: Pace,
         end: End,
         hook: Hook,
         tokens_per_sample: int | None = None,
+        compiled: CompileWatch | None = None,
     ) -> None:
         self.config = config
         self.runtime = runtime
@@ -84,22 +90,31 @@ class RunLog:
         """The first sample of a global batch whose inputs are not finite."""
         self.gradients = gradients
         self.watch = watch
+        self.pace = pace
         self.end = end
         self.hook = hook
         self.written: Record = {}
         """The latest training record."""
         self.tokens_per_sample = tokens_per_sample
+        self.compiled = compiled
+        """What the compiler does, in a run that has one."""
         self.unwritten: Unwritten | None = None
-        self.summary_refused = False
+        self.summary_refused = self.compiled_said = False
 
     @property
     def elapsed_seconds(self) -> float:
         """Training time of the run over all its restarts."""
         return self.state.progress.elapsed_seconds + self.watch.total_seconds
 
-    def before_steps(self) -> None:
-        """Keep the weights if the step that comes is one to be measured."""
+    def before_steps(self, take: Take, count: int) -> Take:
+        """Keep the weights if the step that comes is one to be measured.
+
+        Returns:
+            What takes the next `count` steps: `take` itself, or looked at if a record follows.
+        """
         self.gradients.prepare(self.state.progress.step)
+        until = steps_until(self.state.progress.step, self.config.logging.every_steps)
+        return take if count < min(until, self.end.steps_left) else self.pace.timed(take)
 
     def steps_until_due(self) -> int:
         """Steps to the next record; a step that is to be measured is taken by itself."""
@@ -126,12 +141,14 @@ class RunLog:
         }
         if self.tokens_per_sample is not None:
             record["train/tokens_per_second"] = rate * self.tokens_per_sample
+        record |= self._compiled()
         scale = None
         if scaler.is_enabled():
             record["train/skipped_steps"] = self.state.progress.skipped_steps
             scale = HostCopies([loss_scale(scaler)])
         norm = HostCopies([self.step.gradient_norm()])
-        self.unwritten = Unwritten(record, self.state.meter.unread(), norm, scale)
+        row = self.pace.unread()
+        self.unwritten = Unwritten(record, self.state.meter.unread(), norm, scale, row)
         if self.runtime.device.type == "cpu" or self.hook.wanted:
             self.flush()
             self._show("training", self.written)
@@ -146,7 +163,9 @@ class RunLog:
             return
         pending, self.unwritten = self.unwritten, None
         self._refuse(pending.metrics.first_bad_global_batch(self.runtime))
-        totals = pending.metrics.totals(self.runtime)
+        device = self.runtime.device
+        mine = [math.nan] * NUMBERS if pending.row is None else pending.row.numbers(device)
+        totals, ranks = pending.metrics.totals(self.runtime, mine)
         more = {"train/grad_norm": float(pending.norm.wait()[0])}
         if totals.count:  # else fp16 skipped every step since the last record
             score = {self.score_name: totals.score} if self.score_name else {}
@@ -154,7 +173,18 @@ class RunLog:
         if pending.scale is not None:
             more["train/loss_scale"] = float(pending.scale.wait()[0])
         self.written = pending.record | more
+        if pending.row is not None:
+            self.written |= self.pace.describe(ranks, pending.record["train/samples_per_second"])
         self.sinks.record(self.written)
+
+    def _compiled(self) -> Record:
+        """What has been compiled, in the first record after it, and once in the log."""
+        if self.compiled is None or not (news := self.compiled.news()):
+            return {}
+        if not self.compiled_said and self.runtime.is_main:
+            logger.info(self.compiled.line())
+        self.compiled_said = True
+        return news
 
     def gradient_sizes(self) -> None:
         """Record the gradient and the update of every parameter. Waits for the device."""
@@ -215,6 +245,7 @@ class RunLog:
             | under("best", progress.best or unknown)
             | under("test", progress.test)
             | under("test_best", progress.test_best)
+            | (self.compiled.values() if self.compiled else {})
         )
         try:
             self.directory.write_summary(content)

@@ -24,7 +24,7 @@ from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import StopPoll, StopRequest
 from trainer.records.sinks import Sinks
 from trainer.records.stopwatch import Stopwatch
-from trainer.step import Steps
+from trainer.steps import Steps
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,9 +83,9 @@ def take_steps(run: Run, batches: Iterator[Batch]) -> Boundary:
     """As many optimizer steps as nothing is due between."""
     progress, before = run.state.progress, run.state.progress.step
     global_batches = upcoming(run)
-    run.log.before_steps()
+    take = run.log.before_steps(run.steps, len(global_batches))
     with run.profiler.step():
-        run.steps(global_batches, batches)
+        take(global_batches, batches)
     run.watch.stop(sum(global_batch.size for global_batch in global_batches))
     last = global_batches[-1]
     return Boundary(

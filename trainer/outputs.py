@@ -16,8 +16,9 @@ from configs.read_files import read_json, read_yaml
 from configs.schema import RunConfig
 from data.found import describe, first_not_finite
 from data.normalize import Normalize
+from trainer.backward.compile_watch import CompileWatch
 from trainer.cards import GO_ON, opening
-from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint
+from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint, wait_until_visible
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.initial_weights import load_weights, read_weights, weights_digest
@@ -28,12 +29,14 @@ from trainer.components import Components
 from trainer.due import End
 from trainer.hook import Hook, find_hook
 from trainer.log import RunLog
+from trainer.profiling.utilisation import build_utilisation
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
 from trainer.records.console import build_console
 from trainer.records.gradient_statistics import GradientLog
 from trainer.records.jsonl import JsonlSink
 from trainer.records.notes import NotesSink
+from trainer.records.pace import Pace
 from trainer.records.sinks import RunFacts, Sink, Sinks
 from trainer.records.stopwatch import Stopwatch
 from trainer.records.tensorboard import TensorBoardSink, check_tensorboard
@@ -123,6 +126,7 @@ def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -
     find_hook(config.logging)  # before the directory is opened
     if checkpoint is None:
         return []
+    wait_until_visible(checkpoint)  # rank 0 has seen it
     weights, trainer = load_checkpoint(checkpoint, by_rows=state.engine.sharded)
     notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
     step = read_json(checkpoint / MANIFEST)["step"]
@@ -241,9 +245,16 @@ def build_log(
     sinks: Sinks,
     watch: Stopwatch,
     end: End,
+    compiled: CompileWatch | None = None,
 ) -> RunLog:
     """The records of a run, on every rank."""
     config, plan, data = components.config, components.plan, components.data
+
+    sizes = [micro.size for micro in plan.global_batch(0).micro_batches]
+    recorded = components.execution.cuda_graphs
+    utilisation = build_utilisation(
+        state.engine.module, components.forward, sizes, components.precision, runtime.device
+    )
 
     def bad_sample(global_batch: int) -> int | None:
         return first_not_finite(data.train, plan.samples(global_batch))
@@ -263,6 +274,7 @@ def build_log(
         bad_sample=bad_sample,
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
+        pace=Pace(state.engine, runtime, recorded, utilisation.of),
         end=end,
         hook=Hook(
             config.logging,
@@ -273,4 +285,5 @@ def build_log(
             sharded="FSDP" in components.execution.engine,
         ),
         tokens_per_sample=math.prod(data.input_shape) if data.vocabulary else None,
+        compiled=compiled,
     )

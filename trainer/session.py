@@ -14,6 +14,8 @@ from trainer.cards import closing
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.loop import Run, train
 from trainer.ranks.collectives import gather_objects
+from trainer.ranks.deterministic import deterministic_algorithms
+from trainer.ranks.hang_watch import hangs_explained
 from trainer.ranks.runtime import Runtime, choose_device, detect, process_group
 from trainer.ranks.stop_signals import StopRequest
 
@@ -23,12 +25,16 @@ def joined(config: RunConfig) -> Iterator[Runtime]:
     """This rank on its device and, inside, in the process group of all that were started.
 
     Raises:
-        InputError: If the device or the others cannot be had, or they were given another run.
+        InputError: If the device or the others cannot be had, or they were given another run; with
+            `deterministic: true`, for an operation that is not.
     """
     if config.profile.enabled:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells users about its own stages
     runtime = choose_device(detect(os.environ), config.parallel)
-    with process_group(runtime, config.parallel):
+    with (
+        deterministic_algorithms(config, runtime.device),
+        process_group(runtime, config.parallel),
+    ):
         check_alike(runtime, config)
         yield runtime
 
@@ -85,8 +91,11 @@ def train_to_end(
         status = "failed"
         try:
             run.log.summary("running")
-            status = train(run)
+            progress, path = run.state.progress, run.directory.path
+            with hangs_explained(runtime, config.parallel, path, lambda: progress.step):
+                status = train(run)
         finally:
+            run.steps.close()
             run.log.summary(status)
             run.sinks.finish(status)
             run.checkpointer.close()

@@ -9,7 +9,6 @@ fp16 skips a step) is read afterwards. How a run is cut into rows of steps chang
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,22 +36,6 @@ HOPELESS_SKIPS = 100
 
 Hyperparameters = tuple[list[float], list[float]] | Tensor
 """Learning rate and weight of the average for each step of a row, on the host or the device."""
-
-
-class Steps(Protocol):
-    """Takes the steps of a run: the train step itself, or recordings of it."""
-
-    max_steps: int
-    """Steps in a row at most."""
-
-    def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
-        """Train on global batches of one size and one epoch, `max_steps` at most.
-
-        Args:
-            global_batches: One for each step.
-            batches: This rank's micro-batches of them, where the step has no loader of its own.
-        """
-        ...
 
 
 class TrainStep:
@@ -136,6 +119,9 @@ class TrainStep:
             taken = self.take(global_batches, batches, ready, self.meter)
         kept = torch.stack(taken).tolist() if taken else None  # waits for the device
         self.note(global_batches, kept, hyperparameters)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
     def next_hyperparameters(self, count: int) -> tuple[list[float], list[float]]:
         """Learning rates and weights of the average of the next steps, if none is skipped."""

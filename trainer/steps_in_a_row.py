@@ -17,8 +17,10 @@ MAX_RECORDED = 50
 """Steps of one CUDA graph."""
 BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Of the samples of a row of steps as float32: on a CPU they should stay in the cache."""
+CASTS = ("none", "bf16", "fp16")
+"""Compressions that do the same in every step."""
 KNOWN_MODULES = ("torch.nn", "trainer.")
-"""Whose modules are known to be recorded well: others may look at the device on their way."""
+"""Whose modules are known to be recorded well: with others it is tried first."""
 
 
 def decide_steps(
@@ -44,8 +46,8 @@ def decide_steps(
             expected=obstacle,
             remedy="Use --compile.capture auto, which records steps where that is possible.",
         )
-    if obstacle is None and (config.compile.capture is True or _is_known(config, subject)):
-        return min(fit, MAX_RECORDED), True, "one GPU that holds the data"
+    if obstacle is None:
+        return min(fit, MAX_RECORDED), True, "GPUs that hold the data"
     if late is not None:
         return 1, False, f"several in a row take {late}"
     if scaled and cuda:
@@ -54,7 +56,7 @@ def decide_steps(
         reason = "batches of written-out passes are made ready together"
         return min(fit, MAX_EXECUTED), False, reason
     if cuda:
-        return 1, False, f"CUDA graphs take {obstacle or 'modules known to be recorded'}"
+        return 1, False, f"CUDA graphs take {obstacle}"
     if stages:
         return 1, False, "the samples of one fill the cache"
     return 1, False, "nothing is gained by several in a row here"
@@ -77,9 +79,13 @@ def _needs_the_host(config: RunConfig, subject: Subject, engine: Engine) -> Iter
 
 def _obstacles_to_recording(config: RunConfig, subject: Subject, engine: Engine) -> Iterator[str]:
     """What a run would have to be for its steps to be recorded."""
+    alone = subject.world_size == 1
     needs = {
         "a CUDA device": subject.device.type == "cuda",
-        "one rank": subject.world_size == 1,
+        "one rank, or parallel.backend nccl": alone or config.parallel.backend != "gloo",
+        "parallel.compression none, bf16 or fp16": alone or config.parallel.compression in CASTS,
+        "parallel.find_unused_parameters auto or false": alone
+        or config.parallel.find_unused_parameters is not True,
         "parallel.engine native": engine == "native",
         "parallel.reduction fast": config.parallel.reduction == "fast",
         "parallel.activation_checkpointing false": not config.parallel.activation_checkpointing,
@@ -92,7 +98,8 @@ def _obstacles_to_recording(config: RunConfig, subject: Subject, engine: Engine)
     yield from (what for what, met in needs.items() if not met)
 
 
-def _is_known(config: RunConfig, subject: Subject) -> bool:
+def is_known(config: RunConfig, subject: Subject) -> bool:
+    """Whether nothing but torch.nn and this project is in a step."""
     modules = [type(module).__module__ for module in subject.model.modules()]
     own_task = ":" not in config.task.name + (config.task.loss or "")
     return own_task and all(name.startswith(KNOWN_MODULES) for name in modules)

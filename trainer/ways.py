@@ -51,12 +51,18 @@ class Execution:
     """Optimizer steps in a row at most, without the host in between."""
     cuda_graphs: bool
     """Whether these are recorded and replayed."""
+    tried: bool
+    """Whether a recording is compared with a step before the run relies on it."""
     stages: bool
     """Whether the batches of several steps are made ready together."""
     resident: bool
     """Whether the data set lives on the device."""
+    regional: bool = False
+    """Whether blocks are compiled by themselves, and equal ones once."""
+    channels_last: bool = False
+    """Whether weights of convolutions have their channels last in memory."""
     because: Mapping[str, str] = field(default_factory=dict)
-    """The reason for each of these but `stages`, by name."""
+    """The reason for each of the `ways`, by name."""
 
     @property
     def compiled(self) -> bool:
@@ -65,13 +71,20 @@ class Execution:
     @property
     def ways(self) -> dict[str, str]:
         """Each choice in words."""
+        details = [
+            *(["each block once"] if self.regional else []),
+            *(["channels last"] if self.channels_last else []),
+        ]
+        more = f" ({', '.join(details)})" if details else ""
         steps = "one by one" if self.max_steps == 1 else f"up to {self.max_steps} in a row"
+        if self.cuda_graphs:
+            steps = f"CUDA graphs of {steps}{', if a trial agrees' if self.tried else ''}"
         return {
             "engine": self.engine,
-            "gradients": self.gradients,
+            "gradients": self.gradients + more,
             "reduction": self.reduction,
             "optimizer": KERNELS[self.kernel],
-            "steps": f"CUDA graphs of {steps}" if self.cuda_graphs else steps,
+            "steps": steps,
             "data": "on the device" if self.resident else "from host memory",
         }
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from data.parent_death import signal_at_parent_death
+from data.parent_death import ask_at_parent_death
 
 TIMEOUT_SECONDS = 1800.0
 GRACE_SECONDS = 40.0
@@ -60,7 +60,7 @@ def run(
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     env["OMP_NUM_THREADS"] = str(threads)
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        started_at = time.time()
+        started_at, began = time.time(), time.monotonic()
         with _signals_held() as let_go:
             process = subprocess.Popen(
                 command,
@@ -70,7 +70,7 @@ def run(
                 stderr=stderr,
                 start_new_session=True,
                 # What kills a benchmark tells nobody; a launcher that is asked ends its ranks.
-                preexec_fn=partial(signal_at_parent_death, signal.SIGTERM),
+                preexec_fn=partial(ask_at_parent_death, os.getpid()),
             )
             try:
                 let_go()
@@ -84,7 +84,7 @@ def run(
                 raise
             finally:
                 _signal_group(process.pid, signal.SIGKILL)  # whatever it left behind
-        late = time.time() - started_at >= timeout_seconds
+        late = time.monotonic() - began >= timeout_seconds
         stdout.seek(0)
         stderr.seek(0)
         output, errors = (file.read().decode(errors="replace") for file in (stdout, stderr))

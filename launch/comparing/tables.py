@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def results_table(comparison: Comparison, now: float | None = None) -> Table:
             name = f"{kind} {metric}\u00a0{ARROW[lower]}"
             columns.append((name, metric_cells(metric, values, lower=lower)))
     columns.append(("samples/s", metric_cells("samples/s", [_speeds(group) for group in groups])))
+    if any(slowest_rank(run) for run in comparison.runs):
+        columns.append(("slowest rank", _texts(groups, slowest_rank)))
     columns.append(("step", _texts(groups, lambda run: f"{run.records[-1]['step']:g}")))
     columns.append(("training time", [Cell(duration(_mean_seconds(group))) for group in groups]))
     if any(len(group.runs) > 1 for group in groups) and comparison.tests:
@@ -185,6 +188,17 @@ def speed(run: RunRecord) -> float | None:
     """The median of the recorded samples per second."""
     key = speed_key(run)
     return run.median(key) if key else None
+
+
+def slowest_rank(run: RunRecord) -> str | None:
+    """The rank that was the slowest in most records, and how much slower than the median rank."""
+    keys = ("system/slowest_rank", "system/slowest_step_seconds", "system/step_seconds")
+    named = [[record[k] for k in keys] for record in run.records if record.keys() >= {*keys}]
+    if not named:
+        return None
+    rank = statistics.mode(rank for rank, _, _ in named)
+    ratios = (slowest / max(usual, 1e-9) for _, slowest, usual in named)
+    return f"rank {rank:g}, x{statistics.median(ratios):.1f}"
 
 
 def to_rich(table: Table) -> RichTable:

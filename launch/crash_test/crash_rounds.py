@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.crash_test.kills import kill_at_random, left_over
+from launch.crash_test.killed_train import SAVE
+from launch.crash_test.kills import CALLS, STOP, Kill, Pack, deal, last_call, left_over
 from launch.crash_test.sample_recorder import Deliveries, read_deliveries
 from launch.crash_test.scenarios import (
     SCENARIOS,
@@ -22,15 +23,20 @@ from launch.crash_test.scenarios import (
     newest_try,
     start_training,
 )
+from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.checkpoints.checkpoint_folder import newest_good
 
-MOST_KILLS_OF_A_RUN = 12
+MOST_KILLS_OF_A_RUN = 10
 WEIGHTS = "run/checkpoints/latest/model.safetensors"
-VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
+VOLATILE = (
+    *("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second"),
+    "system/",
+)
 """What the clock says in a record."""
 ROUNDING = 1e-5
 """By how much a loss may differ that other ranks have summed."""
-LEAVE_SECONDS = 20.0
-"""Ranks whose launcher was killed save, and leave."""
+LEAVE_SECONDS = 60.0
+"""Ranks whose launcher was killed save, and leave; on a machine that does other things as well."""
 
 
 @dataclass(slots=True)
@@ -40,6 +46,10 @@ class Round:
     scenario: str
     kills: dict[str, int] = field(default_factory=dict)
     """Kills by signal, targets and moment."""
+    calls: list[str] = field(default_factory=list)
+    """At which a try killed itself: an audit event of Python and a file, most often."""
+    stopped_evaluations: int = 0
+    """Requests to stop that came in an evaluation, which the next try had to repeat."""
     starts: int = 0
     repeated_steps: int = 0
     same_bits: bool = False
@@ -75,6 +85,7 @@ def crash_rounds(
         RuntimeError: If a start that was not disturbed fails.
     """
     references: dict[str, Path] = {}
+    pack = Pack(generator)
     for number in itertools.count():
         if num_kills <= 0 or (last is not None and time.monotonic() > last):
             return
@@ -87,7 +98,7 @@ def crash_rounds(
                 raise RuntimeError(f"the undisturbed run failed: {output}")
         run = folder / f"round-{number}"
         began = time.monotonic()
-        found = _disturb(run, scenario, min(num_kills, MOST_KILLS_OF_A_RUN), generator)
+        found = _disturb(run, scenario, min(num_kills, MOST_KILLS_OF_A_RUN), pack, generator)
         found.seconds = round(time.monotonic() - began, 1)
         _compare(found, run, references[scenario.name])
         rounding = ROUNDING if len(scenario.ranks) > 1 else 0.0
@@ -97,26 +108,47 @@ def crash_rounds(
         yield found
 
 
-def _disturb(run: Path, scenario: Scenario, num_kills: int, generator: random.Random) -> Round:
+def _disturb(
+    run: Path, scenario: Scenario, num_kills: int, pack: Pack, generator: random.Random
+) -> Round:
     """Start, kill, start again ... and let the last start finish."""
     found = Round(scenario.name)
     while True:
         ranks = generator.choice(scenario.ranks)
-        process = start_training(run, found.starts, ranks, scenario)
-        found.starts += 1
-        kind = None
+        kill = None
         if found.num_kills < num_kills:
-            kind = kill_at_random(
-                process, run, generator, launcher=ranks > 1, workers=scenario.workers
-            )
+            kill = pack.draw(launcher=ranks > 1, workers=scenario.workers)
+        crash_at = _crash_at(kill, ranks, generator) if kill else None
+        process = start_training(run, found.starts, ranks, scenario, crash_at)
+        found.starts += 1
+        dealt = kill is not None and deal(kill, process, run, generator, launcher=ranks > 1)
         status = process.wait(TIMEOUT_SECONDS)
         found.left_over += left_over(newest_try(run), LEAVE_SECONDS)
-        if kind is not None:
-            found.kills[kind] = found.kills.get(kind, 0) + 1
+        if kill is not None and dealt:
+            found.kills[kill.label] = found.kills.get(kill.label, 0) + 1
+            found.calls += [call] if (call := last_call(run)) else []
+            found.stopped_evaluations += kill.kind == STOP and _evaluation_is_due(run)
         elif status == 0:
+            if kill is not None:
+                pack.put_back(kill)
             return found
         else:
             raise RuntimeError(f"an undisturbed start failed with {status}: {last_output(run)}")
+
+
+def _crash_at(kill: Kill, ranks: int, generator: random.Random) -> str | None:
+    """At which call of which rank a run is to kill itself; None: it is killed from outside."""
+    if kill.where is None:
+        return None
+    rank = 0 if kill.where == SAVE else generator.randrange(ranks)  # which alone saves
+    return f"{rank} {kill.where} {generator.randint(1, CALLS[kill.where])}"
+
+
+def _evaluation_is_due(run: Path) -> bool:
+    """Whether the next try begins with an evaluation that was stopped."""
+    newest, _ = newest_good(run / "run/checkpoints")
+    progress = load_checkpoint(newest)[1]["progress"] if newest else {}
+    return bool(progress.get("evaluation_due") or progress.get("test_due"))
 
 
 def _compare(found: Round, run: Path, reference: Path) -> None:
@@ -137,7 +169,7 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     """The records of a run, evaluations included, without what the clock says."""
     lines = (run / "run/metrics.jsonl").read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if key not in VOLATILE}
+        {key: value for key, value in json.loads(line).items() if not key.startswith(VOLATILE)}
         for line in lines
     ]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data.parent_death import signal_at_parent_death
+from data.parent_death import ask_at_parent_death
+from launch.crash_test import killed_train
 from launch.entry import TRAIN, train_command
 
-TIMEOUT_SECONDS = 180.0
+TIMEOUT_SECONDS = 600.0
 """How long a start may take, and how long a moment to kill it is waited for."""
 NUM_SAMPLES, BATCH, EPOCHS = 203, 16, 9  # 13 steps an epoch, the last one short
 
@@ -33,18 +33,18 @@ class Scenario:
 
 SCENARIOS = (
     Scenario("1 rank, cosine", (1,), ("--schedule.name=cosine",)),
-    Scenario("2 ranks", (2,), ("--train.ema_decay=0.9", "--train.clip_norm=1")),
+    Scenario("2 ranks, workers, fp16", (2,), ("--data.workers=1", "--precision.dtype=fp16")),
     Scenario(
         "exact, 1 to 4 ranks", (1, 2, 4), ("--parallel.reduction=exact", "--parallel.shards=4")
     ),
     Scenario("3 ranks", (3,), ("--optimizer.name=sgd",)),
-    Scenario("2 ranks, workers, fp16", (2,), ("--data.workers=1", "--precision.dtype=fp16")),
-    Scenario("1 rank, validation", (1,), ("--data.validation=0.2",)),
+    Scenario("1 rank, validation, workers", (1,), ("--data.validation=0.2", "--data.workers=2")),
+    Scenario("2 ranks", (2,), ("--train.ema_decay=0.9", "--train.clip_norm=1")),
 )
 
 
 def start_training(
-    run: Path, number: int, ranks: int, scenario: Scenario
+    run: Path, number: int, ranks: int, scenario: Scenario, crash_at: str | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a run, or start it again: the same command every time but for the number of ranks.
 
@@ -54,6 +54,7 @@ def start_training(
             their samples and its output goes.
         ranks: Number of ranks.
         scenario: What is trained.
+        crash_at: At which call the run kills itself; see `killed_train`.
     """
     folder = run / f"try-{number:03d}"
     folder.mkdir(parents=True)
@@ -70,9 +71,13 @@ def start_training(
         "--checkpoint.every_steps=3",
         "--logging.every_steps=1",
         "--logging.progress=off",
-        "--parallel.timeout_seconds=20",
+        "--parallel.timeout_seconds=60",
         *scenario.options,
     )
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}
+    if crash_at is not None:
+        command[command.index(str(TRAIN))] = killed_train.__file__
+        env[killed_train.VARIABLE] = crash_at
     with (folder / "output.txt").open("wb") as output:
         return subprocess.Popen(
             command,
@@ -80,9 +85,9 @@ def start_training(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])},
+            env=env,
             start_new_session=True,
-            preexec_fn=partial(signal_at_parent_death, signal.SIGTERM),
+            preexec_fn=partial(ask_at_parent_death, os.getpid()),
         )
 
 

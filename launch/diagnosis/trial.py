@@ -138,10 +138,8 @@ def _train_step(
         ),
         flat=None,
         stages=False,
-        compiled=False,
         runtime=runtime,
         parallel=ParallelConfig(),
-        compile_=config.compile,
         plan=plan,
         example=Example(subject.data.train[0], stack),
     )

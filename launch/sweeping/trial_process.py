@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
+from data.parent_death import ask_at_parent_death
 from launch.entry import EXIT_BAD_INPUT, train_command
 from launch.sweeping.trial_progress import status
 from launch.sweeping.trials import Trial
-from trainer.ranks.stop_signals import EXIT_PREEMPTED, stop_with_parent
+from trainer.checkpoints.atomic_files import cannot_write
+from trainer.ranks.stop_signals import EXIT_PREEMPTED
 
 TAIL = 50_000
 REFUSED = re.compile(rf"exitcode\s*: {EXIT_BAD_INPUT} ")
@@ -58,6 +63,19 @@ class Running:
         return self.log.read_bytes()[self.begin :][-TAIL:].decode(errors="replace")
 
 
+def _open_log(path: Path) -> BinaryIO:
+    """To append to; not through a link, which could lead to anybody's file where several people
+    write to a folder."""
+
+    def without_links(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o664)
+
+    try:
+        return open(path, "ab", opener=without_links)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Running:
     """Train a trial in a process, or with torchrun in several, in a session of its own.
 
@@ -66,6 +84,9 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
         arguments: Of all trials alike.
         folder: The folder of the sweep.
         ranks: Processes of the run.
+
+    Raises:
+        InputError: If its log cannot be written.
     """
     command = train_command(
         ranks,
@@ -75,7 +96,7 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
         "--logging.progress=plain",
     )
     log = folder / f"{trial.name}.log"
-    with log.open("ab") as file:
+    with _open_log(log) as file:
         begin = file.tell()
         process = subprocess.Popen(
             command,
@@ -83,6 +104,7 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=stop_with_parent,  # a sweep that is killed takes its trials along
+            # A sweep that is killed takes its trials along.
+            preexec_fn=partial(ask_at_parent_death, os.getpid()),
         )
     return Running(trial, process, log, begin, ranks)

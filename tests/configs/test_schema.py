@@ -119,7 +119,7 @@ REFUSED: list[tuple[type, dict[str, Any], str, str]] = [
     (ParallelConfig, {"powersgd_start_step": 1}, "parallel.powersgd_start_step", "2 or more"),
     (ParallelConfig, {"threads": 0}, "parallel.threads", "1 or more, or null"),
     (ParallelConfig, {"drift_every_steps": 0}, "parallel.drift_every_steps", "1 or more, or null"),
-    (ParallelConfig, {"bucket_mb": 0.0}, "parallel.bucket_mb", "above 0"),
+    (ParallelConfig, {"bucket_mb": 0.0}, "parallel.bucket_mb", "above 0, or auto"),
     (ParallelConfig, {"init_timeout_seconds": 0.0}, "parallel.init_timeout_seconds", "above 0"),
     (ParallelConfig, {"timeout_seconds": 0.0}, "parallel.timeout_seconds", "above 0"),
     (CheckpointConfig, {"every_steps": 0}, "checkpoint.every_steps", "1 or more, or null"),

@@ -9,8 +9,14 @@ import pytest
 
 from configs.errors import InputError
 from data.lock_file import lock_of, open_lock
+from launch.sweeping import trial_process
+from launch.sweeping.trials import Trial
 from launch.train import main
+from tests.support.sample_records import facts
 from trainer.checkpoints.atomic_files import write_atomically
+from trainer.records.notes import NotesSink
+from trainer.records.sinks import Note
+from trainer.records.wandb_sink import _saved_id
 
 
 def test_a_lock_is_neither_followed_nor_emptied(tmp_path: Path) -> None:
@@ -81,3 +87,23 @@ def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert precious.read_text() == "content"
     assert not (tmp_path / "evaluation.json").is_symlink()
     assert (tmp_path / "evaluation.json").read_text() == "{}"
+
+
+def test_neither_are_notes_an_identity_or_the_log_of_a_trial(tmp_path: Path) -> None:
+    """Law: nor does a disk that refuses a note end a run."""
+    precious = tmp_path / "precious"
+    precious.write_text("content")
+    (tmp_path / "notes/a").mkdir(parents=True)
+    for name in ("wandb.json", "notes/a/step_00000003.txt", "trial_1.log"):
+        (tmp_path / name).symlink_to(precious)
+    sink = NotesSink()
+    sink.start(facts(tmp_path))
+    sink.note(Note(step=3, name="a", text="hello"))
+    assert (tmp_path / "notes/a/step_00000003.txt").read_text() == "hello"
+    identifier = _saved_id(tmp_path)
+    assert identifier in (tmp_path / "wandb.json").read_text()
+    with pytest.raises(InputError, match=r"cannot write .*trial_1\.log"):
+        trial_process.start(Trial("trial_1", {}), [], tmp_path, ranks=1)
+    assert precious.read_text() == "content"
+    (tmp_path / "notes/b").write_text("no folder")
+    sink.note(Note(step=3, name="b", text="hello"))

@@ -41,3 +41,14 @@ def test_it_ends_if_its_owner_died_before_it_asked(method: str) -> None:
     pid = int(owner.stdout.readline())
     assert owner.wait(60) == -signal.SIGKILL
     assert ends(pid)
+
+
+@pytest.mark.parametrize("moment", ["early", "late"])
+def test_a_program_ends_if_its_owner_dies_before_it_runs(moment: str) -> None:
+    """Law: before the kernel was asked to tell it, and after that too, while a handler of the
+    owner's would still take the signal."""
+    command = python_command("tests/programs/owner.py", "program", moment)
+    owner = start(command, env={"PYTHONPATH": str(ROOT)})
+    pid = int(owner.stdout.readline())
+    assert owner.wait(60) == -signal.SIGKILL
+    assert ends(pid)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -86,13 +88,49 @@ def test_all_ranks_end_within_15_seconds(small: Arguments, tmp_path: Path, fault
 
 @pytest.mark.slow  # torchrun waits 30 s for the stopped process
 def test_a_hung_rank_is_given_up_on(small: Arguments, tmp_path: Path) -> None:
-    """A stopped process cannot answer: rank 0 leaves after parallel.timeout_seconds."""
+    """A stopped process cannot answer; rank 0 says so, and leaves when the time is over."""
     extra = ["--parallel.timeout_seconds=4"]
     command = torchrun_command(2, "launch/train.py", *small("run", *extra), *faulty("hang"))
     finished = wait(start(command, env=PROGRAMS))
     assert finished.status != 0
     assert "rank 0: another rank is gone or silent" in finished.stderr
     assert status_of(tmp_path / "run") == "failed"
+    said = (tmp_path / "run/hang/explained.txt").read_text()
+    assert re.search(r"rank 1 does not answer \(process \d+ on .*, stopped by a signal\)", said)
+    assert re.search(r"rank 0 has waited \d+ s at collective \d+ \(all_reduce.* of step 30", said)
+    assert said.strip() in finished.stderr
+    assert not (tmp_path / "run/hang/stacks_1.txt").exists()
+
+
+@pytest.mark.parametrize("fault", ["late", "skip"])
+def test_a_hang_is_explained(small: Arguments, tmp_path: Path, fault: str) -> None:
+    """From the hang to the line of code: who is missing, at which collective of which step."""
+    extra = ["--parallel.timeout_seconds=5", "--logging.every_steps=7"]
+    command = torchrun_command(2, "launch/train.py", *small("run", *extra), *faulty(fault))
+    finished = wait(start(command, env=PROGRAMS))
+    assert finished.status != 0
+    folder = tmp_path / "run/hang"
+    said = (folder / "explained.txt").read_text()
+    assert said.strip() in finished.stderr
+    if fault == "late":
+        late = (
+            "rank 1 is missing at collective (\\d+) \\(all_reduce of .*\\) of step 30, where rank 0"
+        )
+        assert re.search(late, said)
+        assert re.search(r"rank 1 is in step 30 at \S*faulty.py:\d+ in commit", said)
+    else:
+        # Gloo aborts the rank that is sent more than it expects, and says so.
+        assert "collective mismatch" in finished.stderr
+        died = (
+            r"rank 0 does not answer \(process .*, gone, which died at \S*faulty.py:\d+ in commit"
+        )
+        assert re.search(died, said)
+        assert re.search(r"rank 1 was in collective \d+ \(all_reduce of .*\) of step 30", said)
+    for rank in (0, 1) if fault == "late" else (1,):
+        stacks = (folder / f"stacks_{rank}.txt").read_text()
+        assert stacks.startswith(f"rank {rank}, process ")
+        assert "in take_steps" in stacks
+        assert pickle.loads((folder / f"trace_{rank}").read_bytes())["entries"]
 
 
 @pytest.mark.slow

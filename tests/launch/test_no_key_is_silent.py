@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
 }
 """Values that show in a run of nine steps on few samples."""
 ELSEWHERE = (
+    "deterministic",
     "precision.matmul",
     "data.collate",
     "name",
@@ -48,6 +49,8 @@ ELSEWHERE = (
     "compile.capture",
     "compile.enabled",
     "compile.mode",
+    "compile.regional",
+    "compile.cache",
     "compile.backward",
     "parallel.engine",
     "parallel.device",

@@ -1,15 +1,19 @@
-"""What a run leaves, nobody else may write, whatever the umask was."""
+"""What a run leaves, nobody else may write, whatever the umask was; where it may not write itself,
+it says so."""
 
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from configs.errors import InputError
-from launch import evaluate, export, predict
+from launch import evaluate, export, predict, train
+from tests.support.checkpoints import contents
+from tests.support.privileges import permissions_count
 from tests.support.processes import python_command, start, wait
 
 
@@ -38,3 +42,29 @@ def test_a_place_that_cannot_be_written_is_one_message(trained_run: Path, tmp_pa
     ):
         with pytest.raises(InputError, match=r"cannot write|folder this user may write"):
             call()
+
+
+def test_a_read_only_run_can_be_used_and_not_changed(
+    trained_run: Path, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Law: for an ordinary user; what cannot be written is one message, and nothing is left."""
+    folder = tmp_path / "shared"
+    run = Path(shutil.copytree(trained_run, folder / "run", symlinks=True))
+    before = contents(folder)
+    paths = [path for path in (*folder.rglob("*"), folder) if not path.is_symlink()]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    with permissions_count():
+        assert evaluate.main([str(run), f"--output={tmp_path / 'mine'}"]) == 0
+        more = ["--train.max_steps=50", "--parallel.device=cpu", f"--output_dir={folder}"]
+        for call in (
+            lambda: evaluate.main([str(run)]),
+            lambda: export.main([str(run), "--format=safetensors"]),
+            lambda: train.main([*small("run"), *more]),
+            lambda: train.main([*small("new"), *more]),
+        ):
+            with pytest.raises(InputError, match=r"cannot write .*\(Permission denied\)"):
+                call()
+    assert contents(folder) == before
+    for path in paths:
+        path.chmod(path.stat().st_mode | 0o200)

@@ -47,6 +47,17 @@ def test_a_broken_output_does_not_end_a_run(small: Arguments, tmp_path: Path, wh
     assert done.returncode == 0
 
 
+def test_a_command_whose_result_cannot_be_written_fails_in_one_line() -> None:
+    """Law: of every command, for `run_command` sees to it."""
+    command = " ".join(python_command("launch/train.py", "--print_config"))
+    done = subprocess.run(
+        ["bash", "-c", f"{command} > /dev/full"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device)\n"
+
+
 def test_a_terminal_without_the_letters_gets_others(small: Arguments, tmp_path: Path) -> None:
     env = {"PYTHONIOENCODING": "ascii", "LANG": "C", "PYTHONUTF8": "0"}
     process = start(python_command("launch/train.py", *small("run-ü")), env=env)

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from trainer.networks.mlp import MLP
 
+LATE_SECONDS = 9
+
 
 class Net(MLP):
     """An MLP whose rank 1 does something wrong in its `at`-th training forward pass.
 
-    With a `once` file the fault happens only while the file does not exist.
+    With a `once` file the fault happens only while the file does not exist. `slow`: seconds that
+    rank 1 takes longer than the others, in every pass.
     """
 
     def __init__(
@@ -29,18 +32,21 @@ class Net(MLP):
         once: str = "",
         sleep: float = 0.0,
         evaluation_sleep: float = 0.0,
+        slow: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape, num_classes, **kwargs)
         self.fault, self.at, self.once = fault, at, once
         self.sleep, self.evaluation_sleep = sleep, evaluation_sleep
+        self.slow = slow if os.environ.get("RANK") == "1" else 0.0
         self.calls = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         training = self.training and bool(inputs.any())  # DDP's warm-up pass is over zeros
-        time.sleep(self.sleep if self.training else self.evaluation_sleep)
+        time.sleep(self.sleep + self.slow if self.training else self.evaluation_sleep)
         self.calls += training
-        if training and self.calls == self.at and os.environ.get("RANK") == "1":
+        culprit = "0" if self.fault == "skip" else "1"  # rank 1 skips what rank 0 does
+        if training and self.calls == self.at and os.environ.get("RANK") == culprit:
             self.commit(self.fault)
         return super().forward(inputs)
 
@@ -55,6 +61,10 @@ class Net(MLP):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
             os.kill(os.getpid(), signal.SIGSTOP)
+        if fault == "late":
+            time.sleep(LATE_SECONDS)
+        if fault == "skip":
+            torch.distributed.all_reduce(torch.ones(7))
         if fault == "drift":
             with torch.no_grad():
                 next(self.parameters()).view(-1)[0] += 1e-6

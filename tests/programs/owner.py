@@ -1,14 +1,19 @@
-"""Starts a process that dies with its owner, tells its id, and waits to be killed."""
+"""Starts a process that dies with its owner, tells its id, and waits to be killed.
+
+As `program` it starts another program, and may be killed before that one runs.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
 
-from data.parent_death import die_with
+from data.parent_death import ask_at_parent_death, die_with
 
 
 def owned(owner: int, answer: Connection) -> None:
@@ -20,7 +25,27 @@ def owned(owner: int, answer: Connection) -> None:
     time.sleep(60)
 
 
+def start_program(owner: int, moment: str) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # as commands handle it
+
+    def before_it_runs() -> None:
+        print(os.getpid(), flush=True)
+        if moment == "early":
+            os.kill(owner, 9)
+            time.sleep(0.2)
+        ask_at_parent_death(owner)
+        if moment == "late":
+            os.kill(owner, 9)
+            time.sleep(0.2)
+
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+                     preexec_fn=before_it_runs)  # fmt: skip
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "program":
+        start_program(os.getpid(), sys.argv[2])
+        time.sleep(60)
     multiprocessing.set_start_method(sys.argv[1])
     mine, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=owned, args=(os.getpid(), theirs))

@@ -6,6 +6,7 @@ from typing import Any
 
 MATHS: dict[str, Any] = {
     "seed": 1,
+    "deterministic": True,
     "data.dataset": "idx",
     "data.kwargs": {"size": 32},
     "data.validation": 0.1,
@@ -88,6 +89,10 @@ EXECUTION: dict[str, Any] = {
     "compile.capture": False,
     "compile.enabled": True,
     "compile.mode": "max-autotune",
+    "compile.regional": True,
+    "compile.fullgraph": True,
+    "compile.cache": False,
+    "compile.channels_last": True,
     "compile.backward": "autograd",
     "parallel.engine": "accelerate",
     "parallel.strategy": "fsdp",

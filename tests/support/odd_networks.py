@@ -41,6 +41,13 @@ class Base(nn.Module):
         return out
 
 
+class Breaking(Base):
+    """Looks at a number in the middle, where a graph of torch.compile ends."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs if float(inputs.sum()) < 1e9 else -inputs)
+
+
 class BadGradient(Base):
     """The gradient of one bias is NaN in one training pass; all losses up to it are finite."""
 

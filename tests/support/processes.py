@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.forked import can_be_forked, fork
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 240
 
@@ -38,7 +40,9 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("WANDB_", "SLURM_", "TORCHELASTIC_", "ACCELERATE_"))
+        if not name.startswith(
+            ("WANDB_", "SLURM_", "TORCHELASTIC_", "ACCELERATE_", "TORCHINDUCTOR_")
+        )
         and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     }
     return clean | {"OMP_NUM_THREADS": "1"} | (extra or {})
@@ -104,13 +108,17 @@ def launch(
     cwd: Path = ROOT,
     env: dict[str, str] | None = None,
 ) -> Finished:
-    """Run a script of the project to its end: plain python for one rank, torchrun for more."""
+    """Run a script of the project to its end: plain python for one rank, torchrun for more.
+
+    It, or torchrun, is a fork of a process that has imported torch (`fork_server`).
+    """
     command = (
         python_command(script, *arguments)
         if ranks == 1
         else torchrun_command(ranks, script, *arguments)
     )
-    return wait(start(command, cwd=cwd, env=env))
+    begin = fork if can_be_forked(env or {}) else start
+    return wait(begin(command, cwd=cwd, env=environment(env)))
 
 
 def train(*arguments: object, ranks: int = 1, env: dict[str, str] | None = None) -> Finished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,7 +106,7 @@ def make(
     schedule: ScheduleConfig | None = None,
     dropout: float = 0.0,
     batch_norm: bool = False,
-    hidden: int = 8,
+    hidden: int | tuple[int, ...] = 8,
     reduction: Literal["fast", "exact"] = "fast",
     clip: float | None = None,
     smoothing: float = 0.0,
@@ -113,6 +114,10 @@ def make(
     warmup: int = 0,
     device: torch.device = CPU,
     backward: Literal["auto", "autograd", "explicit"] = "auto",
+    runtime: Runtime | None = None,
+    parallel: ParallelConfig | None = None,
+    network: Callable[[], nn.Module] | None = None,
+    recorded: bool = False,
 ) -> Rig:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(0, 256, (num_samples, 1, 3, 2), generator=generator, dtype=torch.uint8)
@@ -127,17 +132,24 @@ def make(
         std=(0.4,),
         scale=255.0,
     )
-    runtime = Runtime(launcher="python", device=device)
-    parallel = ParallelConfig(reduction=reduction, shards=4)
+    runtime = runtime or Runtime(launcher="python", device=device)
+    parallel = parallel or ParallelConfig(reduction=reduction, shards=4)
     plan = Plan(
         num_samples=num_samples,
         global_batch_size=BATCH,
         micro_batch_size=micro,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
         seed=3,
         shards=parallel.shards if reduction == "exact" else None,
     )
     torch.manual_seed(0)
-    module = MLP((1, 3, 2), 5, hidden=(hidden,), dropout=dropout, batch_norm=batch_norm).to(device)
+    widths = (hidden,) if isinstance(hidden, int) else hidden
+    module: nn.Module = (
+        MLP((1, 3, 2), 5, hidden=widths, dropout=dropout, batch_norm=batch_norm)
+        if network is None
+        else network()
+    ).to(device)
     ema = EMA(module, decay) if decay is not None else None
     precision = build_precision(
         PrecisionConfig(dtype=dtype, init_scale=init_scale, growth_interval=growth_interval), device
@@ -166,7 +178,7 @@ def make(
         plan=plan,
         input_shape=data.inputs.shape[1:],
         device=device,
-        world_size=1,
+        world_size=runtime.world_size,
         resident=(True, "it is small"),
     )
     execution = decide(run, subject)
@@ -175,12 +187,11 @@ def make(
         LossModule(module, normalize=normalize, precision=precision, task=task),
         flat=flat,
         stages=execution.stages,
-        compiled=execution.compiled,
         runtime=runtime,
         parallel=parallel,
-        compile_=compile_,
         plan=plan,
         example=Example(data[0], stack),
+        recorded=recorded,
     )
     rates = build_schedule(
         schedule or ScheduleConfig(name="cosine", warmup_steps=warmup),

@@ -11,12 +11,17 @@ import torch
 from trainer.checkpoints.checkpoint import load_checkpoint
 
 VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
+VOLATILE = (
+    *("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second"),
+    *("compile/seconds", "compile/graph_breaks", "compile/recompilations"),  # of a start, each
+    "system/",
+)
 
 
 def comparable(run: Path, after: int = 0) -> list[dict[str, Any]]:
     """Records after a step, without what the clock says."""
     return [
-        {key: value for key, value in record.items() if key not in VOLATILE}
+        {key: value for key, value in record.items() if not key.startswith(VOLATILE)}
         for record in records(run)
         if record["step"] > after
     ]

@@ -69,13 +69,13 @@ PLAIN = {  # one rank and four, on a CPU and on a GPU
     ("cpu", 1): f"written out, flat, none, {ROWS}",
     ("cpu", 4): f"written out, flat, all-reduce, {ROWS}",
     ("cuda", 1): f"written out, flat, none, {GRAPHS}",
-    ("cuda", 4): "written out, flat, all-reduce, one by one",
+    ("cuda", 4): f"written out, flat, all-reduce, {GRAPHS}",
 }
 AUTOGRAD = {
     ("cpu", 1): "autograd, direct, none, one by one",
     ("cpu", 4): "autograd, direct, DDP, one by one",
     ("cuda", 1): f"compiled autograd, direct, none, {GRAPHS}",
-    ("cuda", 4): "compiled autograd, direct, DDP, one by one",
+    ("cuda", 4): f"compiled autograd, direct, DDP, {GRAPHS}",
 }
 WIDE = PLAIN | {  # the samples of a step, or of five, fill the cache
     ("cpu", 1): "written out, flat, none, one by one",
@@ -85,7 +85,10 @@ AUGMENTED = PLAIN | {
     ("cpu", 1): "written out, flat, none, one by one",
     ("cpu", 4): "written out, flat, all-reduce, one by one",
 }
-MAPPED = AUTOGRAD | {("cuda", 1): "compiled autograd, direct, none, one by one"}
+MAPPED = AUTOGRAD | {
+    ("cuda", 1): "compiled autograd, direct, none, one by one",
+    ("cuda", 4): "compiled autograd, direct, DDP, one by one",
+}
 SHARDED = {
     ("cpu", 1): "compiled autograd, direct, none, one by one",
     ("cpu", 4): "compiled autograd, own, reduce-scatter, one by one",
@@ -215,6 +218,14 @@ def test_all_ranks_decide_alike_where_their_parts_differ() -> None:
     assert [(execution.stages, execution.max_steps) for execution in found] == [(False, 1)] * 3
 
 
+def test_a_network_of_ones_own_is_recorded_if_a_trial_agrees() -> None:
+    own = "--model.name=tests.support.own_networks:Plain"
+    execution = decided("mnist", own, device="cuda", ranks=2)
+    assert (execution.cuda_graphs, execution.tried) == (True, True)
+    assert execution.ways["steps"] == f"{GRAPHS}, if a trial agrees"
+    assert not decided("mnist", device="cuda", ranks=2).tried
+
+
 def test_recording_can_be_refused() -> None:
     assert not decided("mnist", "--compile.capture=false", device="cuda").cuda_graphs
 
@@ -226,12 +237,34 @@ def test_recording_can_be_refused() -> None:
         (["--data.placement=host"], 1, "data in device memory"),
         (["--data.augment.mixup=0.2"], 1, "no mixup"),
         (["--schedule.name=StepLR", "--schedule.kwargs.step_size=5"], 1, "a function of the step"),
-        ([], 2, "one rank"),
+        (["--parallel.backend=gloo"], 2, "parallel.backend nccl"),
+        (["--parallel.compression=powersgd"], 2, "parallel.compression none, bf16 or fp16"),
+        (["--parallel.find_unused_parameters=true"], 2, "parallel.find_unused_parameters"),
     ],
 )
 def test_what_a_gpu_cannot_record_is_named(overrides: list[str], ranks: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         decided("mnist", "--compile.capture=true", *overrides, device="cuda", ranks=ranks)
+
+
+def test_a_gate_that_nothing_goes_through_is_refused() -> None:
+    gate = "--compile.fullgraph=true"
+    with pytest.raises(InputError, match=r"compile\.fullgraph.*--compile\.enabled true"):
+        decided("mnist", gate)
+    assert decided("mnist", gate, "--compile.enabled=true").compiled
+    assert decided("cifar10_resnet", gate, device="cuda").compiled
+
+
+def test_how_it_is_compiled_is_said_with_the_reason() -> None:
+    """Law: a deep network and FSDP block by block; convolutions on a GPU in bf16 channels last."""
+    deep = ('--model.kwargs={"depth": 8, "width": 16, "heads": 2}',)
+    found = decided("gpt_chars", *deep, device="cuda")
+    assert found.ways["gradients"] == "compiled autograd (each block once)"
+    assert "compile.regional auto, 8 equal blocks" in found.because["gradients"]
+    assert not decided("gpt_chars", *deep).regional
+    assert decided("mnist_batch_norm", "--parallel.strategy=fsdp", device="cuda", ranks=2).regional
+    half = decided("cifar10_resnet", "--precision.dtype=bf16", device="cuda")
+    assert half.ways["gradients"] == "compiled autograd (channels last)"
 
 
 @pytest.mark.process

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -11,32 +10,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import trainer.cuda_graphs.recorded_steps
 from configs.errors import InputError
 from configs.schema_training import ScheduleConfig, TrainConfig
-from data.loading.order import GlobalBatch
-from tests.support.rig import TOO_LARGE, Rig, assert_same_bits, make
+from tests.support.recording import NOISY, Again, drive, everything, rows
+from tests.support.rig import TOO_LARGE, assert_same_bits, make
 from trainer.backward.explicit.side_streams import Branches
 from trainer.checkpointer import Checkpointer
 from trainer.checkpoints.state import Progress
-from trainer.cuda_graphs.recorded_steps import LENGTHS, WARMUP_STEPS, Outcome, RecordedSteps
+from trainer.cuda_graphs.recorded_steps import LENGTHS, WARMUP_STEPS
 from trainer.cuda_graphs.recorder import GraphRecorder
 from trainer.due import End
-from trainer.engines.native import NativeEngine
 from trainer.log import RunLog
 from trainer.loop import upcoming
 from trainer.ranks.runtime import Runtime
 from trainer.records.gradient_statistics import GradientLog
-from trainer.step import Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 T = TypeVar("T")
 ALONE = Runtime(launcher="python")
-NOISY: dict[str, Any] = {"dropout": 0.4, "optimizer": "adam", "lr": 0.01, "hidden": 16}
 RUNS: dict[str, dict[str, Any]] = {
     "written out": {**NOISY},
     "averaged and clipped": {**NOISY, "decay": 0.9, "clip": 0.1, "warmup": 3, "smoothing": 0.1},
@@ -57,88 +52,6 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 CUTS = ([1] * 24, [2, 3, 2, 1, 6, 7, 1, 2], [7, 1, 2, 6, 8])
 """Global batches of 37 samples in batches of 16: every third one is short."""
-
-
-class Again:
-    """What a CUDA graph does, by calling again: the same addresses in, the same addresses out."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.recorded: list[int] = []
-        self.replayed = 0
-
-    def eagerly(self, call: Callable[[], T]) -> T:
-        return call()
-
-    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        rig, generator = self.rig, torch.get_rng_state()
-        moving = (rig.module.state_dict(), rig.ema.module.state_dict() if rig.ema else {})
-        before = copy.deepcopy((*moving, rig.optimizer.state_dict(), rig.scaler.state_dict()))
-        result: Any = call()
-        self.recorded.append(len(result.losses))
-        for mine, saved in zip(moving, before[:2], strict=True):
-            for name, value in saved.items():
-                mine[name].copy_(value)
-        rig.optimizer.load_state_dict(before[2])
-        if rig.scaler.is_enabled():
-            rig.scaler.load_state_dict(before[3])
-        torch.set_rng_state(generator)
-
-        def replay() -> None:
-            self.replayed += 1
-            again = flat(call())
-            with torch.inference_mode():  # as passes that are written out make their tensors in
-                for mine, new in zip(flat(result), again, strict=True):
-                    if mine is not new:
-                        mine.copy_(new)
-
-        return result, replay
-
-
-def flat(outcome: Outcome) -> list[Tensor]:
-    found = [outcome.losses, outcome.scores, outcome.taken, outcome.norm, *outcome.gradients]
-    return [tensor for tensor in found if tensor is not None]
-
-
-def rows(rig: Rig, *, most: int = 8, recorder: Any = None, staged: bool = True) -> Steps:
-    """The rig's own step, told to take several in a row, or recordings of it."""
-    assert isinstance(rig.step.engine, NativeEngine)
-    rig.step.engine.stages = staged and rig.plan.micro_batches_per_step == 1
-    rig.step.max_steps, rig.step.loader = most, rig.loader
-    if recorder is None:
-        return rig.step
-    return RecordedSteps(rig.step, loader=rig.loader, recorder=recorder)
-
-
-def drive(rig: Rig, steps: Steps, cuts: list[int]) -> None:
-    """Train, a row of at most that many global batches after another."""
-    batches: Iterator[Any] = iter(())  # nobody takes from it
-    for count in cuts:
-        global_batches: list[GlobalBatch] = []
-        for number in range(rig.progress.global_batches, rig.progress.global_batches + count):
-            global_batch = rig.plan.global_batch(number)
-            if global_batches and (
-                global_batch.size != global_batches[0].size or global_batches[-1].ends_epoch
-            ):
-                steps(global_batches, batches)
-                global_batches = []
-            global_batches.append(global_batch)
-        steps(global_batches, batches)
-
-
-def everything(rig: Rig) -> list[Any]:
-    """All that a checkpoint would hold, and what the host knows."""
-    return [
-        dict(rig.module.state_dict()),
-        dict(rig.ema.module.state_dict()) if rig.ema else {},
-        rig.optimizer.state_dict()["state"],
-        rig.scaler.state_dict(),
-        {name: getattr(rig.progress, name) for name in ("step", "global_batches", "skipped_steps")},
-        rig.step.learning_rate,
-        float(rig.step.gradient_norm()),
-        rig.meter.state_dict(),
-        torch.get_rng_state(),
-    ]
 
 
 def trained(name: str, cuts: list[int], *, how: str = "executed", **more: Any) -> list[Any]:

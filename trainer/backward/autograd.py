@@ -79,6 +79,7 @@ class LossModule(nn.Module):
         self.precision = precision
         self.task = task
         self.call = call
+        self.learn = task.learn
 
     def forward(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """The task's loss in float32, its score and its weight, each summed over the micro-batch;
@@ -91,7 +92,7 @@ class LossModule(nn.Module):
                 given="None",
                 expected=f"what it gives in an evaluation: {self.task.outputs}",
             )
-        return self.task.learn(outputs, targets)
+        return self.learn(outputs, targets)
 
 
 class AutogradPasses:

@@ -17,7 +17,6 @@ from traceback import walk_tb
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 log = logging.getLogger("convoy")
 T = TypeVar("T")
@@ -112,18 +111,6 @@ def recovering(call: Callable[..., T]) -> Callable[..., T]:
     return attempt
 
 
-class Recovering(nn.Module):
-    """A compiled module that does the same."""
-
-    def __init__(self, compiled: nn.Module) -> None:
-        super().__init__()
-        self.compiled = compiled
-        self._call = recovering(compiled)
-
-    def forward(self, *args: Any) -> Any:
-        return self._call(*args)
-
-
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -159,4 +146,14 @@ def _clear(broken: dict[str, list[Path]]) -> None:
         "and is compiled again"
     )
     clear_caches()
+    forget_graphs()
+
+
+def forget_graphs() -> None:
+    """Compile everything anew from here on. Whoever listens to the compiler goes on to do so."""
+    from torch._dynamo.callback import callback_handler
+
+    listeners = [*callback_handler.start_callbacks], [*callback_handler.end_callbacks]
     torch._dynamo.reset()
+    callback_handler.start_callbacks.extend(listeners[0])
+    callback_handler.end_callbacks.extend(listeners[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -33,6 +34,8 @@ from trainer.engines.dtensor import whole
 
 FORMAT, FORMAT_OF_PARTS = 1, 2
 WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
+VISIBLE_SECONDS = 70.0
+"""A client of NFS may believe for a minute that a file is not there (acdirmax of nfs(5))."""
 NAME = re.compile(r"step_(\d{8,})")
 READERS = 4
 """Files whose digests are computed at a time."""
@@ -222,6 +225,13 @@ def _with_nan(state: dict[Any, Any], prefix: str = "") -> Iterator[str]:
             yield from _with_nan(value, f"{prefix}{key}.")
         elif isinstance(value, Tensor) and value.isnan().any():
             yield f"{prefix}{key}"
+
+
+def wait_until_visible(path: Path) -> None:
+    """Wait for a checkpoint that another machine sees and this one, over a network, may not yet."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not os.path.exists(path / MANIFEST) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def load_checkpoint(path: Path, *, by_rows: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,6 +14,7 @@ from trainer.checkpoints.checkpoint_parts import Part
 from trainer.checkpoints.saved_state import check_optimizer, check_trainer
 from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.engine import Engine
+from trainer.networks.memory_format import lay_out_state
 from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
 from trainer.objective.meter import Meter
 from trainer.objective.selection import Selection
@@ -224,7 +225,7 @@ def _restore_ranks(run: RunState, trainer: dict[str, Any], *, exact: bool) -> li
     if exact:
         return []  # every shard has a stream of its own, whoever computes it
     notes = []
-    if any(saved.get("reduction") for saved in ranks):
+    if any("iter" in saved.get("reduction", {}) for saved in ranks):
         notes = ["what PowerSGD left out so far is lost with the ranks that knew it"]
     return [
         *notes,
@@ -247,6 +248,7 @@ def _restore_optimizer(
     ]
     check_optimizer(trainer["optimizer"], optimizer)
     engine.load_optimizer_state(optimizer, copy.deepcopy(trainer["optimizer"]))
+    lay_out_state(optimizer)
     for group, chosen in zip(optimizer.param_groups, options, strict=True):
         group.update(chosen)
 

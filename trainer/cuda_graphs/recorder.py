@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from trainer.ranks.streams import aside, recording_stream
+
 T = TypeVar("T")
 
 
@@ -19,7 +21,11 @@ class Recorder(Protocol):
         ...
 
     def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Without executing it: its result, and what computes it again into the same tensors."""
+        """Without executing it: its result, and what computes it again into the same tensors.
+
+        Raises:
+            RuntimeError: If it cannot be recorded; nothing has been executed then.
+        """
         ...
 
 
@@ -29,30 +35,42 @@ class GraphRecorder:
     Random numbers go on from replay to replay: torch registers the generator with the graph, and a
     replay takes as many numbers from it as the function would.
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+
+    NCCL's collectives are recorded like kernels. The thread that watches over NCCL's work neither
+    sees those (torch enqueues none while a stream is captured) nor spoils a recording, for which
+    TORCH_NCCL_ASYNC_ERROR_HANDLING=0 was once needed: what it asks of earlier work is allowed in
+    a recording that forbids only its own thread what a graph cannot hold.
+
+    Args:
+        device: The GPU.
+        several: Whether ranks talk in what is recorded.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device, *, several: bool = False) -> None:
+        self.device = device
+        self.stream = recording_stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self.forbids = "thread_local" if several else "global"
 
     def eagerly(self, call: Callable[[], T]) -> T:
-        current = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            result = call()
-        current.wait_stream(self.stream)
-        return result
+        with aside(self.device):
+            return call()
 
     def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(self.stream.device)
+        torch.cuda.synchronize(self.device)
+        generator = torch.cuda.default_generators[self.stream.device_index]
+        before = generator.clone_state()
         with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=self.pool)  # torch.cuda.graph would collect garbage before
+            # torch.cuda.graph would collect garbage before.
+            graph.capture_begin(pool=self.pool, capture_error_mode=self.forbids)
             try:
                 result = call()
             except BaseException:
                 with suppress(RuntimeError):  # it is invalid by now
                     graph.capture_end()
+                # Else it would go on as in a recording that has not ended.
+                generator.graphsafe_set_state(before)
                 raise
             graph.capture_end()
         return result, graph.replay

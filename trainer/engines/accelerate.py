@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import InputError
 from configs.imports import import_extra
-from configs.schema_execution import CompileConfig, ParallelConfig
+from configs.schema_execution import ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
-from trainer.backward.compiling import compile_model
 from trainer.engines.accelerate_config import MIXED_PRECISION
+from trainer.engines.buckets import ddp_mib
 from trainer.engines.ddp import freeze_buckets, graph_options
 from trainer.engines.engine import Engine
 from trainer.engines.unused import check_used
@@ -39,24 +39,22 @@ class AccelerateEngine(Engine):
     the run's own GradScaler: the arithmetic is the native engine's, and so are the checkpoints.
     """
 
+    waits = "within the backward pass"
+
     def __init__(
         self,
         loss: LossModule,
         *,
-        compiled: bool,
         runtime: Runtime,
         parallel: ParallelConfig,
-        compile_: CompileConfig,
         plan: Plan,
         example: Example,
     ) -> None:
         """
         Args:
-            loss: The model with its normalisation and loss.
-            compiled: Whether the passes are compiled.
+            loss: The model with its normalisation and loss, perhaps compiled.
             runtime: This rank, within the process group, which Accelerate joins.
             parallel: How ranks share the gradient.
-            compile_: How passes are compiled.
             plan: Who trains on what.
             example: The first sample.
 
@@ -65,8 +63,7 @@ class AccelerateEngine(Engine):
         """
         self.module = loss.module
         self.accelerator = build_accelerator(loss, runtime, parallel, plan)
-        model = compile_model(loss, compile_, plan) if compiled else loss
-        self.model: nn.Module = self.accelerator.prepare(model)
+        self.model: nn.Module = self.accelerator.prepare(loss)
         self.gradient_scale = 1.0
         self.checked: list[tuple[str, nn.Parameter]] = []
         """By name; once, since walking a module takes its time."""
@@ -145,7 +142,7 @@ def build_accelerator(
                     DistributedDataParallelKwargs(
                         gradient_as_bucket_view=True,
                         **graph_options(parallel, plan),
-                        bucket_cap_mb=parallel.bucket_mb,
+                        bucket_cap_mb=ddp_mib(parallel),
                     ),
                 ],
             )

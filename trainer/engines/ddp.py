@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ from data.loading.order import Plan
 from data.samples import Example
 from trainer.networks.module_state import untouched
 from trainer.ranks.runtime import Runtime
+from trainer.ranks.streams import aside
+
+EXECUTED_BEFORE_RECORDING = 11
+"""Backward passes after which DDP has stopped to look at its clock each time."""
+NEVER = 2**31 - 1
+"""Passes from which on it would look again."""
 
 
 def distribute(
@@ -21,27 +28,39 @@ def distribute(
     *,
     runtime: Runtime,
     parallel: ParallelConfig,
+    bucket_mib: float,
     plan: Plan,
     example: Example,
+    recorded: bool = False,
 ) -> DistributedDataParallel:
     """The model within DDP, which averages gradients over ranks during the backward pass.
+
+    To be recorded it has to be built on the stream of the recording, whose number autograd's
+    accumulators keep; and must not look at its own clock, which waits for the device.
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#usage-with-distributeddataparallel
 
     Args:
         model: What is called: normalisation, the raw module and the loss, perhaps compiled.
         module: The raw module within it.
         runtime: This rank, within the process group.
-        parallel: The size of the buckets.
+        parallel: What is known of the parameters that a step uses.
+        bucket_mib: The size of the buckets.
         plan: Who trains on what.
         example: The first sample.
+        recorded: Whether steps will be recorded as CUDA graphs.
     """
-    ddp = DistributedDataParallel(
-        model,
-        device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **graph_options(parallel, plan),
-        bucket_cap_mb=parallel.bucket_mb,
-    )
-    freeze_buckets(ddp, module, plan, example, runtime.device)
+    cuda = runtime.device.type == "cuda"
+    with aside(runtime.device) if recorded and cuda else nullcontext():
+        ddp = DistributedDataParallel(
+            model,
+            device_ids=[runtime.device.index] if cuda else None,
+            gradient_as_bucket_view=True,
+            **graph_options(parallel, plan),
+            bucket_cap_mb=bucket_mib,
+        )
+        if recorded:
+            ddp._set_ddp_runtime_logging_sample_rate(NEVER)  # type: ignore[no-untyped-call]
+        freeze_buckets(ddp, module, plan, example, runtime.device)
     return ddp
 
 

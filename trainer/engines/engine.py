@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,12 @@ class Engine:
     """Factor of the loss that undoes an average over ranks."""
     sharded = False
     """Whether a rank holds, and reads of a checkpoint, its rows only."""
+    warmup_steps = 0
+    """Steps that it has to have executed before one of them is recorded as a CUDA graph."""
+    against_recording: str | None = None
+    """Why none of them can be, if that is known."""
+    waits: Literal["", "within the backward pass", "after the backward pass"] = ""
+    """Where a rank waits for the others in a step; empty if it cannot be told from its own work."""
 
     def trained(self) -> list[nn.Parameter]:
         """Whose `.grad` together is the gradient: of this rank, whole or in parts."""
@@ -62,6 +68,9 @@ class Engine:
 
     def reduce(self) -> None:
         """After the last micro-batch: `.grad` holds the gradient of the whole global batch."""
+
+    def abandon(self) -> None:
+        """After a step that broke off on some rank: forget what it had begun; on every rank."""
 
     def weights(self) -> dict[str, Tensor]:
         """The whole state dict of the raw module; every rank calls it, rank 0 needs the answer."""

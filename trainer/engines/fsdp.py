@@ -14,11 +14,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from configs.schema_execution import CompileConfig, ParallelConfig
+from configs.schema_execution import ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
 from data.samples import Example
 from trainer.backward.autograd import AutogradPasses, LossModule
-from trainer.backward.compile_cache import cache_folder, drop_damaged, recovering
 from trainer.engines.dtensor import (
     full_optimizer_state,
     full_state,
@@ -27,7 +26,6 @@ from trainer.engines.dtensor import (
 )
 from trainer.engines.engine import Engine
 from trainer.engines.sharding import build_mesh, fill, keep_gathered, shard
-from trainer.networks.blocks import blocks
 from trainer.networks.deferred import Deferred
 from trainer.ranks.runtime import Runtime
 
@@ -59,24 +57,20 @@ class ShardedEngine(Engine):
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
         deferred: Deferred | None = None,
-        compiled: bool,
         runtime: Runtime,
         parallel: ParallelConfig,
-        compile_: CompileConfig,
         plan: Plan,
         example: Example,
     ) -> None:
         """
         Args:
-            loss: The model with its normalisation and loss; whole on every rank or on meta, and
-                then sharded.
+            loss: The model with its normalisation and loss, its blocks perhaps compiled; whole on
+                every rank or on meta, and then sharded.
             optimizer: Over the model's parameters; it goes on with their parts.
             average: The copy that averages the weights, if there is one; sharded likewise.
             deferred: What gives a model on meta its weights.
-            compiled: Whether its blocks are compiled.
             runtime: This rank, within the process group.
             parallel: How ranks share the model.
-            compile_: How they are compiled.
             plan: Who trains on what, with as many micro-batches on every rank.
             example: The first sample.
         """
@@ -88,12 +82,6 @@ class ShardedEngine(Engine):
         self.reduces = True
         parameters = list(self.module.parameters())
         state = optimizer.state_dict()
-        if compiled:
-            drop_damaged(cache_folder())
-            for block in blocks(self.module) or [self.module]:
-                block.compile(dynamic=False, mode=compile_.mode)
-                assert block._compiled_call_impl is not None
-                block._compiled_call_impl = recovering(block._compiled_call_impl)
         mesh = build_mesh(runtime, parallel)
         for module in (self.module, average):
             if module is not None:

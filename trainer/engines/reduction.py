@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,10 @@ class Reduction:
 
     gradient_scale = 1.0
     """Factor of the loss that undoes an average over ranks."""
+    waits: Literal["within the backward pass", "after the backward pass"] = (
+        "after the backward pass"
+    )
+    """Where a rank waits for the others."""
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch
@@ -48,6 +52,8 @@ class Reduction:
 class AllReduce(Reduction):
     """DDP overlaps the all-reduce with the last backward pass; the earlier ones stay local."""
 
+    waits = "within the backward pass"
+
     def __init__(self, ddp: DistributedDataParallel, world_size: int) -> None:
         self.ddp = ddp
         self.named = list(ddp.module.named_parameters())  # once: walking a module takes its time
@@ -61,30 +67,6 @@ class AllReduce(Reduction):
     def finish(self) -> None:
         if not self.ddp.find_unused_parameters:
             check_used(self.named)
-
-
-class FlatAllReduce(Reduction):
-    """One all-reduce of all gradients, which lie in one buffer.
-
-    The largest gradient, that of the first layer, is ready last, so that little could overlap.
-    """
-
-    def __init__(self, gradients: Tensor, dtype: torch.dtype | None = None) -> None:
-        """
-        Args:
-            gradients: The buffer, float32.
-            dtype: In which it travels and is added; None: as it is.
-        """
-        self.gradients = gradients
-        self.dtype = dtype
-
-    def finish(self) -> None:
-        if self.dtype is None:
-            dist.all_reduce(self.gradients)
-            return
-        cast = self.gradients.to(self.dtype)
-        dist.all_reduce(cast)
-        self.gradients.copy_(cast)
 
 
 class PairwiseTree(Reduction):

@@ -73,17 +73,32 @@ class UnreadMetrics:
                 self.counts += weight.tolist()
         self.coming = []
 
-    def totals(self, runtime: Runtime) -> Totals:
-        """Averages over micro-batches and ranks. Waits for the device."""
+    def totals(
+        self, runtime: Runtime, beside: Sequence[float] = ()
+    ) -> tuple[Totals, list[list[float]]]:
+        """Averages over micro-batches and ranks. Waits for the device; one all-reduce.
+
+        Args:
+            runtime: This rank.
+            beside: Other numbers of this rank, as many as the others give, which travel along.
+
+        Returns:
+            The averages, and the other numbers of each rank.
+        """
         self.fetch()
-        sums = [sum(self.losses), sum(self.scores), sum(self.counts)]
+        mine = [sum(self.losses), sum(self.scores), sum(self.counts), *beside]
+        sums, ranks = mine[:3], [mine]
         if runtime.world_size > 1:
             # Every rank fills its own row of zeros, so the sum is exact and has a fixed order.
-            rows = torch.zeros(runtime.world_size, 3, dtype=torch.float64, device=runtime.device)
-            rows[runtime.rank] = torch.tensor(sums, dtype=torch.float64)
-            sums = sum_(runtime, rows).sum(0).tolist()
+            rows = torch.zeros(
+                runtime.world_size, len(mine), dtype=torch.float64, device=runtime.device
+            )
+            rows[runtime.rank] = torch.tensor(mine, dtype=torch.float64)
+            found = sum_(runtime, rows)
+            sums, ranks = found[:, :3].contiguous().sum(0).tolist(), found.tolist()
         loss, score, count = sums
-        return Totals(loss / (count or 1), score / (count or 1), count)
+        averages = Totals(loss / (count or 1), score / (count or 1), count)
+        return averages, [row[3:] for row in ranks]
 
     def first_bad_global_batch(self, runtime: Runtime) -> int | None:
         """First global batch whose loss was not finite on some rank.
@@ -146,7 +161,8 @@ class Meter:
         weights = [counts] if isinstance(counts, Tensor) else []
         if not isinstance(counts, Tensor):
             self.known.counts += counts
-        self.known.coming.append(HostCopies([losses, scores, *weights]))
+        sent = [losses, scores, *weights]
+        self.known.coming.append(HostCopies([t if t.is_cuda else t.clone() for t in sent]))
 
     def unread(self) -> UnreadMetrics:
         """What has come together since the last time; starts anew. Does not wait."""
@@ -156,7 +172,7 @@ class Meter:
 
     def collect(self, runtime: Runtime) -> Totals:
         """Average over micro-batches and ranks, and start anew. Waits for the device."""
-        return self.unread().totals(runtime)
+        return self.unread().totals(runtime)[0]
 
     def first_bad_global_batch(self, runtime: Runtime) -> int | None:
         """See `UnreadMetrics.first_bad_global_batch`; nothing is forgotten."""

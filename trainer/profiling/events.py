@@ -52,6 +52,9 @@ WRITTEN_BACKWARD = re.compile(r"aten::(exp|scatter_add_?|\w+_backward)$")
 """Where a backward pass that is written out, without autograd, begins: softmax minus targets."""
 AFTER_BACKWARD = re.compile(r"aten::(_foreach_|linalg_vector_norm)")
 """Norms, clipping and averaging of all parameters: the optimizer's, unless a model does them."""
+PRODUCT = re.compile(r"(aten::(addmm|mm|_addmm_activation)|mkldnn::_linear_pointwise)$")
+"""Without autograd: of the backward pass, if it comes after a part of the gradient was sent; of the
+next step in a row, if it comes after the optimizer."""
 DEVICE_EVENTS = ("kernel", "gpu_memcpy", "gpu_memset")
 ASYNC_COLLECTIVE = re.compile(r"gloo:|nccl:")
 
@@ -84,7 +87,8 @@ class Breakdown:
     seconds: dict[str, float]
     total_seconds: float
     hidden_reduction_seconds: float
-    """Time in which ranks exchanged gradients while the backward pass went on."""
+    """Time in which ranks exchanged gradients while the backward pass, or a step that cannot be
+    divided, went on."""
     operators: tuple[Operator, ...]
     """The most expensive first."""
 
@@ -174,6 +178,8 @@ class _Phase:
         if part is None and not self.divided and WRITTEN_BACKWARD.match(name):
             self.current = part = BACKWARD
             return part
+        if part is None and not self.divided and PRODUCT.match(name):
+            self.current = {REDUCTION: BACKWARD, OPTIMIZER: FORWARD}.get(self.current, self.current)
         if part is None and self.current != FORWARD and AFTER_BACKWARD.match(name):
             part = OPTIMIZER
         if part == DATA:
@@ -222,8 +228,8 @@ def _waits(main: Sequence[Piece], collectives: Sequence[Event]) -> list[Piece]:
             continue
         under_way = [c for c in collectives if c.start < after.start and c.stop > before.stop]
         if under_way:
-            # Ops of the backward pass that follow mean autograd's own pause, not a wait.
-            if after.part in (BACKWARD, REDUCTION) and before.part == BACKWARD:
+            # Ops of the backward pass that follow mean a pause of the host, not a wait.
+            if after.part == BACKWARD or (after.part == REDUCTION and before.part == BACKWARD):
                 continue
             found.append(Piece(before.stop, after.start, REDUCTION, under_way[0]))
     return found
@@ -268,7 +274,7 @@ def _sweep(
         active = [name for name, count in running.items() if count and name]
         winner = min(active, key=rank.__getitem__, default=IDLE)
         seconds[winner] += time - now
-        if running[""] and winner == BACKWARD:
+        if running[""] and winner in (BACKWARD, COMPILED):
             hidden += time - now
         now = time
         running[part] += change

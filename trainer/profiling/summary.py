@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.profiling.events import BETWEEN, COMPILED, IDLE, Breakdown
+from trainer.profiling.events import BETWEEN, COMPILED, IDLE, REDUCTION, Breakdown
 
 NUM_OPERATORS = 12
 EXPLANATIONS = {
@@ -93,10 +93,12 @@ def markdown(found: Breakdown, facts: Facts) -> str:
             "or two, which weighs on small operators and on idle time."
         )
     if facts.world_size > 1:
+        exposed, hidden = found.seconds[REDUCTION], found.hidden_reduction_seconds
+        share = hidden / ((exposed + hidden) or 1.0)
         lines.append(
-            "- Reduction is the part of it that the step waited for; "
-            f"{found.hidden_reduction_seconds / steps * 1e6:.1f} µs more a step went on behind the "
-            "backward pass."
+            f"- Communication: {exposed / steps * 1e6:.1f} µs a step exposed, which is the row "
+            f"reduction: the step waited for it; {hidden / steps * 1e6:.1f} µs hidden behind what "
+            f"was computed meanwhile ({share:.0%})."
         )
     lines += [
         _operations(found, facts),

@@ -17,6 +17,26 @@ BEAT_SECONDS = 0.5
 SILENT_BEATS = 16
 """A rank that has been silent for so many beats of another one is dead."""
 DONE = "done"
+GONE = "another rank is gone or silent ({}, while the ranks connected)"
+
+
+@contextmanager
+def answered_within(seconds: float, line: str, status: int = 1) -> Iterator[None]:
+    """Inside, a store that does not answer ends the process: most of its calls would wait until
+    TCP gives up, which takes a quarter of an hour.
+
+    Args:
+        seconds: How long all that is inside may take.
+        line: What to say then.
+        status: The exit status then.
+    """
+    timer = threading.Timer(seconds, leave_at_once, [line, status])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -42,7 +62,7 @@ def watched_ranks(store: TCPStore, session: str, rank: int, world_size: int) -> 
         except Exception:  # the store has died with its host
             gone = None if over.is_set() else "the one that holds the store"
         if gone is not None:
-            leave_at_once(f"another rank is gone or silent ({gone}, while the ranks connected)", 1)
+            leave_at_once(GONE.format(gone), 1)
 
     thread = threading.Thread(target=watch, name="ranks", daemon=True)
     thread.start()
@@ -58,14 +78,15 @@ def _listen(store: Store, rank: int, peer: int, over: threading.Event) -> str | 
     """Beat until that is over; returns who is gone before."""
     last, silent = b"", 0
     while not over.wait(BEAT_SECONDS):
-        _beat(store, rank)
-        heard = store.get(f"beat/{peer}") if store.check([f"beat/{peer}"]) else b""
-        silent = 0 if heard != last or heard in (b"", DONE.encode()) else silent + 1
-        last = heard
-        if silent > SILENT_BEATS:
-            store.set("gone", f"rank {peer}")
-        if store.check(["gone"]):
-            return store.get("gone").decode()
+        with answered_within(BEAT_SECONDS * SILENT_BEATS, GONE.format("the store")):
+            _beat(store, rank)
+            heard = store.get(f"beat/{peer}") if store.check([f"beat/{peer}"]) else b""
+            silent = 0 if heard != last or heard in (b"", DONE.encode()) else silent + 1
+            last = heard
+            if silent > SILENT_BEATS:
+                store.set("gone", f"rank {peer}")
+            if store.check(["gone"]):
+                return store.get("gone").decode()
     return None
 
 

@@ -43,6 +43,18 @@ def loss_scale(scaler: torch.amp.GradScaler) -> Tensor:
     return scale
 
 
+def scale_tensors(scaler: torch.amp.GradScaler) -> list[Tensor]:
+    """What a GradScaler remembers from step to step, on its device; empty before its first loss."""
+    found = (scaler._scale, scaler._growth_tracker) if scaler.is_enabled() else ()
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
+
+
+def forget_step(scaler: torch.amp.GradScaler) -> None:
+    """Have a GradScaler forget a step that broke off: it would refuse to unscale the next one."""
+    if scaler.is_enabled():
+        scaler._per_optimizer_states.clear()
+
+
 def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
     """Build what `precision` asks for, and set how float32 matrices are multiplied.
 

@@ -17,6 +17,8 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from trainer.ranks.launcher import LaunchedRank
 
 POLL_SECONDS = 0.01
+AGENT_SECONDS = 30.0
+"""How long a launcher's store is knocked at: it was there before any rank was."""
 MEETINGS = itertools.count()
 """Every rank of a program calls `fit` equally often: each time they meet in another part of the
 store."""
@@ -38,7 +40,9 @@ def meet(ranks: LaunchedRank, env: Mapping[str, str], timeout: timedelta) -> tup
     """
     rank, world_size = ranks.rank, ranks.world_size
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = TCPStore(*meeting_point(ranks, env), is_master=False, timeout=timeout)
+        patience = min(timeout, timedelta(seconds=AGENT_SECONDS))
+        store = TCPStore(*meeting_point(ranks, env), is_master=False, timeout=patience)
+        store.set_timeout(timeout)
         space = PrefixStore(f"convoy/{world_size}", store)
         return store, _agree(space, rank, world_size, timeout)
     store = _own_store(*meeting_point(ranks, env), world_size, ranks.is_main, timeout)

@@ -16,8 +16,11 @@ from configs.errors import InputError
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
 from trainer.ranks.launcher import LaunchedRank
-from trainer.ranks.peer_watch import watched_ranks
+from trainer.ranks.peer_watch import answered_within, watched_ranks
 from trainer.ranks.rendezvous import meet
+
+LATE_SECONDS = 5.0
+"""How much longer than parallel.init_timeout_seconds a start that hears nothing goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,11 @@ class Runtime(LaunchedRank):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     backend: str = ""
     """gloo, nccl or both; empty with one rank, which needs no process group."""
+
+    @property
+    def in_group(self) -> bool:
+        """Whether it takes part in collectives: one of several ranks, or one alone in a group."""
+        return self.world_size > 1 or bool(self.backend)
 
 
 def detect(env: Mapping[str, str]) -> Runtime:
@@ -142,24 +150,21 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
             torch.set_flush_denormal(False)
         return
     timeout = timedelta(seconds=config.init_timeout_seconds)
+    late = f"error: {_not_connected(runtime, config, 'the store does not answer')}"
     try:
-        store, session = meet(runtime, os.environ, timeout)
-        with watched_ranks(store, session, runtime.rank, runtime.world_size):
-            dist.init_process_group(
-                runtime.backend,
-                store=PrefixStore(session, store),
-                rank=runtime.rank,
-                world_size=runtime.world_size,
-                timeout=timeout,
-                device_id=runtime.device if runtime.device.type == "cuda" else None,
-            )
+        with answered_within(config.init_timeout_seconds + LATE_SECONDS, late, status=2):
+            store, session = meet(runtime, os.environ, timeout)
+            with watched_ranks(store, session, runtime.rank, runtime.world_size):
+                dist.init_process_group(
+                    runtime.backend,
+                    store=PrefixStore(session, store),
+                    rank=runtime.rank,
+                    world_size=runtime.world_size,
+                    timeout=timeout,
+                    device_id=runtime.device if runtime.device.type == "cuda" else None,
+                )
     except (dist.DistError, ValueError, RuntimeError, TimeoutError) as error:
-        raise InputError(
-            f"the {runtime.world_size} ranks could not connect ({_first_line(error)})",
-            expected="every rank started and reachable within "
-            f"{config.init_timeout_seconds:.0f} s (parallel.init_timeout_seconds)",
-            remedy="Check MASTER_ADDR and MASTER_PORT, and that all nodes were started.",
-        ) from None
+        raise _not_connected(runtime, config, _first_line(error)) from None
     try:
         yield
     finally:
@@ -167,10 +172,29 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+def _not_connected(runtime: Runtime, config: ParallelConfig, reason: str) -> InputError:
+    return InputError(
+        f"the {runtime.world_size} ranks could not connect ({reason})",
+        expected="every rank started and reachable within "
+        f"{config.init_timeout_seconds:.0f} s (parallel.init_timeout_seconds)",
+        remedy="Check MASTER_ADDR and MASTER_PORT, and that all nodes were started.",
+    )
+
+
 def use_training_timeout(runtime: Runtime, config: ParallelConfig) -> None:
     """From now on a silent rank is given up on after parallel.timeout_seconds."""
+    _use_timeout(runtime, config.timeout_seconds)
+
+
+def use_starting_timeout(runtime: Runtime, config: ParallelConfig) -> None:
+    """From now on ranks have as much time as at the start, or as in training if that is more."""
+    _use_timeout(runtime, max(config.init_timeout_seconds, config.timeout_seconds))
+
+
+def _use_timeout(runtime: Runtime, seconds: float) -> None:
+    """What is waited for already keeps the time that it had."""
     if runtime.world_size > 1:
-        limit_wait(None, config.timeout_seconds)
+        limit_wait(None, seconds)
 
 
 def limit_wait(group: dist.ProcessGroup | None, seconds: float) -> None:

@@ -83,12 +83,16 @@ def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def stop_with_parent() -> None:
+def stop_with_parent(parent: int | None = None) -> None:
     """Have the kernel send this process SIGTERM when its launcher dies (Linux; elsewhere nothing).
 
     torchrun dies of SIGUSR1 or SIGKILL without a word to its ranks, which would train on unseen.
+
+    Args:
+        parent: The launcher's process id, asked for as early as can be: if it has died since, this
+            process ends at once. None: the parent as it is now.
     """
-    signal_at_parent_death(signal.SIGTERM)
+    signal_at_parent_death(signal.SIGTERM, os.getppid() if parent is None else parent)
 
 
 class StopPoll:

@@ -18,7 +18,8 @@ PERCENTAGES = (
     *("accuracy", "label_accuracy", "token_accuracy", "f1", "precision", "recall", "exact_match"),
 )
 """Metrics that are printed as percentages."""
-
+SLOW = 1.5
+"""Times the median step of all ranks, from which on the slowest rank is named."""
 EVALUATIONS = {
     "eval": ("test", ""),
     "val": ("validation", ""),
@@ -136,10 +137,17 @@ def say(line: str) -> None:
 
 
 def _pace(record: Record) -> str:
-    """Samples a second, and of windows of tokens these too."""
-    pace = f"{record['train/samples_per_second']:,.0f} samples/s"
-    tokens = record.get("train/tokens_per_second")
-    return pace if tokens is None else f"{pace}  {tokens:,.0f} tokens/s"
+    """Samples and tokens a second, and a rank that keeps the others waiting."""
+    parts = [f"{record['train/samples_per_second']:,.0f} samples/s"]
+    if (tokens := record.get("train/tokens_per_second")) is not None:
+        parts.append(f"{tokens:,.0f} tokens/s")
+    usual, slowest = record.get("system/step_seconds", 0), record.get("system/slowest_step_seconds")
+    if slowest is not None and slowest > SLOW * usual:
+        parts.append(
+            f"rank {record['system/slowest_rank']:g} is slow: {slowest * 1e3:.3g} ms a step, "
+            f"usual {usual * 1e3:.3g}"
+        )
+    return "  ".join(parts)
 
 
 def _score(record: Record, facts: RunFacts) -> str:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 from pathlib import Path
 
 from configs.imports import import_extra
+from trainer.checkpoints.atomic_files import write_atomically
 from trainer.records.sinks import Note, Record, RunFacts
 
+log = logging.getLogger("convoy")
 FOLDER = "notes"
 
 
 class NotesSink:
-    """Writes every note to a file of its own; a step that is taken again writes it again."""
+    """Writes every note to a file of its own; a step that is taken again writes it again.
+
+    A note that the disk refuses is lost, which is said once, and costs no run.
+    """
 
     def __init__(self) -> None:
         self.folder = Path(FOLDER)
+        self.refused = False
 
     def start(self, facts: RunFacts) -> None:
         self.folder = facts.directory / FOLDER
@@ -25,15 +33,28 @@ class NotesSink:
 
     def note(self, note: Note) -> None:
         folder = self.folder / re.sub(r"[^\w.-]", "_", note.name).lstrip(".")
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step_{note.step:08d}"
-        if note.text is not None:
-            path.with_suffix(".txt").write_text(note.text, encoding="utf-8")
-        if note.pixels is not None:
-            image = import_extra("PIL.Image", "images")
-            grey = note.pixels.shape[-1] == 1
-            pixels = note.pixels.squeeze(-1) if grey else note.pixels
-            image.fromarray(pixels).save(path.with_suffix(".png"))
+        text, picture = note.text, _png(note)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if text is not None:
+                write_atomically(path.with_suffix(".txt"), text, durable=False)
+            if picture is not None:
+                write_atomically(path.with_suffix(".png"), picture, durable=False)
+        except OSError as error:
+            if not self.refused:
+                log.error("%s cannot be written (%s); training goes on", path, error.strerror)
+            self.refused = True
 
     def finish(self, status: str) -> None:
         pass
+
+
+def _png(note: Note) -> bytes | None:
+    """The picture of a note, if it has one."""
+    if note.pixels is None:
+        return None
+    grey, content = note.pixels.shape[-1] == 1, io.BytesIO()
+    pixels = note.pixels.squeeze(-1) if grey else note.pixels
+    import_extra("PIL.Image", "images").fromarray(pixels).save(content, format="png")
+    return content.getvalue()

@@ -45,7 +45,11 @@ class WandbSink:
         if mode == "disabled":
             return
         self.directory, self.best = facts.directory, _read_best(facts.directory)
-        run_id = _saved_id(facts.directory)
+        try:
+            run_id = _saved_id(facts.directory)
+        except OSError as error:
+            self._give_up("could not start", error)
+            return
         # Its errors have no common base class, and none of them is a reason to stop a run.
         try:
             import wandb
@@ -174,7 +178,7 @@ def _saved_id(directory: Path) -> str:
         except (ValueError, KeyError, TypeError):
             log.warning("%s is unreadable: this becomes a new W&B run", path)
     run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-    path.write_text(json.dumps({"id": run_id}) + "\n")
+    write_atomically(path, json.dumps({"id": run_id}) + "\n")
     return run_id
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import yaml
 from configs.errors import InputError
 from configs.load import load_config
 from tests.support.data_sets import make_tree
-from tests.support.processes import launch
+from tests.support.processes import ROOT, launch
 from trainer.networks.from_timm import timm_model
 
 CODE = "import pathlib; pathlib.Path({mark!r}).touch()\ndef harm(*a, **k): ...\n"
@@ -25,6 +26,8 @@ KEYS = {
     "data": {"dataset": "harmful:harm"},
     "model forward": {"forward": "harmful:harm"},
     "data collate": {"collate": "harmful:harm"},
+    "data order": {"order": "harmful:harm"},
+    "logging hook": {"hook": "harmful:harm"},
     "data augment": {
         "dataset": "image_folder",
         "kwargs": {"augment": [{"harmful:harm": {}}]},
@@ -87,6 +90,15 @@ def arguments_of(command: str, run: Path) -> list[str]:
         "doctor": [config],
         "train": [config, f"--output_dir={run.parent / 'more'}", "--train.max_steps=1"],
     }[command]
+
+
+def test_every_key_that_may_name_code_is_tried() -> None:
+    """Law: those of which the table of keys says so."""
+    table = (ROOT / "docs/config.md").read_text()
+    named = set(re.findall(r"^\| `([\w.]+)` .*[Ii]mport path", table, re.MULTILINE))
+    tried = {f"{what.split()[0]}.{key}" for what, values in KEYS.items() for key in values}
+    assert named - {"data.kwargs", "task.kwargs"} <= tried
+    assert len(named) > 10
 
 
 @pytest.mark.parametrize("what", KEYS)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import pytest
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from tests.support.checkpoints import contents
+from tests.support.checkpoints import contents, save
 from tests.support.run_directories import earlier_run
-from trainer.checkpoints import run_directory
+from tests.support.runs import comparable, latest_weights, records, train_here
+from trainer.checkpoints import checkpoint, run_directory
+from trainer.checkpoints.checkpoint import load_checkpoint, wait_until_visible
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.ranks.failures import RunFailed
 
@@ -119,3 +124,36 @@ def test_a_full_disk_does_not_leave_a_finished_run_running(
     assert directory.status() == "running"
     directory.write_summary({"status": "completed"})
     assert directory.status() == "completed"
+
+
+def test_a_checkpoint_that_this_machine_sees_late_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system, where another machine has written it; not for ever."""
+    hidden, path = tmp_path / "hidden", tmp_path / "seen" / "step_00000001"
+    save(hidden, 1, value=7.0)
+    shows = threading.Timer(0.3, hidden.rename, [path.parent])
+    shows.start()
+    wait_until_visible(path)
+    assert load_checkpoint(path)[0]["layer.weight"][0, 0] == 7.0
+    shows.join()
+    monkeypatch.setattr(checkpoint, "VISIBLE_SECONDS", 0.2)
+    wait_until_visible(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path, idx_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: nor does it end a run, or its continuation; what a run took is measured otherwise."""
+    options = ["--train.max_steps=30", "--checkpoint.every_steps=7", "--logging.every_steps=5"]
+    whole = train_here(tmp_path / "whole", idx_folder, *options)
+    jumps = itertools.cycle((0.0, 4e9, -3e8, 1.7e9, 86_400.0))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    train_here(tmp_path / "jumping", idx_folder, "--train.max_steps=13", *options[1:])
+    jumping = train_here(tmp_path / "jumping", idx_folder, *options)
+    assert comparable(jumping, 15) == comparable(whole, 15)
+    assert all((latest_weights(whole)[k] == v).all() for k, v in latest_weights(jumping).items())
+    assert all(0 < record["elapsed_seconds"] < 1000 for record in records(jumping))

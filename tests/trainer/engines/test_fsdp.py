@@ -13,7 +13,7 @@ from torch import nn
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from configs.schema_execution import CompileConfig, ParallelConfig
+from configs.schema_execution import ParallelConfig
 from configs.schema_training import OptimizerConfig, PrecisionConfig
 from data.collate import stack
 from data.datasets import Datasets
@@ -99,8 +99,6 @@ class Rig:
             deferred=later,
             runtime=Runtime(launcher="python", device=device),
             parallel=ParallelConfig(strategy="fsdp", **parallel),
-            compiled=False,
-            compile_=CompileConfig(enabled=False),
             plan=self.plan,
             example=example,
         )

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from trainer.objective.meter import Meter
+from trainer.objective.meter import Meter, Totals
 from trainer.ranks.runtime import Runtime
 from trainer.records.stopwatch import Stopwatch
 
@@ -119,7 +119,7 @@ def test_what_is_unread_holds_what_came_before_it() -> None:
         [4, 1, 5],
         [8.0, 1.0, INF],
     )
-    assert unread.totals(ALONE).score == 3 / 10
+    assert unread.totals(ALONE, [7.0]) == (Totals(INF, 3 / 10, 10), [[7.0]])
     assert made.collect(ALONE).loss == 1.5
 
 

@@ -116,6 +116,32 @@ def test_passes_that_are_written_out_are_told_apart() -> None:
     }
 
 
+def test_a_part_of_the_gradient_on_its_way_hides_behind_the_first_layer() -> None:
+    """Passes written out send a part, and go on; the next step of a row begins with a product."""
+    events = [
+        op("aten::addmm", 0, 10),
+        op("aten::exp", 10, 11),
+        op("aten::addmm", 11, 20),
+        op("c10d::allreduce_", 20, 22),
+        note("gloo:all_reduce", 21, 55, thread=GLOO),
+        op("aten::sum", 23, 24),
+        op("aten::addmm", 24, 44),
+        op("c10d::allreduce_", 44, 45),
+        note("gloo:all_reduce", 45, 54, thread=GLOO),
+        op("aten::_fused_adam_", 55, 65),
+        op("aten::_addmm_activation", 65, 75),
+        op("aten::exp", 75, 80),
+    ]
+    assert parts(*events, stop=80) == {
+        FORWARD: 10 + 10,
+        BACKWARD: 1 + 9 + 20 + 5,
+        REDUCTION: 2 + 1 + 1 + 1 + 10,
+        OPTIMIZER: 10,
+    }
+    found = break_down([note(f"{STEP}0", 0, 80), *events])
+    assert found.hidden_reduction_seconds * 1e6 == pytest.approx(20)
+
+
 def test_a_whole_step_in_one_region_is_not_divided() -> None:
     """Law: what cannot be known is called so, but for what names itself inside."""
     assert parts(
@@ -271,6 +297,7 @@ def test_utilisation_is_flops_over_time_and_peak() -> None:
     page = markdown(found, facts)
     assert "Steps 11 to 12" in page
     assert "utilisation 50.0%" in page
-    assert "125000.0 µs more a step" in page
+    assert "0.0 µs a step exposed" in page
+    assert "125000.0 µs hidden behind what was computed meanwhile (100%)" in page
     assert f"| {DATA} " in page
     assert f"| {IDLE}" not in page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -42,6 +42,8 @@ class ChainRule:
         head: The kernel for the last layer, where there is one.
         onednn: Whether oneDNN computes the large products.
         loss_scale: Factor of the loss under fp16, on the device.
+        finish: For a layer, what is done as soon as the gradients of it and of all above it are
+            there, beside what follows.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class ChainRule:
         head: Callable[..., None] | None,
         onednn: bool,
         loss_scale: Tensor | None,
+        finish: Callable[[int], Iterable[Call]],
     ) -> None:
         self.layers = layers
         self.branches = branches
         self.head = head
         self.onednn = onednn
         self.loss_scale = loss_scale
+        self.finish = finish
 
     def calls(self, work: Workspace, batch: Views, *, fresh: bool) -> Iterator[Call]:
         """Forward and backward; the gradient is a new sum if `fresh`, else it is added to."""
@@ -131,9 +135,13 @@ class ChainRule:
                     yield partial(_add_sum, gradient, layer.bias_gradient)
                 if index:
                     entering = work.activations[index - 1].t()
-                    yield self._weigh(layer, entering, gradient, scale, fresh=fresh)
+                    yield self.weigh(layer, entering, gradient, scale, fresh=fresh)
+            finishing = list(self.finish(index))
+            if finishing:
+                with self.branches.behind(index):
+                    yield from finishing
             if index == 0:
-                yield self._weigh(layer, batch.transposed, gradient, scale, fresh=fresh)
+                yield self.weigh(layer, batch.transposed, gradient, scale, fresh=fresh)
             elif index < len(self.layers) - 1:
                 yield from self._descend(work, index)
         yield self.branches.join
@@ -149,7 +157,7 @@ class ChainRule:
             )
             yield partial(_threshold_backward, below, activation, 0.0, grad_input=below)
 
-    def _weigh(
+    def weigh(
         self, layer: Layer, entering: Tensor, gradient: Tensor, scale: float, *, fresh: bool
     ) -> Call:
         """The gradient of a layer's weights."""

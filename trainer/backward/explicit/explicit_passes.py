@@ -12,7 +12,8 @@ the sum of gradients and the weights stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -79,7 +80,9 @@ class ExplicitPasses:
             # For products in shorter types torch asks oneDNN by itself.
             onednn=device.type == "cpu" and not self.rounds and prefers_onednn(),
             loss_scale=scale,
+            finish=self._finish,
         )
+        self.in_parts({0: 0}, lambda: None)
 
     @property
     def num_bytes(self) -> int:
@@ -178,6 +181,38 @@ class ExplicitPasses:
     def _passes(self, work: Workspace, batch: Views) -> Iterator[Call]:
         yield from convert(self.flat.values, self.values)
         yield from self.chain.calls(work, batch, fresh=self.fresh or self.rounds)
+        yield from self._total(0)
+
+    def _finish(self, layer: int) -> Iterator[Call]:
+        """The gradients of a layer and of those above it are there: a part of them may be full."""
+        if layer and layer in self.starts:
+            yield from self._total(layer)
+            yield self.hand_over
+
+    def _total(self, layer: int) -> Iterator[Call]:
+        """Add up, in float32, the part of the gradient that begins with a layer."""
         if self.rounds:
-            total = self.flat.gradients
-            yield partial(total.copy_ if self.fresh else total.add_, self.gradients)
+            above = [start for index, start in self.starts.items() if index > layer]
+            part = slice(self.starts[layer], min(above, default=None))
+            total = self.flat.gradients[part]
+            yield partial(total.copy_ if self.fresh else total.add_, self.gradients[part])
+
+    def in_parts(self, starts: Mapping[int, int], hand_over: Callable[[], None]) -> None:
+        """Say when a part of the gradient is there.
+
+        Args:
+            starts: Layers with which a part begins, and where in the buffer; 0 is one of them.
+            hand_over: Called for each part but that of layer 0, the last one first.
+        """
+        self.starts, self.hand_over = dict(starts), hand_over
+        for work in self.workspaces.values():
+            for batch in work.batches:
+                batch.calls.clear()
+
+    def first_product(self, size: int) -> Callable[[], object]:
+        """What computes the gradient of the first layer's weights for a batch of so many samples,
+        of zeros."""
+        layer = self.layers[0]
+        new = functools.partial(torch.zeros, dtype=self.values.dtype, device=self.values.device)
+        inputs, outputs = layer.weight.shape
+        return self.chain.weigh(layer, new(size, inputs).t(), new(size, outputs), 1.0, fresh=True)

@@ -32,6 +32,14 @@ class Branches:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(stream)
 
+    def behind(self, index: int) -> AbstractContextManager[Any]:
+        """On side stream `index`, after everything that was given to it and to those above it."""
+        if not self.streams:
+            return HERE
+        for above in self.streams[index + 1 :]:
+            self.streams[index].wait_stream(above)
+        return torch.cuda.stream(self.streams[index])
+
     def mark(self) -> Any:
         """An event for `wait`: what the current stream was given so far is done."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

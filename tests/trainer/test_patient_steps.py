@@ -1,0 +1,74 @@
+"""How long ranks wait for each other: longer where one of them may compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from configs.schema_execution import ParallelConfig
+from data.loading.order import GlobalBatch, Plan
+from data.samples import Batch
+from trainer.backward.compile_watch import CompileWatch
+from trainer.patient_steps import PatientSteps
+from trainer.ranks.runtime import Runtime
+
+SHORT, LONG = timedelta(seconds=7), timedelta(seconds=70)
+PARALLEL = ParallelConfig(timeout_seconds=7, init_timeout_seconds=70)
+
+
+class Steps:
+    """Compiles in the steps that it is told."""
+
+    max_steps = 3
+
+    def __init__(self, watch: CompileWatch, compiles: Sequence[int]) -> None:
+        self.watch, self.compiles, self.count = watch, compiles, 0
+
+    def __call__(self, global_batches: Sequence[GlobalBatch], batches: Iterator[Batch]) -> None:
+        self.count += 1
+        if self.count in self.compiles:
+            self.watch._start(SimpleNamespace(callback_trigger=Trigger, compile_id="0/0"))
+
+
+Trigger: Any = SimpleNamespace(name="LAZY_BACKWARD")
+
+
+def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: the first of a size on every rank, also where only others get a new share of it (64 and
+    63 samples on 3 ranks are 21, 21, 22 and 21, 21, 21); and any in which this rank compiles."""
+    asked: list[timedelta] = []
+    monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
+    runtime = Runtime(launcher="torchrun", world_size=3, local_world_size=3, backend="gloo")
+    plan = Plan(num_samples=191, global_batch_size=64, world_size=3, seed=0)
+    steps = PatientSteps(
+        Steps(watch := CompileWatch(), compiles=[5]),
+        runtime=runtime,
+        parallel=PARALLEL,
+        watch=watch,
+    )
+    assert steps.max_steps == 3
+    waited = []
+    for number in range(6):  # 64, 64, 63, and so again
+        asked.clear()
+        steps([plan.global_batch(number)], iter([]))
+        waited.append([*asked])
+    both = [LONG, SHORT]
+    assert waited == [both, [], both, [], both, []]
+
+
+def test_a_start_that_is_shorter_than_training_shortens_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[timedelta] = []
+    monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
+    runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
+    hasty = ParallelConfig(timeout_seconds=70, init_timeout_seconds=7)
+    PatientSteps(
+        Steps(watch := CompileWatch(), []), runtime=runtime, parallel=hasty, watch=watch
+    ).be_patient()
+    assert asked == [LONG]
