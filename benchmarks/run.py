@@ -11,6 +11,7 @@
     python launch/benchmark.py --seeds 20 --config mnist_fast    # recipes (a,b,c), mean and spread
     python launch/benchmark.py --compile      # cold and warm starts, whole and block by block
     python launch/benchmark.py --loader       # samples/s of data sets against workers, and pinning
+    python launch/benchmark.py --sharded-memory      # of a rank that holds an eighth of a model
     python launch/benchmark.py --project-scaling     # what up to 1,024 ranks would reach
     python benchmarks/run.py gpu --seconds 480       # everything about one GPU (gpu --help)
 
@@ -28,7 +29,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends what imports, without a traceback
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,12 +39,13 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.measure import results
+from benchmarks.measure.benchmark_options import described, parse_options
 from benchmarks.measure.compile_starts import measure_starts, show_starts
 from benchmarks.measure.contenders import TEXT, Settings, choose
 from benchmarks.measure.finite_cost import benchmark_finite
 from benchmarks.measure.growth import measure_growth, points, show_growth
 from benchmarks.measure.loaders import measure_loaders, show_loaders
-from benchmarks.measure.option_costs import WARMUP_STEPS, compare_options, show_options
+from benchmarks.measure.option_costs import compare_options, show_options
 from benchmarks.measure.peers import compare, show_peers, show_text
 from benchmarks.measure.pictures import growth_figure, peers_figure, roofline_figure
 from benchmarks.measure.precisions import (
@@ -55,16 +56,13 @@ from benchmarks.measure.precisions import (
 )
 from benchmarks.measure.proof import prove
 from benchmarks.measure.roofline import measure_roofline, show_roofline
-from benchmarks.measure.scaling_bench import add_scaling_arguments, project_scaling
+from benchmarks.measure.scaling_bench import project_scaling
 from benchmarks.measure.seeds import measure_seeds, seeds_figure, show_seeds
-from configs.errors import InputError
+from benchmarks.measure.sharded_memory import measure_sharded_memory, show_sharded_memory
 from launch.entry import run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-RESULTS = Path(__file__).resolve().parent / "results"
-DEFAULT_ROUNDS, DEFAULT_EPOCHS, DEFAULT_STEPS = 5, 3, 700
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,82 +75,9 @@ def main(argv: Sequence[str]) -> int:
     return MEASUREMENTS[arguments.kind](arguments)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options of `launch/benchmark.py`."""
-    parser = argparse.ArgumentParser(
-        prog="launch/benchmark.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--text", action="store_true", help="the language model and its peers")
-    add("--options", action="store_true", help="options of Convoy")
-    add("--finite", action="store_true", help="the search for numbers that are not finite")
-    add("--growth", action="store_true", help="batch size, width and ranks")
-    add("--roofline", action="store_true", help="steps against their floors")
-    add("--precision", dest="precisions", action="store_true", help="every precision")
-    add("--compile", dest="compile_starts", action="store_true", help="starts that compile")
-    add("--loader", dest="loaders", action="store_true", help="loaders, workers, pinned memory")
-    add("--seeds", type=int, metavar="N", help="a recipe with N seeds")
-    add("--config", default="mnist_fast", help="recipes of --seeds (default: mnist_fast)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for the runs of --seeds")
-    add("--quick", action="store_true", help="one short round; writes only to --output")
-    add("--only", metavar="NAME,...", help="these contenders; writes only to --output")
-    add("--rounds", type=int, help=f"runs of each (default: {DEFAULT_ROUNDS})")
-    add("--epochs", type=int, help=f"epochs of a run (default: {DEFAULT_EPOCHS})")
-    add("--steps", type=int, help=f"steps of a run with --options (default: {DEFAULT_STEPS})")
-    add("--max-steps", type=int, help="end every run of a peer or mode after this many steps")
-    add(
-        "--seconds", type=float, help="begin nothing more after so long (peers, compile, precision)"
-    )
-    add("--threads", type=int, help="CPU threads of a contender, over its ranks (default: all)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where everyone trains")
-    add("--output", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
-    add_scaling_arguments(parser)
-    return parser
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments with their defaults filled in.
-
-    Raises:
-        InputError: For numbers below 1, and an output that cannot be written.
-    """
-    arguments = build_parser().parse_args(argv)
-    chosen = [name for name in MEASUREMENTS if getattr(arguments, name, None) not in (None, False)]
-    if len(chosen) > 1:
-        raise InputError("what to measure", given=chosen, expected="one of them at a time")
-    arguments.kind = chosen[0] if chosen else "peers"
-    _fill_defaults(arguments)
-    if arguments.only is not None and arguments.kind not in ("peers", "text"):
-        raise InputError("--only", given=arguments.only, expected="a comparison of peers")
-    if arguments.kind == "project_scaling":
-        return arguments  # it has an output of its own
-    if arguments.output is None and not (arguments.quick or arguments.only):
-        name = Path(arguments.config).stem.replace(",", "+")
-        name = name if arguments.kind == "seeds" else arguments.kind
-        name += "_gpu" if arguments.device == "cuda" else ""
-        arguments.output = RESULTS / f"{name}.json"
-    results.check_output(arguments.output)
-    return arguments
-
-
-def _fill_defaults(arguments: argparse.Namespace) -> None:
-    """Numbers that were not given, and a check of all of them."""
-    quick = arguments.quick
-    defaults = {
-        "rounds": 1 if quick else DEFAULT_ROUNDS,
-        "epochs": 1 if quick else DEFAULT_EPOCHS,
-        "steps": WARMUP_STEPS * 3 if quick else DEFAULT_STEPS,
-        "threads": len(os.sched_getaffinity(0)),
-    }
-    for key, default in defaults.items():
-        if getattr(arguments, key) is None:
-            setattr(arguments, key, default)
-    for key in ("rounds", "epochs", "steps", "threads", "max_steps", "seeds", "seconds"):
-        value = getattr(arguments, key)
-        if value is not None and value < 1:
-            raise InputError(f"--{key.replace('_', '-')}", given=value, expected="1 or more")
+    """The options of `launch/benchmark.py`, with their defaults filled in."""
+    return parse_options(argv, __doc__ or "", MEASUREMENTS)
 
 
 def benchmark_peers(arguments: argparse.Namespace) -> int:
@@ -237,6 +162,13 @@ def benchmark_loaders(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def benchmark_sharded_memory(arguments: argparse.Namespace) -> int:
+    found = measure_sharded_memory(quick=arguments.quick, threads=arguments.threads)
+    show_sharded_memory(found)
+    write(arguments, found)
+    return 0
+
+
 def benchmark_compile_starts(arguments: argparse.Namespace) -> int:
     found = measure_starts(**amount(arguments), seconds=arguments.seconds)
     show_starts(found)
@@ -253,6 +185,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "roofline": benchmark_roofline,
     "precisions": benchmark_precisions,
     "loaders": benchmark_loaders,
+    "sharded_memory": benchmark_sharded_memory,
     "compile_starts": benchmark_compile_starts,
     "seeds": benchmark_seeds,
     "project_scaling": project_scaling,
@@ -271,21 +204,6 @@ def settings(arguments: argparse.Namespace) -> Settings:
 def amount(arguments: argparse.Namespace) -> dict[str, Any]:
     """How much of it is measured, and on what."""
     return {key: getattr(arguments, key) for key in ("rounds", "threads", "device", "quick")}
-
-
-def described(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How it was measured, for the JSON file and the picture."""
-    own = {
-        "options": ("steps",),
-        "peers": ("epochs", "device"),
-        "text": ("epochs", "device"),
-        "roofline": ("epochs", "device"),
-    }
-    keys = ("rounds", "threads", *own.get(arguments.kind, ("device",)))
-    found = {key: getattr(arguments, key) for key in keys}
-    if arguments.max_steps is not None:
-        found["max_steps"] = arguments.max_steps
-    return found
 
 
 def write(

@@ -64,6 +64,11 @@ NEEDS: dict[str, tuple[Used, str]] = {
     ),
     "precision.init_scale": (lambda c: c.precision.dtype == "fp16", "precision.dtype fp16"),
     "precision.growth_interval": (lambda c: c.precision.dtype == "fp16", "precision.dtype fp16"),
+    "parallel.shard_size": (lambda c: c.parallel.strategy == "fsdp", "parallel.strategy fsdp"),
+    "parallel.reshard_after_forward": (
+        lambda c: c.parallel.strategy == "fsdp",
+        "parallel.strategy fsdp",
+    ),
     "parallel.shards": (lambda c: c.parallel.reduction == "exact", "parallel.reduction exact"),
     "parallel.powersgd_rank": (
         lambda c: c.parallel.compression == "powersgd",
@@ -87,6 +92,8 @@ NEEDS: dict[str, tuple[Used, str]] = {
 OF_SEVERAL_RANKS = (
     "parallel.compression",
     "parallel.strategy",
+    "parallel.shard_size",
+    "parallel.reshard_after_forward",
     "parallel.sync_batch_norm",
     "parallel.backend",
     "parallel.drift_every_steps",

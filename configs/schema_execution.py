@@ -48,6 +48,11 @@ class ParallelConfig:
     strategy: Literal["ddp", "fsdp"] = execution("ddp")
     """How several ranks share the model; ddp: each holds all of it. fsdp: each holds a part of
     weights, gradients and optimizer state, and fetches a block when it computes with it."""
+    shard_size: int | None = execution(None)
+    """Under fsdp, ranks that hold one copy of the model together, such as those of a node; groups
+    of them hold copies (HSDP). null: all of them hold one."""
+    reshard_after_forward: bool = execution(True)
+    """Under fsdp, free a block after its forward pass and fetch it again for the backward pass."""
     cpu_offload: bool = execution(False)
     """Under fsdp, keep weights, gradients and optimizer state in host memory."""
     activation_checkpointing: bool = execution(False)
@@ -148,6 +153,8 @@ class ParallelConfig:
             "false with parallel.reduction=exact",
             "There every shard has statistics of its own, wherever it is computed.",
         )
+        size = self.shard_size
+        expect(self, "parallel.shard_size", size is None or size >= 2, "2 or more, or null")
         expect(self, "parallel.powersgd_rank", self.powersgd_rank >= 1, "1 or more")
         expect(self, "parallel.powersgd_start_step", self.powersgd_start_step >= 2, "2 or more")
         expect(

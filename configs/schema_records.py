@@ -21,6 +21,12 @@ class CheckpointConfig:
     """How many of the newest checkpoints to keep, besides the best."""
     keep_best: int = 1
     """How many of the best checkpoints to keep; above 1 every evaluated step is saved."""
+    sharded: bool | Literal["auto"] = "auto"
+    """true: every rank writes the part that it holds. false: all is gathered on one rank and
+    written as one file. auto: in parts under fsdp from 2 GiB of weights on."""
+    upload: str | None = None
+    """URL of a folder in object storage, such as s3://bucket/runs, to which checkpoints are copied
+    when they are on disk; a run continues from there if that is newer."""
     resume: str = "auto"
     """auto: continue the run in its directory if there is one. never: start afresh. PATH: continue
     from that checkpoint."""
@@ -46,6 +52,12 @@ class CheckpointConfig:
             "With one checkpoint, a save that goes wrong would leave none.",
         )
         expect(self, "checkpoint.keep_best", self.keep_best >= 1, "1 or more")
+        expect(
+            self,
+            "checkpoint.upload",
+            self.upload is None or "://" in self.upload,
+            "a URL such as s3://bucket/runs, or null",
+        )
         expect(self, "checkpoint.resume", bool(self.resume), "auto, never or a path")
 
 

@@ -18,6 +18,7 @@ class Normalize:
     """
 
     def __init__(self, data: InputFacts, device: torch.device) -> None:
+        self.device = device
         shape = (-1, *[1] * (len(data.input_shape) - 1))
         mean = torch.tensor(data.mean, dtype=torch.float64).reshape(shape)
         std = torch.tensor(data.std, dtype=torch.float64).reshape(shape)

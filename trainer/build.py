@@ -189,7 +189,9 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
         )
     if config.deterministic and config.parallel.engine == "native":
         raise_on_all_ranks(runtime, lambda: _try_step(config, runtime, data))
-    return config, raise_on_all_ranks(runtime, lambda: build_components(config, runtime, data))
+    return config, raise_on_all_ranks(
+        runtime, lambda: build_components(config, runtime, data, among_ranks=True)
+    )
 
 
 def _try_step(config: RunConfig, runtime: Runtime, data: Datasets) -> None:

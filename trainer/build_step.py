@@ -104,6 +104,7 @@ def _engine(components: Components, average: Average | None) -> Callable[..., En
             build_sharded if execution.engine == "Accelerate with FSDP" else ShardedEngine,
             optimizer=components.optimizer,
             average=average.module if average else None,
+            deferred=components.deferred,
         )
     if execution.engine == "Accelerate":
         return AccelerateEngine

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 from trainer.checkpoints.checkpoint import (
     Position,
+    folder_name,
     load_checkpoint,
     step_of,
+    unfinished,
     wait_until_visible,
 )
+from trainer.checkpoints.checkpoint_folder import save_checkpoint, save_parts
+from trainer.checkpoints.checkpoint_parts import prepare_folder
+from trainer.checkpoints.object_store import Uploader, find_store
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.saver import Saver
-from trainer.checkpoints.state import RunState, capture
+from trainer.checkpoints.state import RunState, capture, capture_part
 from trainer.components import Components
 from trainer.due import Boundary, End, steps_until
+from trainer.engines.engine import Engine
 from trainer.log import RunLog
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.runtime import Runtime
+
+GATHERED_BYTES = 1 << 31
+"""Of weights, up to which `checkpoint.sharded: auto` gathers them on one rank."""
 
 
 class Checkpointer:
@@ -41,7 +54,12 @@ class Checkpointer:
         self.log = log
         self.directory = directory
         self.end = end
-        self.saver = Saver(directory.checkpoints, keep=config.keep, keep_best=config.keep_best)
+        self.saver = Saver(directory.checkpoints)
+        self.uploader: Uploader | None = None
+        if runtime.is_main and (store := find_store(components.config)) is not None:
+            self.uploader = Uploader(store, config.keep)
+        self.in_parts = writes_parts(config.sharded, state.engine)
+        self.patience_seconds = components.config.parallel.init_timeout_seconds
 
     def steps_until_due(self) -> int:
         return steps_until(self.state.progress.step, self.config.every_steps)
@@ -61,12 +79,35 @@ class Checkpointer:
         Raises:
             Diverged: If the loss is not finite.
         """
-        progress = self.state.progress
+        step, elapsed = self.state.progress.step, self.log.elapsed_seconds
         self.log.check_finite()
-        weights, trainer = capture(self.state, elapsed_seconds=self.log.elapsed_seconds)
+        if self.in_parts:
+            self._make_room(step)
+            part, rest = capture_part(self.state, elapsed_seconds=elapsed)
+            seconds = self.patience_seconds
+            self._submit(step, partial(save_parts, seconds=seconds), part, rest)
+            return
+        weights, trainer = capture(self.state, elapsed_seconds=elapsed)
+        if self.runtime.is_main:
+            self.directory.check_there()
+            self._submit(step, save_checkpoint, weights, trainer)
+
+    def _make_room(self, step: int) -> None:
+        """A folder for the parts of all ranks, which meet when these are captured."""
+        self.saver.finish()
         if not self.runtime.is_main:
             return
         self.directory.check_there()
+        folder = self.directory.checkpoints
+        with contextlib.suppress(OSError):  # then no part can be written, which is reported
+            folder.mkdir(exist_ok=True)
+            prepare_folder(unfinished(folder / folder_name(step)))
+
+    def _submit(
+        self, step: int, save: Callable[..., Path], weights: Any, rest: dict[str, Any]
+    ) -> None:
+        """Let a copy of the state be written in the background."""
+        progress, config = self.state.progress, self.config
         score = self.selection.score(progress.metrics) if progress.just_evaluated else None
         position = Position(
             step=progress.step,
@@ -79,9 +120,20 @@ class Checkpointer:
             identity=self.directory.identity,
         )
         is_best = bool(progress.best) and progress.best_step == progress.step
-        self.saver.submit(weights, trainer, position, is_best=is_best)
+        write = partial(
+            save,
+            self.directory.checkpoints,
+            weights,
+            rest,
+            position,
+            keep=config.keep,
+            keep_best=config.keep_best,
+            is_best=is_best,
+        )
+        uploader = self.uploader
+        self.saver.submit(step, (lambda: uploader.submit(write())) if uploader else write)
 
-    def best_weights(self) -> dict[str, Tensor] | None:
+    def best_weights(self) -> dict[str, Any] | None:
         """What was evaluated at the best step, from its checkpoint; every rank calls it.
 
         None if that checkpoint is not there any more.
@@ -95,16 +147,31 @@ class Checkpointer:
         if path is None:
             return None
         wait_until_visible(path)
-        weights, trainer = raise_on_all_ranks(self.runtime, lambda: load_checkpoint(path))
+        by_rows = self.state.engine.sharded
+        weights, trainer = raise_on_all_ranks(
+            self.runtime, lambda: load_checkpoint(path, by_rows=by_rows)
+        )
         return (trainer["ema"] if self.state.average else None) or weights
 
     def wait(self) -> None:
-        """Return when everything is on disk.
+        """Return when everything is on disk, and for a while when it is not in storage yet.
 
         Raises:
             SaveFailed: If the last checkpoint could not be written.
         """
         self.saver.wait()
+        if self.uploader is not None:
+            self.uploader.wait()
 
     def close(self) -> None:
         self.saver.close()
+        if self.uploader is not None:
+            self.uploader.close()
+
+
+def writes_parts(asked: bool | Literal["auto"], engine: Engine) -> bool:
+    """Whether ranks write a part of a checkpoint each, instead of gathering it on one of them."""
+    if asked != "auto":
+        return asked
+    size = sum(parameter.numel() * parameter.itemsize for parameter in engine.module.parameters())
+    return engine.sharded and size >= GATHERED_BYTES

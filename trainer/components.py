@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.imports import is_import_path
 from configs.schema import RunConfig
 from data.augment import Augment, build_augment
 from data.collate import choose_collate
@@ -23,13 +23,10 @@ from data.structures import tensors
 from trainer.backward.compiling import check_compiler
 from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
-from trainer.checkpoints.checkpoint import check_extra_state
 from trainer.engines.accelerate_config import check_accelerate
 from trainer.execution import decide
-from trainer.networks.blocks import check_blocks
 from trainer.networks.calling import Call, choose_call
-from trainer.networks.models import build_model
-from trainer.objective.check_outputs import check_classes, check_loss, check_outputs
+from trainer.networks.deferred import Deferred, NotDeferred
 from trainer.objective.selection import Selection, choose_selection
 from trainer.objective.task import Task
 from trainer.objective.tasks import build_task
@@ -40,10 +37,10 @@ from trainer.optim.parameter_groups import group_parameters
 from trainer.optim.schedule import Schedule, build_schedule
 from trainer.ranks.precision import Precision, build_precision
 from trainer.ranks.runtime import Runtime
+from trainer.run_model import build_run_model, try_out
 from trainer.ways import Execution, Subject
 
-LEAST_TRIED, MOST_TRIED = 3, 32
-"""Samples that a loss of the user's is tried on before the first step."""
+log = logging.getLogger("convoy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +55,8 @@ class Components:
     selection: Selection
     example: Example
     model: nn.Module
+    deferred: Deferred | None
+    """What gives a model on meta its initial weights; None: it has them."""
     call: Call
     subject: Subject
     execution: Execution
@@ -84,25 +83,48 @@ class Components:
         return replace(self, subject=subject, execution=decide(self.config, subject))
 
 
-def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Components:
+def build_components(
+    config: RunConfig, runtime: Runtime, data: Datasets, *, among_ranks: bool = False
+) -> Components:
     """The parts of one rank, which need not be one of the process group's.
+
+    Args:
+        config: The run.
+        runtime: This rank.
+        data: What it is trained on.
+        among_ranks: Whether the ranks are there: a model that they share by FSDP is then built on
+            meta where that is possible, so that none of them ever holds all of it.
 
     Raises:
         InputError: If this rank's part of the run cannot be had.
     """
+    shared = config.parallel.strategy == "fsdp" and runtime.world_size > 1
+    if among_ranks and shared and config.model.weights is None:
+        try:
+            return _build_components(config, runtime, data, deferred=True)
+        except NotDeferred as reason:
+            log.info(f"every rank builds the whole model before it keeps its part: {reason}")
+    return _build_components(config, runtime, data, deferred=False)
+
+
+def _build_components(
+    config: RunConfig, runtime: Runtime, data: Datasets, *, deferred: bool
+) -> Components:
     if config.parallel.engine != "native":
         check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
     example = Example(data.train[0], choose_collate(config.data))
-    subject = _subject(config, runtime, data, example)
+    subject, later = _subject(config, runtime, data, example, deferred=deferred)
     model, plan, task = subject.model, subject.plan, subject.task
     call = choose_call(model, example, config.model.forward, with_targets=task.takes_targets)
     normalize = Normalize(data, runtime.device)
-    _try_out(config, model, call, normalize, task, data, example)
+    try_out(config, model, call, normalize, task, data, example)
     execution = decide(config, subject)
     flat, optimizer, kernel = build_optimizer_and_kernel(
         config, runtime, model, precision, execution
     )
+    if later and optimizer.state:
+        raise NotDeferred(f"{type(optimizer).__name__} looks at the weights before the first step")
     total_global_batches = plan.epoch_schedule.global_batches_before(config.train.epochs)
     selection = choose_selection(task, config.evaluate.best, config.evaluate.best_mode)
     return Components(
@@ -121,6 +143,7 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
             on_device=execution.resident,
         ),
         model=model,
+        deferred=later,
         call=call,
         subject=subject,
         execution=execution,
@@ -143,26 +166,10 @@ def build_components(config: RunConfig, runtime: Runtime, data: Datasets) -> Com
     )
 
 
-def _try_out(
-    config: RunConfig,
-    model: nn.Module,
-    call: Call,
-    normalize: Normalize,
-    task: Task,
-    data: Datasets,
-    example: Example,
-) -> None:
-    """Refuse a model, a loss and labels that do not suit each other, before the first step."""
-    check_outputs(model, call, normalize, example.batch(), task)
-    own = config.task.loss is not None or is_import_path(config.task.name) or task.takes_targets
-    if own and len(data.train) >= LEAST_TRIED:
-        tried = [data.train[i] for i in range(min(len(data.train), MOST_TRIED))]
-        check_loss(model, call, normalize, tried, example.collate, task)
-    check_classes({"train": data.train, **data.held_out}, data.num_classes, task)
-
-
-def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Example) -> Subject:
-    """What is trained, on which samples, and where."""
+def _subject(
+    config: RunConfig, runtime: Runtime, data: Datasets, example: Example, *, deferred: bool
+) -> tuple[Subject, Deferred | None]:
+    """What is trained, on which samples, and where; and what its weights will be, if deferred."""
     task = build_task(
         config.task,
         label_smoothing=config.train.label_smoothing,
@@ -180,12 +187,12 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Examp
     task.check_target(targets[0] if isinstance(targets, Tensor) and targets.dim() else targets)
     order = choose_order(config.data, data.train, config.seed)
     plan = build_plan(config, runtime, order.size if order else len(data.train), order)
-    model = _build_model(config, runtime, data, plan)
+    model, later = build_run_model(config, runtime, data, plan, deferred=deferred)
     classes = data.num_classes if task.name == "classification" else None
     augment = build_augment(config.data.augment, data.input_shape, classes)
     if config.data.augment.mixup or config.data.augment.cutmix:
         task = replace(task, label_smoothing=None)  # passes written out know whole classes only
-    return Subject(
+    subject = Subject(
         model=model,
         task=task,
         augment=augment,
@@ -198,30 +205,7 @@ def _subject(config: RunConfig, runtime: Runtime, data: Datasets, example: Examp
             config.data, [data.train, *data.held_out.values()], free_bytes(runtime.device)
         ),
     )
-
-
-def _build_model(config: RunConfig, runtime: Runtime, data: Datasets, plan: Plan) -> nn.Module:
-    """On the device, with its initial weights, and fit to be trained by this plan."""
-    model = build_model(
-        config.model,
-        input_shape=data.input_shape,
-        num_classes=data.num_classes,
-        seed=config.seed,
-    ).to(runtime.device)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("model.name", given=config.model.name, expected="trainable parameters")
-    for name, parameter in model.named_parameters():
-        if parameter.is_complex():
-            raise InputError(
-                f"weight {name} of the model",
-                given=str(parameter.dtype).removeprefix("torch."),
-                expected="real numbers",
-                remedy="Keep real and imaginary parts in two, or torch.view_as_complex one.",
-            )
-    check_batch_norm(model, plan)
-    check_extra_state(model)
-    check_blocks(model, config.parallel, runtime.device, runtime.world_size)
-    return model
+    return subject, later
 
 
 def build_optimizer_and_kernel(
@@ -283,18 +267,3 @@ def build_plan(
         # Then every forward pass is a collective.
         even=config.parallel.strategy == "fsdp" or config.parallel.sync_batch_norm,
     )
-
-
-def check_batch_norm(model: nn.Module, plan: Plan) -> None:
-    """Batch statistics of one sample do not exist: say so now, not at the end of the epoch."""
-    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    normed = any(norm.training for norm in norms)  # one that is frozen has its statistics
-    smallest = plan.micro_batch_sizes[0]
-    if normed and smallest < 2:
-        raise InputError(
-            "batch normalisation",
-            given=f"a micro-batch of {smallest} samples on rank {plan.rank}",
-            expected="2 or more in every micro-batch, also in the last one of an epoch",
-            remedy="Change train.global_batch_size, train.micro_batch_size or parallel.shards, or "
-            "use --data.drop_last true.",
-        )

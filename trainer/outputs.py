@@ -22,6 +22,7 @@ from trainer.checkpoints.checkpoint import MANIFEST, load_checkpoint, wait_until
 from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.initial_weights import load_weights, read_weights, weights_digest
+from trainer.checkpoints.object_store import fetch_newer, find_store, forget_newer
 from trainer.checkpoints.run_directory import CONFIG, Resume, RunDirectory
 from trainer.checkpoints.state import Progress, RunState, restore
 from trainer.components import Components
@@ -48,7 +49,10 @@ logger = logging.getLogger("convoy")
 def decide_resume(config: RunConfig, directory: RunDirectory) -> Resume:
     """What to continue from, decided under the lock: nobody may save in between."""
     check_tensorboard(config.logging)
+    store = find_store(config)
     directory.claim()
+    if store is not None and config.checkpoint.resume == "auto":
+        fetch_newer(store, directory.checkpoints)
     return directory.decide_resume(config)
 
 
@@ -66,8 +70,8 @@ def normalised_as_before(components: Components, resume: Resume) -> Components:
         "would be found today"
     )
     data = replace(data, **kept)
-    device = next(components.model.parameters()).device
-    return replace(components, data=data, normalize=Normalize(data, device))
+    normalize = Normalize(data, components.normalize.device)
+    return replace(components, data=data, normalize=normalize)
 
 
 def identify_weights(config: RunConfig, runtime: Runtime) -> RunConfig:
@@ -123,7 +127,7 @@ def continue_from(config: RunConfig, checkpoint: Path | None, state: RunState) -
     if checkpoint is None:
         return []
     wait_until_visible(checkpoint)  # rank 0 has seen it
-    weights, trainer = load_checkpoint(checkpoint)
+    weights, trainer = load_checkpoint(checkpoint, by_rows=state.engine.sharded)
     notes = restore(state, weights, trainer, exact=config.parallel.reduction == "exact")
     step = read_json(checkpoint / MANIFEST)["step"]
     if state.progress.step != step:
@@ -161,6 +165,9 @@ def open_outputs(
         return Sinks([])
     for note in [*directory.open(config, resume), *notes]:
         logger.info(note)
+    if (store := find_store(config)) is not None:
+        step = resume.step if resume.checkpoint is not None else -1
+        forget_newer(store, step, lenient=config.checkpoint.resume == "auto" and step >= 0)
     found = describe(components.data)
     for line in opening(config, runtime, components, directory, found):
         logger.info(line)

@@ -24,7 +24,6 @@ from launch.diagnosis.findings import Finding
 from launch.diagnosis.subject import Subject, collect, plan_alone
 from launch.diagnosis.trial import Trial, run_trial
 from trainer.checkpoints.initial_weights import load_weights, read_weights
-from trainer.components import check_batch_norm
 from trainer.networks.calling import choose_call
 from trainer.networks.models import build_model
 from trainer.objective.tasks import build_task
@@ -32,6 +31,7 @@ from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
 from trainer.ranks.drift import weight_digest
 from trainer.ranks.load_data import load_data
 from trainer.ranks.runtime import Runtime
+from trainer.run_model import check_batch_norm
 
 RATE_STEPS = 20
 MOST_UNSEEN = 500

@@ -30,10 +30,11 @@ from trainer.build_step import build_state
 from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
-from trainer.components import build_components, check_batch_norm
+from trainer.components import build_components
 from trainer.optim.schedule import Schedule
 from trainer.outputs import continue_from
 from trainer.ranks.runtime import Runtime, choose_device
+from trainer.run_model import check_batch_norm
 from trainer.ways import Execution
 
 SCHEDULE_SAMPLES = 1000

@@ -14,6 +14,7 @@ from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
 from data.structures import tensors
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
+from trainer.checkpointer import GATHERED_BYTES
 from trainer.checkpoints.state import RunState
 from trainer.components import Components
 from trainer.engines.native import NativeEngine
@@ -64,7 +65,8 @@ def memory_of_rank(
     averaged = weights if state.average is not None else 0
     resident = isinstance(components.loader, ResidentLoader)
     sharded = config.parallel.strategy == "fsdp"
-    parts = plan.world_size if sharded else 1
+    parts = (config.parallel.shard_size or plan.world_size) if sharded else 1
+    fetched = _fetched_bytes(plan, module, again=config.parallel.reshard_after_forward)
     here = not config.parallel.cpu_offload
     how = (
         f"one of {parts} parts of it" if sharded else "DDP's buckets are these, not copies of them"
@@ -74,7 +76,7 @@ def memory_of_rank(
         Need("gradients", gradients // parts, here, how),
         Need("optimizer state", optimizer // parts, here, "after a real step"),
         Need("averaged weights", averaged // parts, here, "train.ema_decay, train.swa_from_epoch"),
-        Need("fetched blocks", _fetched_bytes(plan, module) if sharded else 0, True, "at most"),
+        Need("fetched blocks", fetched if sharded else 0, True, "at most"),
         Need("activations", kept, True, f"kept for the backward pass, {size} samples at once"),
         Need(
             "micro-batch",
@@ -84,14 +86,20 @@ def memory_of_rank(
         ),
         Need("exact reduction", _tree_bytes(plan, module), True, "partial sums and an exchange"),
         Need("data set", _data_bytes(data), resident, "a whole copy on every rank"),
-        Need(
-            "checkpoint being written",
-            weights + optimizer + averaged,
-            False,
-            "on rank 0 only, for as long as it takes",
-        ),
+        _saved(config, weights, weights + optimizer + averaged, parts),
     ]
     return [need for need in needs if need.num_bytes != 0]
+
+
+def _saved(config: RunConfig, weights: int, state: int, parts: int) -> Need:
+    """The copy that is written while training goes on: of a rank's own part, or of everything."""
+    name, for_a_while = "checkpoint being written", "for as long as it takes"
+    in_parts = config.checkpoint.sharded
+    if in_parts == "auto":
+        in_parts = config.parallel.strategy == "fsdp" and weights >= GATHERED_BYTES
+    if in_parts:
+        return Need(name, state // parts, False, for_a_while)
+    return Need(name, state, False, f"on rank 0 only, {for_a_while}")
 
 
 def largest_micro_batch(plan: Plan) -> int:
@@ -133,15 +141,17 @@ def _train_once(components: Components, state: RunState, size: int) -> int:
     return sum(kept.values())
 
 
-def _fetched_bytes(plan: Plan, module: nn.Module) -> int:
+def _fetched_bytes(plan: Plan, module: nn.Module, *, again: bool) -> int:
     """Under FSDP: whole weights of a block and the next one, and whole gradients.
 
-    Those of one block, or of all where several micro-batches are summed before they are reduced.
+    Weights of all blocks unless each is fetched again for the backward pass. Gradients of one
+    block, or of all where several micro-batches are summed before they are reduced.
     """
     total = _num_bytes(module.parameters())
     found = [_num_bytes(block.parameters()) for block in blocks(module)]
     sizes = sorted([*found, total - sum(found)], reverse=True)
-    return sum(sizes[:2]) + (total if plan.micro_batches_per_step > 1 else sizes[0])
+    weights = sum(sizes[:2]) if again else total
+    return weights + (total if plan.micro_batches_per_step > 1 else sizes[0])
 
 
 def _tree_bytes(plan: Plan, module: nn.Module) -> int:

@@ -53,6 +53,7 @@ ELSEWHERE = (
     "profile.enabled",
     "checkpoint.keep_best",
     "checkpoint.resume",
+    "checkpoint.upload",
     "dry_run.world_size",
     "evaluate.best",
     "evaluate.best_mode",

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.data_sets import make_idx
 from tests.support.processes import launch, marked
 from tests.support.runs import assert_same_bits, latest_weights, records, series, train_here
+from trainer.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.process
 
@@ -34,6 +36,8 @@ OPTIONS = (
 FSDP = "--parallel.strategy=fsdp"
 DROPOUT = "--model.kwargs.dropout=0.3"
 SWA = ("--train.ema_decay=null", "--train.swa_from_epoch=1", DROPOUT)
+PARTS = (FSDP, "--checkpoint.sharded=true")
+MUON = ("--optimizer.name=muon", "--train.max_steps=6")
 BF16 = "--precision.dtype=bf16"
 OVERFLOW = ("--precision.dtype=fp16", "--precision.init_scale=1e8", "--train.max_steps=12")
 CASTS = ("cast-bf16", "cast-flat", "cast-sharded")
@@ -76,7 +80,7 @@ def two(folder: Path) -> Path:
         folder,
         2,
         [
-            ("journey", FSDP, "--train.max_steps=14"),
+            ("journey", *PARTS, "--train.max_steps=14"),
             ("journey", "--train.max_steps=19"),
             ("ddp",),
             ("bf16", BF16),
@@ -84,7 +88,7 @@ def two(folder: Path) -> Path:
             ("overflow", *OVERFLOW),
             ("overflow-sharded", *OVERFLOW, FSDP),
             ("swa", *SWA, FSDP),
-            ("swa-stopped", *SWA, FSDP, "--train.max_steps=15"),
+            ("swa-stopped", *SWA, *PARTS, "--train.max_steps=15"),
             ("swa-stopped", *SWA, FSDP),
             ("checkpointed", *SWA, FSDP, "--parallel.activation_checkpointing=true"),
             ("cast-bf16", "--parallel.compression=bf16"),
@@ -95,6 +99,8 @@ def two(folder: Path) -> Path:
             ("feedback-stopped", *FEEDBACK, "--train.max_steps=11"),
             ("feedback-stopped", *FEEDBACK),
             ("dropout", DROPOUT),
+            ("muon", *MUON),
+            ("muon-sharded", *MUON, *PARTS),
         ],
     )
     assert found == [[]] * len(found)
@@ -130,12 +136,62 @@ def assert_close(first: Path, second: Path, *, atol: float) -> None:
 
 
 def test_a_journey_over_one_rank_fsdp_and_ddp_is_the_run_of_ddp(two: Path) -> None:
-    """Law: who holds which weights changes nothing but rounding; checkpoints are the same files.
+    """Law: who holds which weights changes nothing but rounding; in parts or not, a checkpoint is
+    read by all.
 
     The fixture has seen that weights, optimizer and average right after loading are those of the
     file bit for bit.
     """
     assert_close(two / "ddp", two / "journey", atol=1e-5)
+
+
+def test_muon_orthogonalises_whole_matrices(two: Path) -> None:
+    """Law: of which ranks hold rows; its products are bfloat16, so their rounding shows."""
+    ours, theirs = (series(two / name, "train/loss") for name in ("muon", "muon-sharded"))
+    assert len(ours) == 6
+    assert theirs == pytest.approx(ours, abs=2e-3)
+    usual = series(two / "ddp", "train/loss")[:6]
+    assert max(abs(a - b) for a, b in zip(ours, usual, strict=True)) > 1e-2
+
+
+def test_a_run_in_parts_is_exported_to_one_file(two: Path) -> None:
+    from launch.export import main
+
+    run = two / "muon-sharded"
+    assert not (run / "checkpoints/best/model.safetensors").exists()
+    state = torch.get_rng_state()
+    try:
+        assert main([str(run), "--format=safetensors"]) == 0
+    finally:
+        torch.set_rng_state(state)
+        torch.set_flush_denormal(False)
+    exported, saved = (
+        load_file(run / "model.safetensors"),
+        load_checkpoint(run / "checkpoints/best"),
+    )
+    assert exported.keys() == saved[0].keys()
+    assert all(torch.equal(exported[name], saved[1]["ema"][name]) for name in exported)
+
+
+@pytest.mark.slow
+def test_copies_of_parts_move_to_fewer_ranks_and_back_to_whole_copies(two: Path) -> None:
+    """HSDP on four ranks, FSDP on two, one rank, and two under DDP: the run of DDP, and every
+    start has the bits that the one before has saved.
+
+    The checkpoints in parts hold every row once, though two ranks have it.
+    """
+    hybrid = (*PARTS, "--parallel.shard_size=2", "--parallel.reshard_after_forward=false")
+    assert several(two, 4, [("travel", *hybrid, "--train.max_steps=6")]) == [[]]
+    path = (two / "travel/checkpoints/latest").resolve()
+    parts = [file for file in path.iterdir() if file.name.startswith("part_")]
+    assert len(parts) == 4
+    whole = sum(t.numel() for t in load_checkpoint(path)[0].values())
+    held = sum(file.stat().st_size for file in parts) / 4
+    assert 4 * whole < held < 4.5 * whole + 4000  # weights, average, two moments
+    assert several(two, 2, [("travel", *PARTS, "--train.max_steps=11")]) == [[]]
+    train_here(two, two / "files", *OPTIONS, "--name=travel", "--train.max_steps=15")
+    assert several(two, 2, [("travel",)]) == [[]]
+    assert_close(two / "ddp", two / "travel", atol=1e-5)
 
 
 @pytest.mark.slow

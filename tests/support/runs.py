@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoints.checkpoint import load_checkpoint
+
+VOLATILE = ("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second")
 VOLATILE = (
     *("time", "elapsed_seconds", "train/samples_per_second", "train/tokens_per_second"),
     *("compile/seconds", "compile/graph_breaks", "compile/recompilations"),  # of a start, each
@@ -35,9 +38,7 @@ def series(run: Path, key: str) -> list[float]:
 
 
 def latest_weights(run: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(run / "checkpoints" / "latest" / "model.safetensors")
+    return load_checkpoint(run / "checkpoints" / "latest")[0]
 
 
 def assert_same_bits(first: Path, second: Path) -> None:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.errors import InputError
 from configs.read_files import read_json
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_directory
+from trainer.checkpoints.checkpoint_parts import (
+    PART,
+    Part,
+    collect_notes,
+    complete_parts,
+    open_parts,
+    write_part,
+)
 from trainer.checkpoints.saved_state import check_file, check_tensors
+from trainer.engines.dtensor import whole
 
-FORMAT = 1
+FORMAT, FORMAT_OF_PARTS = 1, 2
 WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
 VISIBLE_SECONDS = 70.0
 """A client of NFS may believe for a minute that a file is not there (acdirmax of nfs(5))."""
 NAME = re.compile(r"step_(\d{8,})")
+READERS = 4
+"""Files whose digests are computed at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +75,11 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
+def unfinished(path: Path) -> Path:
+    """The directory in which the checkpoint `path` is written, before it has its name."""
+    return path.with_name(f".writing-{path.name}")
+
+
 def write_checkpoint(
     path: Path, weights: dict[str, Any], trainer: dict[str, Any], position: Position
 ) -> None:
@@ -79,30 +96,70 @@ def write_checkpoint(
     """
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".writing-{path.name}")
+    temporary = unfinished(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
         extra = {name: value for name, value in weights.items() if name not in tensors}
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        torch.save(trainer | {"extra_state": extra} if extra else trainer, temporary / TRAINER)
-        manifest = {
-            "format": FORMAT,
-            **asdict(position),
-            "files": {name: _facts(temporary / name) for name in (WEIGHTS, TRAINER)},
-            "finite": True,
-            "torch": torch.__version__,
-            "saved_at": time.time(),
-        }
-        manifest["manifest_sha256"] = _manifest_digest(manifest)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        for written in (*temporary.iterdir(), temporary):
-            flush_to_disk(written)
-        replace_directory(temporary, path)
+        facts = {WEIGHTS: _facts(temporary / WEIGHTS)}
+        _publish(path, facts, trainer | {"extra_state": extra} if extra else trainer, position)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_parts(
+    path: Path, part: Part, trainer: dict[str, Any], position: Position, *, seconds: float
+) -> None:
+    """Write a checkpoint of which every rank writes a part, to where rank 0 has made room.
+
+    What is written otherwise is as by `write_checkpoint`: all the parts, or nothing.
+
+    Args:
+        path: Its directory.
+        part: Of this rank.
+        trainer: The rest, as rank 0 has it.
+        position: Where in its run the checkpoint stands.
+        seconds: How long rank 0 waits for parts of others.
+
+    Raises:
+        OSError: On rank 0, if any rank's disk is full or gone; `path` is as it was.
+    """
+    if part.rank:
+        with contextlib.suppress(OSError):  # of which its note tells rank 0
+            write_part(unfinished(path), part)
+        return
+    try:
+        write_part(unfinished(path), part)
+        _publish(path, collect_notes(unfinished(path), part.count, seconds), trainer, position)
+    except BaseException:
+        shutil.rmtree(unfinished(path), ignore_errors=True)
+        raise
+
+
+def _publish(
+    path: Path, files: Mapping[str, Any], trainer: dict[str, Any], position: Position
+) -> None:
+    """Add trainer.pt and the manifest to files that are written, and give the directory its
+    name."""
+    temporary = unfinished(path)
+    torch.save(trainer, temporary / TRAINER)
+    manifest = {
+        "format": FORMAT if WEIGHTS in files else FORMAT_OF_PARTS,
+        **asdict(position),
+        "files": {**files, TRAINER: _facts(temporary / TRAINER)},
+        "finite": True,
+        "torch": torch.__version__,
+        "saved_at": time.time(),
+    }
+    manifest["manifest_sha256"] = _manifest_digest(manifest)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    written = [file for file in temporary.iterdir() if not PART.fullmatch(file.name)]
+    for file in (*written, temporary):  # a part was flushed by its rank
+        flush_to_disk(file)
+    replace_directory(temporary, path)
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -119,20 +176,24 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         expected = {name: dict(facts) for name, facts in manifest["files"].items()}
         Position(**{name: manifest[name] for name in Position.__dataclass_fields__})
         untouched = manifest["manifest_sha256"] == _manifest_digest(manifest)
-        complete = {WEIGHTS, TRAINER} <= expected.keys()
+        held = WEIGHTS in expected or complete_parts(expected)
+        complete = TRAINER in expected and held
     except FileNotFoundError:
         raise Refused(f"{MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{MANIFEST} is unreadable ({error})") from None
-    if manifest.get("format") != FORMAT:
-        raise Refused(f"{MANIFEST} has format {manifest.get('format')!r}, not {FORMAT}")
+    known = FORMAT if WEIGHTS in expected else FORMAT_OF_PARTS
+    if manifest.get("format") != known:
+        raise Refused(f"{MANIFEST} has format {manifest.get('format')!r}, not {known}")
     if not untouched or not complete:
         raise Refused(f"{MANIFEST} is not as it was written")
     if NAME.fullmatch(path.name) and step_of(path) != manifest["step"]:
         raise Refused(f"{MANIFEST} is of step {manifest['step']}")
+    with ThreadPoolExecutor(READERS) as readers:  # digests are computed without the interpreter
+        facts_found = {n: readers.submit(_facts, path / Path(n).name) for n in expected}
     for name, facts in expected.items():
         try:
-            found = _facts(path / Path(name).name)
+            found = facts_found[name].result()
         except OSError as error:
             raise Refused(f"{name}: {error.strerror}") from None
         if found["bytes"] != facts.get("bytes"):
@@ -141,30 +202,6 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
             raise Refused(f"{name} has another SHA-256 than its manifest says")
     assert isinstance(manifest, dict)
     return manifest
-
-
-def check_extra_state(module: nn.Module) -> None:
-    """Refuse a module whose `get_extra_state` gives what a checkpoint cannot hold.
-
-    Raises:
-        InputError: Before the first step rather than at every save.
-    """
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            continue
-        file = io.BytesIO()
-        try:
-            torch.save(value, file)
-            file.seek(0)
-            torch.load(file, weights_only=True)
-        except Exception as error:  # picklers raise what they like
-            raise InputError(
-                f"{name} of the model",
-                given=f"{type(value).__name__} ({' '.join(str(error).split())[:120]})",
-                expected="what torch.load(weights_only=True) reads: numbers, texts, tensors, and "
-                "lists and mappings of them",
-                remedy="Let get_extra_state return such.",
-            ) from None
 
 
 def verify_numbers(path: Path, manifest: dict[str, Any]) -> None:
@@ -191,23 +228,21 @@ def _with_nan(state: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def wait_until_visible(path: Path) -> None:
-    """Wait for a checkpoint of which another machine says that it is there, but not for ever.
-
-    On a network file system this machine may see it later, and then as a whole.
-    """
+    """Wait for a checkpoint that another machine sees and this one, over a network, may not yet."""
     deadline = time.monotonic() + VISIBLE_SECONDS
     while not os.path.exists(path / MANIFEST) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(path: Path, *, by_rows: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load the weights and the trainer state of a checkpoint; never executes code.
 
     Args:
         path: Its directory, which `verify_checkpoint` has accepted.
+        by_rows: Leave what lies in parts on disk, as `dtensor.Stored`: who loads it reads its rows.
 
     Returns:
-        Both in host memory, as they were given to `write_checkpoint`.
+        Both in host memory, as they were given to `write_checkpoint`, whoever wrote them.
 
     Raises:
         InputError: If a file cannot be parsed.
@@ -215,10 +250,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors.torch import load_file
 
     try:
-        weights = load_file(path / WEIGHTS)
         check_file(path / TRAINER)
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
         check_tensors(trainer)
+        if (path / WEIGHTS).exists():
+            weights: dict[str, Any] = load_file(path / WEIGHTS)
+        else:
+            weights = _join(path, trainer, by_rows=by_rows)
     except Exception as error:  # damaged bytes can make an unpickler raise almost anything
         raise InputError(
             f"checkpoint {path} cannot be read ({' '.join(str(error).split())[:200]})",
@@ -230,6 +268,22 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(extra, dict):
         raise InputError(f"checkpoint {path}: extra_state", given=extra, expected="a mapping")
     return weights | extra, trainer
+
+
+def _join(path: Path, trainer: dict[str, Any], *, by_rows: bool) -> dict[str, Any]:
+    """The weights that lie in parts; average and optimizer state join those of trainer.pt."""
+    found: dict[str, dict[str, Any]] = {"model": {}, "ema": {}}
+    for key, tensor in open_parts(path).items():
+        value = tensor if by_rows else whole(tensor)
+        kind, _, name = key.partition("/")
+        if kind in found:
+            found[kind][name] = value
+            continue
+        index, _, slot = name.partition("/")
+        trainer["optimizer"]["state"].setdefault(int(index), {})[slot] = value
+    if found["ema"]:
+        trainer["ema"] = {**(trainer["ema"] or {}), **found["ema"]}
+    return found["model"]
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:

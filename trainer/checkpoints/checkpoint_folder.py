@@ -22,7 +22,9 @@ from trainer.checkpoints.checkpoint import (
     verify_checkpoint,
     verify_numbers,
     write_checkpoint,
+    write_parts,
 )
+from trainer.checkpoints.checkpoint_parts import Part
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -61,12 +63,40 @@ def save_checkpoint(
     folder.mkdir(exist_ok=True)  # without parents: a run directory that was deleted stays so
     final = folder / folder_name(position.step)
     write_checkpoint(final, weights, trainer, position)
+    _announce(final, keep, keep_best, is_best=is_best)
+    return final
+
+
+def save_parts(
+    folder: Path,
+    part: Part,
+    trainer: dict[str, Any],
+    position: Position,
+    *,
+    keep: int,
+    keep_best: int = 1,
+    is_best: bool,
+    seconds: float,
+) -> Path:
+    """The same of a checkpoint of which every rank writes a part; see `write_parts`.
+
+    Every rank calls it, after rank 0 has called `checkpoint_parts.prepare_folder`.
+    """
+    final = folder / folder_name(position.step)
+    write_parts(final, part, trainer, position, seconds=seconds)
+    if part.rank == 0:
+        _announce(final, keep, keep_best, is_best=is_best)
+    return final
+
+
+def _announce(final: Path, keep: int, keep_best: int, *, is_best: bool) -> None:
+    """Point links at a new checkpoint, and delete what is not kept any more."""
+    folder = final.parent
     replace_link(folder / "latest", final)
     if is_best:
         replace_link(folder / "best", final)
     flush_to_disk(folder)
     _prune(folder, keep, keep_best)
-    return final
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoints.state import RunState
+from trainer.engines.dtensor import local
 from trainer.ranks.collectives import gather_objects, max_
 
 
@@ -43,7 +44,7 @@ class FiniteCheck:
 
 def are_finite(tensors: list[Tensor]) -> bool:
     """Whether all of them are; integers are."""
-    found = [_local(value) for value in tensors]
+    found = [local(value) for value in tensors]
     some = [value for value in found if value.numel() and _has_infinities(value)]
     # Of the largest magnitude: NaN if one of them is, infinite if one of them is.
     return not some or bool(torch.nn.utils.get_total_norm(some, norm_type=torch.inf).isfinite())
@@ -90,8 +91,3 @@ def _is_finite(value: Tensor) -> bool:
 
 def _has_infinities(value: Tensor) -> bool:
     return value.is_floating_point() or value.is_complex()
-
-
-def _local(value: Tensor) -> Tensor:
-    """This rank's part of a DTensor, or the tensor."""
-    return value.to_local() if hasattr(value, "to_local") else value

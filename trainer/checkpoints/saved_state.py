@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from configs.errors import InputError
+from trainer.engines.dtensor import Stored
 
 MOST = 2**53
 """Of a count; what a float of a record can hold."""
@@ -38,6 +42,30 @@ def check_file(path: Path) -> None:
         raise ValueError("its parts are compressed")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError("its parts overlap")
+
+
+def check_extra_state(module: nn.Module) -> None:
+    """Refuse a module whose `get_extra_state` gives what a checkpoint cannot hold.
+
+    Raises:
+        InputError: Before the first step rather than at every save.
+    """
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            continue
+        file = io.BytesIO()
+        try:
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # picklers raise what they like
+            raise InputError(
+                f"{name} of the model",
+                given=f"{type(value).__name__} ({' '.join(str(error).split())[:120]})",
+                expected="what torch.load(weights_only=True) reads: numbers, texts, tensors, and "
+                "lists and mappings of them",
+                remedy="Let get_extra_state return such.",
+            ) from None
 
 
 def check_tensors(state: Any) -> None:
@@ -133,7 +161,8 @@ def _check_slot(name: str, key: str, value: Any, parameter: Tensor) -> None:
         whole = key != "step" or (0 <= float(value) <= MOST and float(value).is_integer())
         _expect(whole, name, value, "a count")
     elif key in ELEMENTWISE and not (value is None and key == "momentum_buffer"):
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        held = isinstance(value, Tensor | Stored)
+        shape = tuple(value.shape) if held else type(value).__name__
         _expect(shape == tuple(parameter.shape), name, shape, f"shape {tuple(parameter.shape)}")
 
 

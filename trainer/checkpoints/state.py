@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
+from trainer.checkpoints.checkpoint_parts import Part
 from trainer.checkpoints.saved_state import check_optimizer, check_trainer
 from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.engine import Engine
@@ -124,6 +125,38 @@ def capture(
             try began.
     """
     weights: dict[str, Any] = host_copy(run.engine.weights())
+    trainer = {
+        "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
+        "ema": host_copy(full_state(run.average.module)) if run.average else None,
+        **_capture_rest(run, elapsed_seconds),
+    }
+    return weights, trainer
+
+
+def capture_part(
+    run: RunState, *, elapsed_seconds: float | None = None
+) -> tuple[Part, dict[str, Any]]:
+    """What this rank writes of a checkpoint in parts, and everything else; see `capture`.
+
+    No rank holds more than its own rows.
+    """
+    part = Part(run.runtime.rank, run.runtime.world_size)
+    extra = part.take("model", run.engine.module.state_dict(), plain=True)
+    average, optimizer = run.average, run.optimizer.state_dict()
+    own = {
+        index: part.take(f"optimizer/{index}", state, plain=False)
+        for index, state in optimizer["state"].items()
+    }
+    trainer = {
+        "optimizer": host_copy(optimizer | {"state": own}),
+        "ema": part.take("ema", average.module.state_dict(), plain=True) if average else None,
+        **_capture_rest(run, elapsed_seconds),
+    }
+    return part, trainer | {"extra_state": host_copy(extra)} if extra else trainer
+
+
+def _capture_rest(run: RunState, elapsed_seconds: float | None) -> dict[str, Any]:
+    """What is neither weights nor optimizer state: small, and gathered from all ranks."""
     mine = {
         "rng": capture_rng(run.runtime.device),
         "meter": run.meter.state_dict(),
@@ -132,18 +165,15 @@ def capture(
     progress = run.progress.state_dict()
     if elapsed_seconds is not None:
         progress["elapsed_seconds"] = elapsed_seconds
-    trainer = {
+    return {
         "progress": progress,
-        "optimizer": host_copy(run.engine.optimizer_state(run.optimizer)),
         "optimizer_class": type(run.optimizer).__name__,
         "schedule": run.schedule.state_dict(),
         "scaler": run.precision.scaler.state_dict(),
         "buffers": host_copy(non_persistent_buffers(run.engine.module)),
-        "ema": host_copy(full_state(run.average.module)) if run.average else None,
         "device_type": run.runtime.device.type,
         "ranks": gather_objects(run.runtime, mine),
     }
-    return weights, trainer
 
 
 def restore(

@@ -29,15 +29,13 @@ PLUGINS = {
 """Variables that hand the model to another library, and what to do instead."""
 SHARDING = {
     "FSDP_VERSION": (("2",), "parallel.strategy=fsdp, which is version 2"),
-    "FSDP_RESHARD_AFTER_FORWARD": (
-        ("true", "full_shard"),
-        "parallel.strategy=fsdp, which always does",
-    ),
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": (("false",), "parallel.activation_checkpointing"),
     "FSDP_IGNORED_MODULES": (("",), "parallel.strategy=fsdp, which shards every weight"),
 }
 """Variables of Accelerate's FSDP that can have one value only, and what in the run's config says
 so. Wrap policy, prefetching and ways of loading change neither the result nor what a rank keeps."""
+RESHARDING = {True: ("true", "full_shard"), False: ("false", "shard_grad_op")}
+"""Accelerate's words for parallel.reshard_after_forward."""
 
 
 def check_accelerate(config: RunConfig, runtime: Runtime, env: Mapping[str, str]) -> None:
@@ -95,6 +93,9 @@ def _check_sharding(config: RunConfig, env: Mapping[str, str]) -> None:
         )
     for name, (accepted, key) in SHARDING.items():
         _agree(env, name, accepted, key, f"Set it to {accepted[0] or 'nothing'} there.")
+    again = parallel.reshard_after_forward
+    key = f"parallel.reshard_after_forward={str(again).lower()}"
+    _agree(env, "FSDP_RESHARD_AFTER_FORWARD", RESHARDING[again], key)
     for name, key in (
         ("FSDP_OFFLOAD_PARAMS", "cpu_offload"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "activation_checkpointing"),

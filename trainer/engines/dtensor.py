@@ -11,13 +11,90 @@ it even takes a step: AdamW counts one more from then on, and Rprop fails.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.networks.module_state import resize_buffers
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A tensor that lies on disk, whole or in parts, and is read by rows of its first dimension."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop), in host memory; of a scalar [0, 1) is all."""
+        ...
+
+
+def whole(value: Any) -> Any:
+    """What was stored, read; anything else as it is."""
+    if not isinstance(value, Stored):
+        return value
+    rows = value.shape[0] if value.shape else 1
+    return value.rows(0, rows).reshape(value.shape)
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether it is a DTensor, without importing what makes them."""
+    return hasattr(value, "full_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor, or the tensor."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return found
+
+
+def own_rows(tensor: DTensor) -> tuple[int, int]:
+    """The rows [start, stop) of a tensor cut along its first dimension that lie on this rank.
+
+    FSDP cuts into equal parts of which the last may be smaller or empty; copies between groups of
+    ranks (HSDP) are another dimension of the mesh.
+    """
+    count, start, stop = tensor.shape[0], 0, tensor.shape[0]
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None
+    for dim, placement in enumerate(tensor.placements):
+        if placement.is_shard():
+            size = -(-count // tensor.device_mesh.size(dim))
+            start = min(size * coordinate[dim], count)
+            stop = min(start + size, count)
+    return start, stop
+
+
+def replica(tensor: DTensor) -> tuple[int, int]:
+    """Which copy of its part a rank holds, and how many copies there are."""
+    number, count = 0, 1
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None
+    for dim, placement in enumerate(tensor.placements):
+        if not placement.is_shard():
+            number = number * tensor.device_mesh.size(dim) + coordinate[dim]
+            count *= tensor.device_mesh.size(dim)
+    return number, count
+
+
+def like(local: Tensor, tensor: DTensor) -> DTensor:
+    """A DTensor of this rank's part, cut as another one of the same shape."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local,
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -37,12 +114,12 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
     return _gather(module.state_dict())
 
 
-def load_full_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_full_state(module: nn.Module, state: dict[str, Any]) -> None:
     """Load a state dict of full tensors, which every rank has; no communication.
 
     Args:
         module: Sharded or not; a rank keeps its part of a tensor that is sharded.
-        state: As `full_state` returned it on rank 0.
+        state: As `full_state` returned it on rank 0; of what is stored, a rank reads its part.
 
     Raises:
         RuntimeError: If keys or shapes of weights are not the module's.
@@ -82,7 +159,7 @@ def _gather(state: dict[str, Any]) -> dict[str, Any]:
     """The same mapping with full tensors in host memory on rank 0, elsewhere without DTensors."""
     found = {}
     for name, value in state.items():
-        if not hasattr(value, "full_tensor"):
+        if not is_sharded(value):
             found[name] = value
             continue
         gathered = value.full_tensor().cpu()
@@ -91,15 +168,14 @@ def _gather(state: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _part(value: Any, like: Any) -> Any:
-    """This rank's part of a full tensor as a DTensor like another one, if that one is sharded."""
-    if not hasattr(like, "full_tensor") or not isinstance(value, Tensor):
-        return value
-    if value.shape != like.shape:
-        return value  # a step count; or refused when it is loaded
-    from torch.distributed.tensor import distribute_tensor
-
-    part = distribute_tensor(
-        value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
-    return part.detach().clone()  # a copy: a view would keep the full tensor alive
+def _part(value: Any, model: Any) -> Any:
+    """This rank's part of a full tensor, cut as `model` is, if that one is sharded."""
+    stored = isinstance(value, Stored)
+    if not is_sharded(model) or not (stored or isinstance(value, Tensor)):
+        return whole(value)
+    if value.shape != model.shape:
+        # A step count; or refused when it is loaded, for which nothing has to be read.
+        return torch.empty(value.shape, device="meta") if stored else value
+    start, stop = own_rows(model)
+    local = value.rows(start, stop) if stored else value[start:stop].clone()
+    return like(local.to(model.device), model)

@@ -24,6 +24,8 @@ class Engine:
     passes: Passes
     gradient_scale = 1.0
     """Factor of the loss that undoes an average over ranks."""
+    sharded = False
+    """Whether a rank holds, and reads of a checkpoint, its rows only."""
     warmup_steps = 0
     """Steps that it has to have executed before one of them is recorded as a CUDA graph."""
     against_recording: str | None = None

@@ -5,23 +5,15 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
     FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
 )
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrize import ParametrizationList
 
 from configs.errors import InputError
 from configs.schema import RunConfig
@@ -35,20 +27,11 @@ from trainer.engines.dtensor import (
     load_full_optimizer_state,
 )
 from trainer.engines.engine import Engine
-from trainer.networks.blocks import blocks
+from trainer.engines.sharding import build_mesh, fill, keep_gathered, shard
 from trainer.networks.copying import hooked_weights
-from trainer.optim.muon import MuonWithAdamW
+from trainer.networks.deferred import Deferred
 from trainer.ranks.runtime import Runtime
 
-NORMS = (
-    _BatchNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    ParametrizationList,
-)
-"""Whose weights stay float32: statistics, and what other weights are computed from."""
 COALESCED_BYTES = 1 << 28
 """Of buffers that travel together."""
 UNFUSED = (torch.optim.SGD, torch.optim.Adagrad)
@@ -57,7 +40,6 @@ NEED_FULL_WEIGHTS = (
     torch.optim.Adafactor,
     torch.optim.LBFGS,
     torch.optim.Muon,
-    MuonWithAdamW,
     torch.optim.Rprop,
     torch.optim.SparseAdam,
 )
@@ -79,6 +61,7 @@ class ShardedEngine(Engine):
         *,
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
+        deferred: Deferred | None = None,
         runtime: Runtime,
         parallel: ParallelConfig,
         plan: Plan,
@@ -87,24 +70,31 @@ class ShardedEngine(Engine):
         """
         Args:
             loss: The model with its normalisation and loss, its blocks perhaps compiled; whole on
-                every rank, and then sharded.
+                every rank or on meta, and then sharded.
             optimizer: Over the model's parameters; it goes on with their parts.
             average: The copy that averages the weights, if there is one; sharded likewise.
+            deferred: What gives a model on meta its weights.
             runtime: This rank, within the process group.
             parallel: How ranks share the model.
             plan: Who trains on what, with as many micro-batches on every rank.
             example: The first sample.
         """
         assert plan.even
+        self.sharded = True
         self.module = loss.module
         self.loss = loss
         self.stand_in = example.batch().to(runtime.device)
         self.reduces = True
         parameters = list(self.module.parameters())
         state = optimizer.state_dict()
+        mesh = build_mesh(runtime, parallel)
         for module in (self.module, average):
             if module is not None:
-                shard(module, loss.precision.dtype, runtime, parallel)
+                shard(module, loss.precision.dtype, mesh, parallel)
+        if not parallel.reshard_after_forward:
+            keep_gathered(self.module)
+        if deferred is not None:
+            fill(self.module, average, deferred, runtime.device, parallel)
         parts = dict(zip(parameters, self.module.parameters(), strict=True))
         for group in optimizer.param_groups:
             group["params"] = [parts[parameter] for parameter in group["params"]]
@@ -144,46 +134,6 @@ class ShardedEngine(Engine):
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         load_full_optimizer_state(optimizer, state)
-
-
-def shard(
-    module: nn.Module, dtype: torch.dtype | None, runtime: Runtime, config: ParallelConfig
-) -> None:
-    """Cut the parameters of a module into parts, in place: its blocks one by one, then the rest.
-
-    Args:
-        module: With whole parameters, the same on every rank. Its state dict keeps its keys.
-        dtype: In which weights travel and compute; None: float32.
-        runtime: This rank, within the process group.
-        config: How gradients travel and where the parts lie.
-    """
-    reduce_dtype = torch.bfloat16 if config.compression == "bf16" else torch.float32
-    policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
-    )
-    full = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
-    offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
-    norms = [part for part in module.modules() if isinstance(part, NORMS)] if dtype else []
-    for part in _bottom_up(norms, blocks(module), module):
-        # Freed after the forward pass, the outermost part too: what follows finds parts.
-        wrapped = fully_shard(
-            part,
-            mesh=mesh,
-            reshard_after_forward=True,
-            mp_policy=full if isinstance(part, NORMS) else policy,
-            offload_policy=offload,
-        )
-        wrapped.set_gradient_divide_factor(1.0)  # the sum over ranks, not their average
-        wrapped.set_force_sum_reduction_for_comms(True)  # gloo has no other
-
-
-def _bottom_up(
-    norms: Sequence[nn.Module], own: Sequence[nn.Module], module: nn.Module
-) -> list[nn.Module]:
-    """Each once and the inner ones first; what has no parameters has nothing to shard."""
-    parts = dict.fromkeys([*norms, *own, module])
-    return [part for part in parts if next(part.parameters(recurse=True), None) is not None]
 
 
 def check_sharding(

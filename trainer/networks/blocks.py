@@ -147,6 +147,13 @@ def check_blocks(
         )
     if config.strategy == "fsdp" and world_size > 1:
         check_shared_weights(model, blocks(model))
+        if world_size % (config.shard_size or 1):
+            raise InputError(
+                "parallel.shard_size",
+                given=config.shard_size,
+                expected=f"a divisor of the number of ranks, {world_size}",
+                remedy="Choose the number of ranks of a node.",
+            )
     if config.cpu_offload and not (
         config.strategy == "fsdp" and world_size > 1 and device.type == "cuda"
     ):

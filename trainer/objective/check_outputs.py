@@ -43,7 +43,7 @@ def check_outputs(
     Raises:
         InputError: With the shape of the outputs and what the task expects.
     """
-    batch = batch.to(next(model.parameters()).device)
+    batch = batch.to(normalize.device)
     inputs = normalize(batch.inputs)
     with evaluating(model), torch.no_grad():
         outputs = outputs_of(model, call, inputs, batch.targets)
@@ -127,13 +127,12 @@ def check_loss(
     Raises:
         InputError: If it is no mean over samples.
     """
-    device = next(model.parameters()).device
     cut = max(len(samples) // 3, 1)
     parts = [list(samples), list(samples[:cut]), list(samples[cut:])]
     values = []
     with evaluating(model), torch.no_grad():
         for part in parts:
-            batch = Batch(*split(collate(part)), len(part)).to(device)
+            batch = Batch(*split(collate(part)), len(part)).to(normalize.device)
             outputs = call(model, normalize(batch.inputs), batch.targets)
             outputs = task.align(floats_as(torch.float32, outputs), batch.targets)
             value, weight = summed_over(

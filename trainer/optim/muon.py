@@ -79,7 +79,59 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "one gradient per step"
         for part in self.parts:
-            part.step()
+            if isinstance(part, torch.optim.Muon) and _is_sharded(part):
+                _step_sharded(part)
+            else:
+                part.step()
+
+
+def _is_sharded(muon: torch.optim.Muon) -> bool:
+    return hasattr(muon.param_groups[0]["params"][0], "full_tensor")
+
+
+@torch.no_grad()
+def _step_sharded(muon: torch.optim.Muon) -> None:
+    """`torch.optim.Muon.step` over matrices of which every rank holds rows.
+
+    Momentum stays in rows. What a step adds is the orthogonal factor of a whole matrix: it is
+    gathered, one matrix at a time, and computed by all ranks alike, each of which keeps its rows.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+    for group in muon.param_groups:
+        rate, momentum = float(group["lr"]), group["momentum"]
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            state = muon.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            mean, mine = state["momentum_buffer"].to_local(), gradient.to_local()
+            mean.lerp_(mine, 1 - momentum)
+            rows = DTensor.from_local(
+                mine.lerp(mean, momentum) if group["nesterov"] else mean,
+                gradient.device_mesh,
+                gradient.placements,
+                run_check=False,
+                shape=gradient.shape,
+                stride=gradient.stride(),
+            )
+            step = _zeropower_via_newtonschulz(
+                rows.full_tensor(), group["ns_coefficients"], group["ns_steps"], group["eps"]
+            )
+            own = distribute_tensor(
+                step.to(parameter.dtype).contiguous(),
+                parameter.device_mesh,
+                parameter.placements,
+                src_data_rank=None,
+            )
+            weights = parameter.to_local()
+            weights.mul_(1 - rate * group["weight_decay"])
+            weights.add_(
+                own.to_local(), alpha=-_adjust_lr(rate, group["adjust_lr_fn"], parameter.shape)
+            )
 
 
 def _members(groups: list[Group], wanted: Callable[[nn.Parameter], bool]) -> list[Group]:

@@ -211,10 +211,15 @@ def _use_timeout(runtime: Runtime, seconds: float) -> None:
     """What is waited for already keeps the time that it had."""
     if runtime.world_size > 1:
         _in_force[0] = seconds
-        # Public since torch 2.14, where the old name warns.
-        public = getattr(dist, "set_timeout", None)
-        set_timeout = public or dist.distributed_c10d._set_pg_timeout
-        set_timeout(timedelta(seconds=seconds))
+        limit_wait(None, seconds)
+
+
+def limit_wait(group: dist.ProcessGroup | None, seconds: float) -> None:
+    """Give up on a silent rank of a group, None for that of all ranks, after as many seconds."""
+    # Public since torch 2.14, where the old name warns.
+    public = getattr(dist, "set_timeout", None)
+    set_timeout = public or dist.distributed_c10d._set_pg_timeout
+    set_timeout(timedelta(seconds=seconds), group)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import save
+from tests.support.stored_parts import save_in_parts
 from tests.support.traced import killed_at
 from trainer.checkpoints import atomic_files
 from trainer.checkpoints.atomic_files import recover_directories
@@ -22,6 +23,14 @@ from trainer.checkpoints.checkpoint_folder import newest_good
 pytestmark = pytest.mark.process
 
 TOUCHES_FILES = ("open", "os.", "shutil.", "ctypes.dlsym")
+
+
+def one_file(folder: Path, step: int, *, value: float = 0.0) -> None:
+    save(folder, step, value=value, keep=2)
+
+
+def three_parts(folder: Path, step: int, *, value: float = 0.0) -> None:
+    save_in_parts(folder, step, value=value, keep=2, threads=1)
 
 
 def killed_at_use(call: Callable[[], object], moment: int) -> bool:
@@ -55,13 +64,16 @@ def traceable() -> bool:
         return False
 
 
-@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize(
+    ("saved", "exchanges"), [(one_file, True), (one_file, False), (three_parts, True)]
+)
 @pytest.mark.parametrize("step", [2, 3], ids=["the step that is there", "the next step"])
 @pytest.mark.parametrize("kill", [killed_at_use, pytest.param(killed_at, marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_of_a_save_loses_nothing(
     tmp_path: Path,
     kill: Callable[[Callable[[], object], int], bool],
     step: int,
+    saved: Callable[..., None],
     exchanges: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -81,14 +93,14 @@ def test_a_kill_at_any_moment_of_a_save_loses_nothing(
     else:
         monkeypatch.setattr(atomic_files, "exchange", lambda *_: False)
     before, folder = tmp_path / "before", tmp_path / "folder"
-    save(before, 1)
-    save(before, 2, value=1.0)
+    saved(before, 1)
+    saved(before, 2, value=1.0)
     moment, killed, found_values = 0, True, set()
     while killed:
         moment += 1
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(before, folder, symlinks=True)
-        killed = kill(partial(save, folder, step, value=2.0, keep=2), moment)
+        killed = kill(partial(saved, folder, step, value=2.0), moment)
         if exchanges:
             assert (folder / "step_00000002").is_dir(), "there at every moment"
         recover_directories(folder)

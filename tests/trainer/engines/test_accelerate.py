@@ -144,8 +144,8 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     ("more", "named"),
     [
         ({"FSDP_VERSION": "1"}, "parallel.strategy=fsdp"),
-        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, "parallel.strategy=fsdp"),
-        ({"FSDP_RESHARD_AFTER_FORWARD": "shard_grad_op"}, "parallel.strategy=fsdp"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, "parallel.reshard_after_forward=true"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "shard_grad_op"}, "parallel.reshard_after_forward=true"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "parallel.cpu_offload=false"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "parallel.activation_checkpointing=false"),
         ({"FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true"}, "parallel.activation_checkpointing"),

@@ -14,7 +14,7 @@ from torch import nn
 from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.schema_execution import ParallelConfig
-from configs.schema_training import PrecisionConfig
+from configs.schema_training import OptimizerConfig, PrecisionConfig
 from data.collate import stack
 from data.datasets import Datasets
 from data.loading.order import Plan
@@ -22,9 +22,13 @@ from data.normalize import Normalize
 from data.samples import Batch, Example
 from tests.support.networks import Deep
 from trainer.backward.autograd import LossModule
+from trainer.engines.dtensor import full_tensor, is_sharded
 from trainer.engines.fsdp import ShardedEngine, check_sharding
+from trainer.networks.deferred import Deferred
 from trainer.objective.tasks import classification
+from trainer.optim.optimizers import build_optimizer
 from trainer.ranks.precision import build_precision
+from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
 Dtype = Literal["fp32", "bf16"]
@@ -47,7 +51,15 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 class Rig:
     """A model under FSDP, and a copy of it without."""
 
-    def __init__(self, device: torch.device, dtype: Dtype = "fp32", **parallel: Any) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: Dtype = "fp32",
+        *,
+        deferred: bool = False,
+        kind: str = "AdamW",
+        **parallel: Any,
+    ) -> None:
         torch.manual_seed(0)
         self.device = device
         self.inputs = torch.randn(8, 6, device=device)
@@ -62,16 +74,20 @@ class Rig:
             std=(1.0,),
             scale=1.0,
         )
-        self.loss = LossModule(
+        seed_stream(0)
+        self.plain = LossModule(
             Deep().to(device),
             normalize=Normalize(facts, device),
             precision=build_precision(PrecisionConfig(dtype=dtype), device),
             task=classification(),
         )
-        self.plain = copy.deepcopy(self.loss)
+        later = Deferred(Deep, lambda: seed_stream(0)) if deferred else None
+        self.loss = copy.deepcopy(self.plain)
+        if later is not None:
+            self.loss.module = later.module
         self.average = copy.deepcopy(self.loss.module).requires_grad_(False).eval()
         self.optimizer, self.plain_optimizer = (
-            torch.optim.AdamW(loss.parameters(), lr=0.01, fused=True)
+            build_optimizer(OptimizerConfig(name=kind, lr=0.01), loss.parameters(), device)
             for loss in (self.loss, self.plain)
         )
         self.plan = Plan(num_samples=8, global_batch_size=8, micro_batch_size=4, even=True)
@@ -80,6 +96,7 @@ class Rig:
             self.loss,
             optimizer=self.optimizer,
             average=self.average,
+            deferred=later,
             runtime=Runtime(launcher="python", device=device),
             parallel=ParallelConfig(strategy="fsdp", **parallel),
             plan=self.plan,
@@ -112,11 +129,24 @@ class Rig:
 
 
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
-@pytest.mark.parametrize(("dtype", "atol"), [("fp32", 1e-6), ("bf16", 1e-3)])
-def test_steps_are_those_of_a_whole_model(device: torch.device, dtype: Dtype, atol: float) -> None:
-    """Law: two accumulated micro-batches, dropout and batch norm included."""
-    rig = Rig(device, dtype)
+@pytest.mark.parametrize(
+    ("dtype", "atol", "options"),
+    [
+        ("fp32", 1e-6, {}),
+        ("bf16", 1e-3, {}),
+        ("fp32", 1e-6, {"deferred": True, "reshard_after_forward": False}),
+        ("fp32", 2e-3, {"kind": "muon"}),
+    ],
+)
+def test_steps_are_those_of_a_whole_model(
+    device: torch.device, dtype: Dtype, atol: float, options: dict[str, Any]
+) -> None:
+    """Law: two accumulated micro-batches, dropout and batch norm included, from equal bits on."""
+    rig = Rig(device, dtype, **options)
     rig.assert_equal(0.0)
+    averages = rig.average.state_dict()
+    for name, value in rig.plain.module.state_dict().items():
+        assert torch.equal(full_tensor(averages[name]), value)
     for _ in range(3):
         rig.step()
     rig.assert_equal(atol)
@@ -150,10 +180,11 @@ def test_state_goes_to_a_whole_model_and_back(device: torch.device) -> None:
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
 def test_running_along_leaves_no_trace(device: torch.device) -> None:
     """An evaluation goes through model and average without a gradient, then training goes on."""
-    rig, still = Rig(device), Rig(device)
+    rig, still = (Rig(device, reshard_after_forward=False) for _ in range(2))
     for module in (rig.engine.module.eval(), rig.average):
         with torch.no_grad():
             rig.engine.run_along(module)
+        assert all(is_sharded(parameter) for parameter in module.parameters())
     rig.engine.module.train()
     for either in (rig, still):
         either.step()
