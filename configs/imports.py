@@ -7,7 +7,7 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,11 @@ def import_callable(
     return function
 
 
-def require_takes(key: str, function: Callable[..., Any], count: int, expected: str) -> None:
-    """Refuse a callable of the user's that cannot be called with so many positional arguments.
+def require_takes(
+    key: str, function: Callable[..., Any], count: int, expected: str, named: Sequence[str] = ()
+) -> None:
+    """Refuse a callable of the user's that cannot be called with so many positional arguments, and
+    with those of `named` that it has.
 
     Raises:
         InputError: With what it takes.
@@ -96,7 +99,8 @@ def require_takes(key: str, function: Callable[..., Any], count: int, expected: 
         signature = signature_of(function)
     except (TypeError, ValueError):  # written in C: it has none
         return
-    if reason := misfit(signature, *range(count)):
+    given_too = dict.fromkeys(name for name in named if name in signature.parameters)
+    if reason := misfit(signature, *range(count), **given_too):
         given = f"{_name(function)}({argument_names(signature)}), called with {count} ({reason})"
         raise InputError(key, given=given, expected=expected)
 

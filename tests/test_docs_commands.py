@@ -61,6 +61,11 @@ def check_script(script: str, words: Sequence[str], monkeypatch: pytest.MonkeyPa
         module.parse("")
     elif script.startswith("examples/"):  # a reader's own program, which takes keys
         assert {word.partition("=")[0] for word in words} <= set(known_keys())
+    elif script == "benchmarks/run.py" and words[:1] == ["gpu"]:
+        parse = stopping(argparse.ArgumentParser.parse_args)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        with pytest.raises(Accepted):
+            importlib.import_module("benchmarks.measure.proof").parse(words[1:])
     elif name == "benchmark":
         check_benchmark(importlib.import_module("benchmarks.run").parse(words))
     elif name == "train":

@@ -77,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     options = [f"--output_dir={folder / 'runs'}", "--train.max_steps=2", "--logging.progress=off"]
     here(["--data.dataset=idx", f"--data.root={files}", *options])
-    for name in ("a", "b", "one", "two", "spirals"):
+    for name in ("a", "b", "one", "two", "spirals", "mnist_parts"):
         shutil.copytree(folder / "runs/mnist", folder / "runs" / name, symlinks=True)
     picture = Image.fromarray(np.full((28, 28), 40, dtype=np.uint8))
     for file in ("digit.png", "digits.png"):
@@ -125,7 +125,7 @@ def test_commands_that_run_in_seconds_are_run(
 @pytest.mark.process
 def test_the_sharded_command_runs_on_its_two_ranks(files: Path, tmp_path: Path) -> None:
     """Law: the first command of docs/parallel.md works as written, on small data."""
-    (command,) = (c for c in COMMANDS if "fsdp" in c.words and c.program == "torchrun")
+    command = next(c for c in COMMANDS if "fsdp" in c.words and c.program == "torchrun")
     _, words = arguments_of(command, files, tmp_path)
     finished = launch("launch/train.py", *words, "--model.kwargs.depth=1", ranks=2)
     assert finished.status == 0, finished.output

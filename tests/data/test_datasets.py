@@ -173,7 +173,7 @@ class Stream:
     def __iter__(self):
         return iter([(torch.zeros(2), 1)])
 
-class LongStream(torch.utils.data.IterableDataset):
+class LongStream(Stream):
     def __len__(self):
         return 5
 

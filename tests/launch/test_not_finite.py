@@ -161,5 +161,6 @@ def test_ranks_end_together_and_a_restart_ends_as_one_left_alone(
         if place == "gradient" and "fp16" in way:
             assert message == "", (way, place, at)
             continue
-        assert_nothing_bad_is_left(tmp_path / f"{number} failed", message, place, at)
+        if message or place != "buffer":  # those of rank 0 are copied to all before a step
+            assert_nothing_bad_is_left(tmp_path / f"{number} failed", message, place, at)
         assert_as_undisturbed(tmp_path / f"{number}", tmp_path / way)

@@ -16,6 +16,7 @@ import runpy
 import selectors
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def become(request: dict[str, Any], stdout: int, stderr: int, status: int) -> No
     os.environ.update(request["env"])
     sys.argv, sys.orig_argv = request["argv"], [sys.executable, *request["argv"]]
     random.seed()
+    tempfile.tempdir = None  # known of the server's environment
 
 
 def run(request: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def spoil(tensor: Tensor | None) -> None:
     """The first number that this rank holds of it."""
     assert tensor is not None
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    local.view(-1)[0] = torch.nan
+    local[(0,) * local.dim()] = torch.nan
 
 
 @contextmanager

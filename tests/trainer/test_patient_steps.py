@@ -43,7 +43,9 @@ def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.Mon
     """Law: the first of a size on every rank, also where only others get a new share of it (64 and
     63 samples on 3 ranks are 21, 21, 22 and 21, 21, 21); and any in which this rank compiles."""
     asked: list[timedelta] = []
-    monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
+    monkeypatch.setattr(
+        torch.distributed, "set_timeout", lambda time, group: asked.append(time), raising=False
+    )
     runtime = Runtime(launcher="torchrun", world_size=3, local_world_size=3, backend="gloo")
     plan = Plan(num_samples=191, global_batch_size=64, world_size=3, seed=0)
     inner = Steps(watch := CompileWatch(), compiles=[5])
@@ -70,7 +72,9 @@ def test_a_start_that_is_shorter_than_training_shortens_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[timedelta] = []
-    monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
+    monkeypatch.setattr(
+        torch.distributed, "set_timeout", lambda time, group: asked.append(time), raising=False
+    )
     runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
     hasty = ParallelConfig(timeout_seconds=70, init_timeout_seconds=7)
     PatientSteps(

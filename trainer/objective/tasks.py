@@ -206,7 +206,7 @@ def build_task(
         if not callable(loss):
             raise InputError("task.loss", given=config.loss, expected=LOSS_PROTOCOL)
         called = loss.forward if isinstance(loss, nn.Module) else loss
-        require_takes("task.loss", called, 2, LOSS_PROTOCOL)
+        require_takes("task.loss", called, 2, LOSS_PROTOCOL, named=["reduction"])
         if label_smoothing:
             raise InputError(
                 "train.label_smoothing",

@@ -43,14 +43,14 @@ def test_a_run_kills_itself_at_the_call_that_it_is_told(tmp_path: Path) -> None:
     """Law: that one of its start; what it does is written down beforehand."""
     env = {"PYTHONPATH": str(ROOT), killed_train.VARIABLE: "0 start 7"}
     script = "launch/crash_test/killed_train.py"
-    finished = wait(start(python_command(script, "--help"), cwd=tmp_path, env=env))
+    finished = wait(start(python_command(script, "--print_config"), cwd=tmp_path, env=env))
     assert finished.status == -signal.SIGKILL, finished.output
     place = json.loads((tmp_path / killed_train.KILLED).read_text())
     assert (place["where"], place["call"]) == ("start", 7)
     os.remove(tmp_path / killed_train.KILLED)
     other = wait(
         start(
-            python_command(script, "--help"),
+            python_command(script, "--print_config"),
             cwd=tmp_path,
             env=env | {killed_train.VARIABLE: "1 start 7"},
         )

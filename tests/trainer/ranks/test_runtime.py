@@ -144,7 +144,9 @@ def test_the_public_name_for_a_timeout_is_used_where_torch_has_it(
 ) -> None:
     """Since torch 2.14; the older name warns there, once per rank."""
     asked: list[timedelta] = []
-    monkeypatch.setattr(torch.distributed, "set_timeout", asked.append, raising=False)
+    monkeypatch.setattr(
+        torch.distributed, "set_timeout", lambda time, group: asked.append(time), raising=False
+    )
     runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
     use_training_timeout(runtime, ParallelConfig(timeout_seconds=7))
     assert asked == [timedelta(seconds=7)]
