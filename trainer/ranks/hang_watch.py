@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,20 +75,23 @@ class HangWatch:
 
     def _watch(self) -> None:
         at, since, explained = Stuck(0, 0, b""), time.monotonic(), None
-        waited = 0.0
-        while not self.over:
+        waited, over = 0.0, False
+        while not over:
             self.wake.wait(min(BEAT_SECONDS, self.patience / BEATS))
+            over = self.over
             try:
                 frame = frame_of(self.trains)
                 found = Stuck.of(frame, status(self.runtime.backend))
                 if found != at:
                     at, since = found, time.monotonic()
                 waits = may_wait(frame) or is_pending(found.status)
-                waited = time.monotonic() - since if waits else 0.0
+                waited = time.monotonic() - since if waits and self.failed is None else 0.0
                 del frame  # it would keep the tensors in it
                 if waited > self.patience and at != explained:
                     self.raise_alarm(WAITING)
                     explained = at
+                if self.failed is not None and not self.number:
+                    self.raise_alarm(LOST)
                 if self.store.check([f"alarm/{self.number}"]):
                     self._answer(waited)
             except Exception as error:  # the store has died with its host, or the run is over
@@ -104,11 +107,9 @@ class HangWatch:
 
         Gloo aborts a rank that is sent more than it expects, and the others lose contact.
         """
-        if failed is not None and not self.number and is_lost_contact(failed):
+        if failed is not None and is_lost_contact(failed):
             self.failed = failed
-            with suppress(RuntimeError):
-                self.raise_alarm(LOST)
-        self.over = True  # after one more look
+        self.over = True  # after one more look, in the other thread: the store may not answer
         self.wake.set()
         self.thread.join(ANSWER_SECONDS[WAITING])
 
