@@ -1,6 +1,6 @@
 """Whatever is thrown at it, a command gives a result or one message, and soon.
 
-Each case is drawn from a seed of its own, which a failure names: 3,550 of them, of which the first
+Each case is drawn from a seed of its own, which a failure names: some 1,600 of them, of which the first
 ones of each kind are tried by the quick suite.
 """
 
@@ -32,7 +32,7 @@ from tests.support.checkpoints import sign
 from tests.support.data_sets import make_arrays, make_idx, make_shards, make_tree
 from tests.support.hostile import NASTY, attempt, spoil_bytes, spoil_text
 
-FEW, ALL = 0.04, 1.0
+FEW, ALL = 0.04, 0.45
 pytestmark = pytest.mark.parametrize("part", [FEW, pytest.param(ALL, marks=pytest.mark.slow)])
 Case = Callable[[random.Random], Callable[[], Any]]
 TEXTS = ("config.yaml", "model.json", "metrics.jsonl", "summary.json", "environment.json")

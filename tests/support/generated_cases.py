@@ -101,6 +101,7 @@ class Case:
             parts=2 if exact else self.ranks,
             mean_of_buffers=exact,
             micro=self.micro or 64,
+            evenly=self.engine == "fsdp",
             weights=WEIGHTS if self.weighted else None,
             clip=self.clip,
             decay=self.decay,

@@ -8,6 +8,7 @@ first part with samples are kept, or their mean.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Settings:
     parts: int = 1
     mean_of_buffers: bool = False
     micro: int = 64
+    evenly: bool = False
+    """Whether a part is cut into equal micro-batches, as many as the largest part needs."""
     weights: Tensor | None = None
     """Of classes: the loss is a mean over the weights of the batch."""
     clip: float | None = None
@@ -50,7 +53,8 @@ def plain_loop(model: nn.Module, x: Tensor, y: Tensor, how: Settings) -> nn.Modu
             mine = slice(len(xs) * part // how.parts, len(xs) * (part + 1) // how.parts)
             if mine.start == mine.stop:
                 continue  # it has nothing to add
-            for xm, ym in zip(xs[mine].split(how.micro), ys[mine].split(how.micro), strict=True):
+            for at in micro_batches(mine, -(-len(xs) // how.parts), how):
+                xm, ym = xs[at], ys[at]
                 with torch.autocast("cpu", how.dtype, enabled=how.dtype is not None):
                     out = model(xm)
                 loss = F.cross_entropy(out.float(), ym, how.weights, reduction="sum")
@@ -69,6 +73,16 @@ def plain_loop(model: nn.Module, x: Tensor, y: Tensor, how: Settings) -> nn.Modu
                 mine_.data.lerp_(theirs.data, weight)
             put(average, buffers(model))
     return average
+
+
+def micro_batches(part: slice, largest: int, how: Settings) -> list[slice]:
+    """Of a part of a batch, of which the largest has so many samples."""
+    if not how.evenly:
+        starts = range(part.start, part.stop, how.micro)
+        return [slice(start, min(start + how.micro, part.stop)) for start in starts]
+    count, size = -(-largest // how.micro), part.stop - part.start
+    edges = [part.start + size * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
 
 
 def buffers(model: nn.Module) -> Buffers:
