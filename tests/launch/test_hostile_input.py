@@ -1,7 +1,7 @@
 """Whatever is thrown at it, a command gives a result or one message, and soon.
 
-Each case is drawn from a seed of its own, which a failure names: some 1,600 of them, of which the first
-ones of each kind are tried by the quick suite.
+Each case is drawn from a seed of its own, which a failure names: some 1,600 of them, of which the
+first ones of each kind are tried by the quick suite.
 """
 
 from __future__ import annotations

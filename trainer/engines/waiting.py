@@ -53,6 +53,8 @@ class Waiting(AbstractContextManager["Waiting"]):
         self.engine = engine
         self.device = device
         self.spans: list[Span] = []
+        self.before: list[tuple[object, dict[str, object]]] = []
+        """Of engine and passes, their own attributes."""
         self.open: Span | None = None
         """Since the last gradient of the latest backward pass."""
 
@@ -70,6 +72,7 @@ class Waiting(AbstractContextManager["Waiting"]):
                 self.spans.append(self.open)
             reduce()
 
+        self.before = [(part, dict(vars(part))) for part in (self.engine, passes)]
         within = self.engine.waits == "within the backward pass"
         vars(self.engine)["reduce"] = reduce_after_waiting if within else timed_reduce
         if within:
@@ -84,8 +87,10 @@ class Waiting(AbstractContextManager["Waiting"]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        del vars(self.engine)["reduce"]
-        vars(self.engine.passes).pop("backward", None)
+        for (part, before), name in zip(self.before, ("reduce", "backward"), strict=True):
+            vars(part).pop(name, None)
+            if name in before:
+                vars(part)[name] = before[name]
 
     def _ask_first(self, _: Tensor) -> None:
         engine = torch.autograd.Variable._execution_engine
