@@ -17,6 +17,7 @@ from trainer.components import Components
 from trainer.cuda_graphs.recorded_steps import RecordedSteps
 from trainer.cuda_graphs.recorder import GraphRecorder
 from trainer.engines.accelerate import AccelerateEngine, build_sharded
+from trainer.engines.buckets import unmeasured
 from trainer.engines.engine import Engine
 from trainer.engines.native import NativeEngine
 from trainer.engines.unused import decide_unused
@@ -48,7 +49,7 @@ def build_state(config: RunConfig, runtime: Runtime, components: Components) -> 
         task=components.task,
         call=components.call,
     )
-    parallel = config.parallel
+    parallel = unmeasured(config.parallel) if config.deterministic else config.parallel
     if components.flat is None:  # passes written out use all parameters
         parallel = decide_unused(
             parallel,

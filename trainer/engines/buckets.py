@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch.distributed as dist
 from torch import Tensor
@@ -33,6 +34,11 @@ def is_free(parallel: ParallelConfig, runtime: Runtime) -> bool:
     if parallel.bucket_mb != "auto" or parallel.compression == "powersgd":
         return False
     return runtime.world_size <= 2 or "nccl" in runtime.backend
+
+
+def unmeasured(parallel: ParallelConfig) -> ParallelConfig:
+    """With a size of buckets that is the same in every run, where bits may depend on it."""
+    return replace(parallel, bucket_mb=ddp_mib(parallel))
 
 
 def bucket_mib(parallel: ParallelConfig, runtime: Runtime, num_bytes: int) -> float:

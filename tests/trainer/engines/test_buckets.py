@@ -7,7 +7,7 @@ import torch
 
 import trainer.engines.buckets
 from configs.schema_execution import ParallelConfig
-from trainer.engines.buckets import MIB, bucket_mib, cut, flat_parts, is_free
+from trainer.engines.buckets import MIB, bucket_mib, cut, flat_parts, is_free, unmeasured
 from trainer.ranks.link import Link
 from trainer.ranks.runtime import Runtime
 
@@ -38,6 +38,8 @@ def test_layouts_that_would_move_bits_are_not_measured() -> None:
     assert not is_free(ParallelConfig(compression="powersgd"), GPUS)
     assert not is_free(ParallelConfig(bucket_mb=3.0), TWO)
     assert bucket_mib(AUTO, THREE, 1 << 30) == 25.0
+    assert not is_free(unmeasured(AUTO), GPUS), "as a deterministic run has it"
+    assert unmeasured(ParallelConfig(bucket_mb=3.0)).bucket_mb == 3.0
     assert bucket_mib(ParallelConfig(bucket_mb=3.0), TWO, 1 << 30) == 3.0
     gradients = torch.zeros(3000)
     layers = {"gradients": gradients, "starts": [0, 2000], "first_product": lambda: None}
