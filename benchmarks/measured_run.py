@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,14 +75,11 @@ def describe(run: Run) -> dict[str, Any]:
     from trainer.components import build_components
     from trainer.profiling.profiler import count_flops
     from trainer.ranks.drift import weight_digest
+    from trainer.records.pace import peak_host_bytes
 
     runtime, path = run.runtime, run.directory.path
     on_gpu = runtime.device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated(runtime.device)
-        if on_gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    peak = torch.cuda.max_memory_allocated(runtime.device) if on_gpu else int(peak_host_bytes())
     records = [record for record in read_records(path) if "train/loss" in record]
     environment = json.loads((path / "environment.json").read_text())
     sizes = [micro.size for micro in run.plan.global_batch(0).micro_batches]

@@ -114,7 +114,7 @@ def build(
         lambda: open_outputs(config, runtime, components, directory, resume, notes, state.progress),
     )
     return _assemble_run(
-        config, runtime, components, state, finite, directory, sinks, stop, compiled
+        config, runtime, components, state, finite, directory, sinks, stop, end, compiled
     )
 
 
@@ -127,11 +127,11 @@ def _assemble_run(
     directory: RunDirectory,
     sinks: Sinks,
     stop: StopRequest,
+    end: End,
     compiled: CompileWatch | None,
 ) -> Run:
     """The objects that know when they are due, around the steps."""
     plan, selection, watch = components.plan, components.selection, Stopwatch()
-    end = End(state.progress, config.train, components.total_global_batches)
     profiler = build_profiler(
         config.profile,
         folder=directory.path / "profile",

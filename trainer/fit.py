@@ -32,7 +32,7 @@ from configs.given import handing_over
 from configs.load import load_keys
 from configs.schema import RunConfig
 from trainer.checkpoints.state import host_copy
-from trainer.engines.dtensor import full_state, load_full_state
+from trainer.engines.dtensor import full_state, is_sharded, load_full_state
 from trainer.loop import Run
 from trainer.networks.models import build_model
 from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
@@ -252,7 +252,7 @@ def _module(run: Run) -> nn.Module:
     were evaluated."""
     trained = run.state.average.module if run.state.average else run.state.engine.module
     weights = full_state(trained)
-    if any(hasattr(value, "full_tensor") for value in trained.state_dict().values()):
+    if any(map(is_sharded, trained.state_dict().values())):
         weights = broadcast_object(run.runtime, host_copy(weights))
     model = build_model(
         run.config.model,

@@ -89,14 +89,21 @@ def try_out(
         InputError: If they do not.
         NotDeferred: If a model on meta cannot be tried.
     """
-    if next(model.parameters()).is_meta:
-        try:
-            _try_out(config, model, _giving_zeros(call), normalize, task, data, example)
-        except Exception as error:  # a model built whole says what is wrong
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise NotDeferred(reason) from None
-        return
-    _try_out(config, model, call, normalize, task, data, example)
+    on_meta = next(model.parameters()).is_meta
+    call = _giving_zeros(call) if on_meta else call
+    try:
+        check_outputs(model, call, normalize, example.batch(), task)
+        own = config.task.loss is not None or is_import_path(config.task.name) or task.takes_targets
+        if own and len(data.train) >= LEAST_TRIED:
+            tried = [data.train[i] for i in range(min(len(data.train), MOST_TRIED))]
+            check_loss(model, call, normalize, tried, example.collate, task)
+        check_classes({"train": data.train, **data.held_out}, data.num_classes, task)
+    except Exception as error:
+        if not on_meta:
+            raise
+        # A model that is built whole says what is wrong.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise NotDeferred(reason) from None
 
 
 def _giving_zeros(call: Call) -> Call:
@@ -113,23 +120,6 @@ def _giving_zeros(call: Call) -> Call:
         return map_tensors(zeros, outputs)
 
     return shaped
-
-
-def _try_out(
-    config: RunConfig,
-    model: nn.Module,
-    call: Call,
-    normalize: Normalize,
-    task: Task,
-    data: Datasets,
-    example: Example,
-) -> None:
-    check_outputs(model, call, normalize, example.batch(), task)
-    own = config.task.loss is not None or is_import_path(config.task.name) or task.takes_targets
-    if own and len(data.train) >= LEAST_TRIED:
-        tried = [data.train[i] for i in range(min(len(data.train), MOST_TRIED))]
-        check_loss(model, call, normalize, tried, example.collate, task)
-    check_classes({"train": data.train, **data.held_out}, data.num_classes, task)
 
 
 def check_batch_norm(model: nn.Module, plan: Plan) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from trainer.components import build_components
 from trainer.optim.schedule import Schedule
 from trainer.outputs import continue_from
 from trainer.ranks.runtime import Runtime, choose_device
+from trainer.records.pace import peak_host_bytes
 from trainer.run_model import check_batch_norm
 from trainer.ways import Execution
 
@@ -82,7 +81,7 @@ def examine(config: RunConfig) -> Report:
     Raises:
         InputError: With the words in which the ranks of that world would refuse.
     """
-    libraries = _resident_bytes()
+    libraries = int(peak_host_bytes())
     world_size = config.dry_run.world_size
     assert world_size is not None
     runtime = choose_device(Runtime(launcher="dry run", world_size=world_size), config.parallel)
@@ -285,8 +284,3 @@ def _notes(
                 f"{name} set: a smaller evaluate.batch_size would share it out"
             )
     return notes
-
-
-def _resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -17,6 +17,7 @@ from configs.schema_execution import ProfileConfig
 from data.samples import Batch
 from trainer.checkpoints.atomic_files import write_atomically
 from trainer.checkpoints.state import Progress
+from trainer.engines.dtensor import is_sharded
 from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.summary import Facts, markdown
 from trainer.profiling.trace import read_trace
@@ -143,7 +144,7 @@ class TorchProfiler:
         self.profile.export_chrome_trace(str(unfinished))
         unfinished.replace(trace)
         dtype = self.precision.dtype or torch.float32
-        sharded = any(hasattr(p, "full_tensor") for p in module.parameters())
+        sharded = any(map(is_sharded, module.parameters()))
         flops = None if sharded else count_flops(module, self.forward, sizes)
         text = markdown(
             break_down(read_trace(trace)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from trainer.engines.dtensor import is_sharded
 from trainer.profiling.profiler import Forward, count_flops
 from trainer.ranks.precision import Precision
 from trainer.ranks.rng import capture_rng, restore_rng
@@ -88,7 +89,7 @@ def count_without_computing(
     module: nn.Module, forward: Forward, sizes: Sequence[int]
 ) -> int | None:
     """Operations of a step; None, and a line in the log, for what cannot be traced."""
-    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+    if any(map(is_sharded, module.parameters())):
         return None
     from torch._subclasses.fake_tensor import FakeTensorMode
 
