@@ -1,6 +1,7 @@
 """The proof on a GPU: checks, then measurements in the order of what is missed most, in minutes.
 
     python benchmarks/run.py gpu --seconds 480           # or: make gpu
+    python benchmarks/run.py gpu --continue              # what an earlier call had no time for
     python benchmarks/run.py gpu --dry-run --output DIR  # every part on a CPU, with small sizes
 
 Nothing is fetched, and nothing need be installed but what the project needs; peers that are not
@@ -18,7 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,11 +83,33 @@ def prove(argv: Sequence[str]) -> int:
         "settings": {"device": machine.device, "seconds": arguments.seconds},
         "parts": {},
     }
+    if arguments.go_on:
+        content = continued(arguments.output / RESULTS, content)
     keeping = Keeping(arguments.output, content)
     chosen = [part for part in PARTS if part.name in arguments.only]
     take(machine, chosen, arguments.seconds, keeping)
     print(f"written: {arguments.output / RESULTS} and {PAGE} beside it")
     return 1 if any(part["status"] == "failed" for part in content["parts"].values()) else 0
+
+
+def continued(path: Path, now: Found) -> Found:
+    """What an earlier call found, to be completed by this one.
+
+    Raises:
+        InputError: If there is nothing, or it is from another card or another torch.
+    """
+    try:
+        before: Found = json.loads(path.read_text(encoding="utf-8"))
+        same = [before["environment"].get("card"), before["environment"]["packages"]["torch"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        expected = f"results of an earlier call ({type(error).__name__})"
+        raise InputError("--continue", given=path, expected=expected) from None
+    here = [now["environment"].get("card"), now["environment"]["packages"]["torch"]]
+    if same != here:
+        expected = f"what {path} was measured on: {same}"
+        raise InputError("--continue", given=here, expected=expected)
+    later = {"command": now["command"], "git_commit": now["environment"]["git_commit"]}
+    return before | {"continued": [*before.get("continued", []), later]}
 
 
 class Keeping:
@@ -121,15 +144,24 @@ def take(machine: Machine, parts: Sequence[Part], seconds: float, keeping: Keepi
         for number, part in enumerate(parts):
             left = max(end - time.monotonic(), 0.0)
             mine = left * part.share / sum(later.share for later in parts[number:])
-            keeping.keep(part.name, _taken(part, machine, mine, keeping))
+            if not _complete(before := keeping.content["parts"].get(part.name, {})):
+                rows = [row for row in before.get("rows", []) if row["status"] == "measured"]
+                taken = _taken(part, replace(machine, measured=rows), mine, keeping)
+                keeping.keep(part.name, taken)
             keeping.draw()
+
+
+def _complete(found: Found) -> bool:
+    """Whether an earlier call left nothing to measure in a part."""
+    rows = found.get("rows", [])
+    return found.get("status") == "measured" and all(row["status"] == "measured" for row in rows)
 
 
 def _taken(part: Part, machine: Machine, seconds: float, keeping: Keeping) -> Found:
     if seconds < LEAST_SECONDS:
         return {"status": "skipped", "reason": NO_TIME}
     print(f"{part.name}: up to {seconds:.0f} s", file=sys.stderr, flush=True)
-    began, latest = time.monotonic(), Found()
+    began, latest = time.monotonic(), Found(rows=machine.measured) if machine.measured else Found()
 
     def seen(found: Found) -> None:
         latest.update(found)
@@ -186,6 +218,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--only", default=",".join(names), metavar="PART,...", help=f"of {', '.join(names)}")
     add("--output", type=Path, help="folder of results.json (default: benchmarks/results/gpu)")
     add("--commit", help="of this code, where git cannot tell")
+    add(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="measure what results.json lacks: parts that failed, networks that had no turn",
+    )
     add("--dry-run", action="store_true", help="on a CPU, with small sizes: whether it works")
     add("--page-only", action="store_true", help="make the page again from results.json")
     arguments = parser.parse_args(argv)

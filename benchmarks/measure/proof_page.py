@@ -67,6 +67,10 @@ def _heading(content: Found) -> list[str]:
         f"- commit: {commit}{', with changes' if environment['git_dirty'] else ''}",
         f"- versions: Python {environment['python']}, {versions}",
         f"- command: `{content['command']}`",
+        *(
+            f"- continued: `{more['command']}` at {more['git_commit'] or 'an unknown commit'}"
+            for more in content.get("continued", [])
+        ),
         "",
         "Median and range over interleaved rounds where there are several; the rest was run once.",
     ]

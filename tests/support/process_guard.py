@@ -53,8 +53,11 @@ class Guard:
 
     @contextmanager
     def watching(self, item: pytest.Item) -> Iterator[None]:
-        """For the time of a test, the fixtures that are set up for it first included."""
-        self.forbids = item.get_closest_marker("process") is None
+        """For the time of a test, the fixtures that are set up for it first included.
+
+        On a GPU torch and triton ask programs of the system and compile, in any test.
+        """
+        self.forbids = not any(map(item.get_closest_marker, ("process", "gpu")))
         try:
             yield
         finally:
