@@ -187,8 +187,8 @@ def environment(commit: str | None) -> Found:
     import torch
 
     found = results.environment()
-    if commit is not None and found["git_commit"] is None:  # a copy without its history
-        found["git_commit"] = commit
+    if commit is not None:
+        found |= {"git_commit": commit, "git_dirty": False}
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         found["card"] = {
@@ -217,7 +217,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seconds", type=float, default=480, help="for everything (default: 480)")
     add("--only", default=",".join(names), metavar="PART,...", help=f"of {', '.join(names)}")
     add("--output", type=Path, help="folder of results.json (default: benchmarks/results/gpu)")
-    add("--commit", help="of this code, where git cannot tell")
+    add("--commit", help="of this code, where git cannot tell: in a copy without its history")
     add(
         "--continue",
         dest="go_on",

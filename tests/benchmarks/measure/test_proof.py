@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.measure.processes import CommandFailed, ended_within, kill_when, run
-from benchmarks.measure.proof import PARTS, Keeping, Part, parse, take
+from benchmarks.measure.proof import PARTS, Keeping, Part, continued, parse, take
 from benchmarks.measure.proof_jobs import Found, Machine, Seen
 from benchmarks.measure.proof_page import TABLES, TITLES, rate, write_page
 from configs.errors import InputError
@@ -85,6 +85,41 @@ def test_time_that_a_part_leaves_goes_to_the_later_ones(tmp_path: Path) -> None:
     assert "ValueError: the reason" in (tmp_path / "README.md").read_text()
     take(MACHINE, parts[:1], 0.5, keeping(tmp_path))
     assert stored(tmp_path)["checks"] == {"status": "skipped", "reason": "no time was left for it"}
+
+
+def test_a_later_call_measures_what_an_earlier_one_had_no_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: what was measured stays, also if the later call is killed at once."""
+    row = {"name": "vit", "title": "ViT", "mode": "eager", "status": "measured", "seconds": 1}
+    late = row | {"mode": "captured", "status": "skipped", "reason": "no time was left for it"}
+    earlier = keeping(tmp_path)
+    earlier.keep("checks", {"status": "measured", "summary": "3 passed"})
+    earlier.keep("resume", {"status": "measured", "rows": [row, late]})
+    now = earlier.content | {"command": "y", "parts": {}}
+    later = Keeping(tmp_path, continued(tmp_path / "results.json", now))
+    assert later.content["continued"] == [{"command": "y", "git_commit": None}]
+
+    def never(machine: Machine, seconds: float, seen: Seen) -> Found:
+        raise AssertionError("the part is complete")
+
+    def measure(machine: Machine, seconds: float, seen: Seen) -> Found:
+        assert stored(tmp_path)["resume"] == {"status": "unfinished", "rows": [row]}
+        assert machine.known(row | {"seconds": 2}) == row
+        assert machine.known(late) is None
+        seen({"rows": machine.beside([])})
+        assert stored(tmp_path)["resume"]["rows"] == [row]
+        return {"rows": [row, late | {"status": "measured", "same_bits": True}]}
+
+    monkeypatch.setattr(later, "draw", lambda: None)
+    take(MACHINE, (Part("checks", never, 1), Part("resume", measure, 1)), 40.0, later)
+    assert [item["status"] for item in stored(tmp_path)["resume"]["rows"]] == ["measured"] * 2
+    assert stored(tmp_path)["checks"]["summary"] == "3 passed"
+    other = now | {"environment": now["environment"] | {"card": None}}
+    with pytest.raises(InputError, match="what .* was measured on"):
+        continued(tmp_path / "results.json", other)
+    with pytest.raises(InputError, match="results of an earlier call"):
+        continued(tmp_path / "nothing.json", now)
 
 
 @pytest.mark.process

@@ -111,6 +111,7 @@ def test_a_deterministic_run_continues_with_its_bits(
 
 @pytest.mark.gpu
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["false", "true"])
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_a_killed_run_on_the_gpu_ends_with_the_bits_of_one_left_alone(
