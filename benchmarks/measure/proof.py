@@ -165,7 +165,7 @@ def _taken(part: Part, machine: Machine, seconds: float, keeping: Keeping) -> Fo
 
     def seen(found: Found) -> None:
         latest.update(found)
-        keeping.keep(part.name, {"status": "unfinished"} | found)
+        keeping.keep(part.name, {"status": "unfinished"} | latest)
 
     seen({})
     try:

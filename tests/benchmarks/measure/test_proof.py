@@ -113,10 +113,11 @@ def test_a_later_call_measures_what_an_earlier_one_had_no_time_for(
 
     monkeypatch.setattr(later, "draw", lambda: None)
     take(MACHINE, (Part("checks", never, 1), Part("resume", measure, 1)), 40.0, later)
-    assert [item["status"] for item in stored(tmp_path)["resume"]["rows"]] == ["measured"] * 2
+    resume = stored(tmp_path)["resume"]
+    assert [item["status"] for item in resume["rows"]] == ["measured"] * 2, resume
     assert stored(tmp_path)["checks"]["summary"] == "3 passed"
     other = now | {"environment": now["environment"] | {"card": None}}
-    with pytest.raises(InputError, match="what .* was measured on"):
+    with pytest.raises(InputError, match="was measured on"):
         continued(tmp_path / "results.json", other)
     with pytest.raises(InputError, match="results of an earlier call"):
         continued(tmp_path / "nothing.json", now)
