@@ -44,7 +44,7 @@ class RowOfSteps:
         own = self.whole.seconds()
         if self.waiting is not None:
             own = max(own - self.waiting.seconds(), 0.0)
-        held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        held = peak_device_bytes(device) if device.type == "cuda" else 0
         return [own / self.count, self.data_seconds / self.count, peak_host_bytes(), held]
 
 
@@ -120,3 +120,13 @@ def peak_host_bytes() -> float:
     """The most memory that this process has held at once."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(most if sys.platform == "darwin" else most * 1024)
+
+
+def peak_device_bytes(device: torch.device) -> int:
+    """The most memory of a GPU that this process has held at once.
+
+    As torch.cuda.max_memory_allocated, which sorts all statistics for it: a quarter of a
+    millisecond on a slow host, of the 3 in which 50 recorded steps and their record are done.
+    """
+    statistics = torch.cuda.memory_stats_as_nested_dict(device)  # type: ignore[no-untyped-call]
+    return int(statistics["allocated_bytes"]["all"]["peak"])
