@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
+from convoy.data.datasets import ArrayDataset
 from torch import Tensor, nn
-
-from data.datasets import ArrayDataset
 
 CLASSES = 3
 

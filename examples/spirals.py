@@ -1,9 +1,8 @@
 """Three spirals, and a network that tells them apart: data and model of your own."""
 
 import torch
+from convoy.data.datasets import ArrayDataset, Datasets
 from torch import nn
-
-from data.datasets import ArrayDataset, Datasets
 
 
 def build(seed: int, count: int = 4000) -> Datasets:
