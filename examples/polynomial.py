@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from convoy.data.datasets import ArrayDataset, Datasets
 from torch import Tensor, nn
+
+from convoy.data.datasets import ArrayDataset, Datasets
 
 
 def build(seed: int, num_train: int = 2000, noise: float = 0.05) -> Datasets:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from convoy.data.datasets import ArrayDataset
 from torch import Tensor, nn
+
+from convoy.data.datasets import ArrayDataset
 
 CLASSES = 3
 

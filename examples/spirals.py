@@ -1,8 +1,9 @@
 """Three spirals, and a network that tells them apart: data and model of your own."""
 
 import torch
-from convoy.data.datasets import ArrayDataset, Datasets
 from torch import nn
+
+from convoy.data.datasets import ArrayDataset, Datasets
 
 
 def build(seed: int, count: int = 4000) -> Datasets:

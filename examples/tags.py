@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from convoy.data.datasets import ArrayDataset, Datasets
 
 TAGS = ("row", "column", "corner", "centre")

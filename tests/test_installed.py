@@ -116,7 +116,7 @@ def test_every_command_works_beside_packages_of_the_same_names(project: Path) ->
     commands: list[tuple[list[str], str]] = [
         (["--help"], "find-lr"),
         (["train", "--nproc", "2", "--config", "mnist", *own, *few], "run directory runs/mnist"),
-        (["evaluate", *run], "Written to runs/mnist"),
+        (["evaluate", *run], "runs/mnist: evaluation.json"),
         (["predict", *run, "images.npy"], "images.npy,2,"),
         (["export", *run, "--format=safetensors", "--output=net.safetensors"], "read back"),
         (["compare", "runs/mnist"], "mnist"),
