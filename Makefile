@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); threads
 .PHONY: train test test-unit test-slow test-slurm gpu lint format clean
 
 train: $(VENV)/.train
-	$(BIN)/torchrun --nproc_per_node=$(NPROC) launch/train.py --config configs/mnist.yaml $(ARGS)
+	$(BIN)/convoy train --nproc $(NPROC) --config configs/mnist.yaml $(ARGS)
 
 # Most of a test's time is the start of its processes: two files side by side.
 test: $(VENV)/.develop
@@ -43,11 +43,11 @@ format: $(VENV)/.develop
 	$(BIN)/ruff check --fix .
 
 # A stamp is younger than the files that say what to install, or pip runs again.
-$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.train: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.develop: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.develop: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	@touch $@ $(VENV)/.train
 

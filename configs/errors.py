@@ -51,7 +51,7 @@ def failing_line(error: BaseException) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         name = frame.filename
         of_network = name.startswith(NETWORKS) and not name.endswith("calling.py")
-        if "site-packages" not in name and (of_network or not name.startswith(HOUSE)):
+        if of_network or not ("site-packages" in name or name.startswith(HOUSE)):
             return f"{Path(name).name}:{frame.lineno} `{frame.line}`"
     return ""
 

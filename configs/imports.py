@@ -13,6 +13,7 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.given import given_object, is_given, with_objects
+from configs.own_modules import PREFIX, import_module
 from configs.trust import require_trust
 
 
@@ -41,7 +42,7 @@ def import_object(key: str, path: str) -> Any:
     if here not in sys.path:
         sys.path.append(here)
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if not missing or not f"{module_name}.".startswith(f"{missing}."):
@@ -203,10 +204,11 @@ def import_extra(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
+        whole = f"'convoy[{extra}]'" if PREFIX else f"-c constraints.txt -e '.[{extra}]'"
         raise MissingExtra(
             f"{error.name} is not installed for {sys.executable}",
             expected=f"the extra `{extra}`",
-            remedy=f"Run `pip install -c constraints.txt -e '.[{extra}]'`.",
+            remedy=f"Run `pip install {whole}`.",
         ) from None
 
 

@@ -227,7 +227,7 @@ def _check_flags(argv: Sequence[str]) -> None:
         previous = token
 
 
-SEE_HELP = "`python launch/train.py --help all` lists every key."
+SEE_HELP = "`convoy train --help all` lists every key."
 
 
 def _unknown(key: str, known: list[str], where: str) -> InputError:

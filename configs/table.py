@@ -14,7 +14,7 @@ INTRODUCTION = """\
 # Config keys
 
 Made from the schema by `python -m configs.table > docs/config.md`; a test holds the two equal.
-`python launch/train.py --help all` says the same, and `--print_config` shows what a run would use.
+`convoy train --help all` says the same, and `--print_config` shows what a run would use.
 
 A config is a YAML file of these keys, nested at the dots. Any key may stand on the command line,
 too, and wins there over the file: `--optimizer.lr 3e-4`, `--model.kwargs '{"hidden": [64]}'`,

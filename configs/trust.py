@@ -79,4 +79,6 @@ def require_trust(key: str, given: object) -> None:
 
 def repeated() -> str:
     """The command of this process with the flag."""
+    if sys.argv[0].startswith("convoy "):
+        return f"{sys.argv[0]} {shlex.join([*sys.argv[1:], FLAG])}"
     return f"python {shlex.join([*sys.orig_argv[1:], FLAG])}"

@@ -78,7 +78,7 @@ class InputFacts:
                 f"inputs to {what}",
                 given=self.structure,
                 expected="one tensor a sample",
-                remedy="Use the weights: `launch/export.py RUN --format safetensors`, or "
+                remedy="Use the weights: `convoy export RUN --format safetensors`, or "
                 "checkpoints/best/model.safetensors in the run directory.",
             )
 

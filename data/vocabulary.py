@@ -153,7 +153,7 @@ class Vocabulary:
         return InputError(
             "text of tokens that were made elsewhere",
             expected="a vocabulary of kind bytes, characters or file in tokens.json",
-            remedy="Make the tokens with launch/prepare_data.py --text.",
+            remedy="Make the tokens with convoy prepare --text.",
         )
 
 

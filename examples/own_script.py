@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
 
-from trainer.fit import fit
+from convoy import fit
 
 
 class Net(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from data.datasets import ArrayDataset, Datasets
+from convoy.data.datasets import ArrayDataset, Datasets
 
 
 def build(num_train: int = 203, size: int = 32) -> Datasets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from data.datasets import ArrayDataset, Datasets
+from convoy.data.datasets import ArrayDataset, Datasets
 
 
 def build(seed: int, num_train: int = 2000, noise: float = 0.05) -> Datasets:

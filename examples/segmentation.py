@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from data.datasets import ArrayDataset
+from convoy.data.datasets import ArrayDataset
 
 CLASSES = 3
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from data.datasets import ArrayDataset, Datasets
+from convoy.data.datasets import ArrayDataset, Datasets
 
 
 def build(seed: int, count: int = 4000) -> Datasets:

@@ -21,14 +21,14 @@ from configs.errors import InputError
 from configs.visible import plain, visible
 from launch.comparing.comparison import Comparison, compare
 from launch.comparing.tables import Table, differences_table, explain, results_table, to_rich
-from launch.entry import run_command
+from launch.entry import called, run_command
 
 WIDTH_WITHOUT_TERMINAL = 160
 EPILOG = """examples:
-  python launch/compare.py runs/a runs/b
-  python launch/compare.py 'runs/*' --html report.html
-  python launch/compare.py runs/a entity/project/run_id wandb/offline-run-20260101_120000-abc
-  python launch/compare.py entity/project --filter-group study --metric eval/loss
+  convoy compare runs/a runs/b
+  convoy compare 'runs/*' --html report.html
+  convoy compare runs/a entity/project/run_id wandb/offline-run-20260101_120000-abc
+  convoy compare entity/project --filter-group study --metric eval/loss
 """
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch/compare.py",
+        prog=called(__file__),
         description="Show which of several runs is better, by how much, and what differs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,8 +1,8 @@
 """Find what is wrong before losing a day: machine, ranks, data, and a short try of a run.
 
-    python launch/doctor.py                                                # this machine
-    torchrun --nproc_per_node=4 launch/doctor.py                           # and the ranks
-    python launch/doctor.py --config configs/mnist.yaml --optimizer.lr 1   # and this run
+    convoy doctor                                    # this machine
+    convoy doctor --nproc 4                          # and the ranks
+    convoy doctor --config mnist --optimizer.lr 1    # and this run
 
 Exit status: 0 without problems, 1 with one, 2 for a bad config or input.
 """
@@ -27,7 +27,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
-from launch.entry import is_main_process, run_command
+from launch.entry import called, is_main_process, run_command
 
 HOW_ONLY = ("--parallel.", "--output_dir")
 """Config keys that say where to look rather than which run to look at."""
@@ -36,9 +36,9 @@ HOW_ONLY = ("--parallel.", "--output_dir")
 def main(argv: Sequence[str]) -> int:
     """Look, print what was found, and return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="launch/doctor.py",
+        prog=called(__file__),
         description=__doc__,
-        epilog="All keys of a config may follow, as for launch/train.py. With --config, or any\n"
+        epilog="All keys of a config may follow, as for convoy train. With --config, or any\n"
         "key but output_dir and parallel.*, the run is looked at too: on copies of its model,\n"
         "its directory is left alone.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             "--steps", given=options.steps, expected="20 or more", remedy="Fewer tell nothing."
         )
-    config = load_config(keys, prog="launch/doctor.py", description="Find what is wrong.")
+    config = load_config(keys, prog=called(__file__), description="Find what is wrong.")
     looks_at_run = any(key.startswith("--") and not key.startswith(HOW_ONLY) for key in keys)
     return examine(config, options.steps if looks_at_run else None, options.json)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from configs.errors import InputError
+from configs.own_modules import PREFIX
 from configs.visible import visible
 from trainer.ranks.launcher import guess
 from trainer.ranks.stop_signals import stop_with_parent
@@ -24,6 +25,8 @@ from trainer.records.quiet_stream import hush
 LAUNCHER = os.getppid()
 """Asked for at once: it may die while packages are imported."""
 TRAIN = Path(__file__).resolve().parent / "train.py"
+STATUS_FILE = "CONVOY_STATUS_FILE"
+"""Names the file in which rank 0 leaves its exit status for whoever started the ranks."""
 REQUIRED = ("torch", "numpy", "jsonargparse", "yaml", "rich", "safetensors")
 RANK_0_SECONDS = 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,9 +35,26 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 
 
-def train_command(ranks: int, *options: str) -> list[str]:
+def train_command(ranks: int, *options: str, program: str = "train") -> list[str]:
     """The command line of a run: torchrun for several ranks, plain python for one."""
-    return [*(torchrun(ranks) if ranks > 1 else [sys.executable]), str(TRAIN), *options]
+    launcher = [*torchrun(ranks), "--no-python", sys.executable, "-u"]
+    python = launcher if ranks > 1 else [sys.executable]
+    return [*python, *program_of(program), *options]
+
+
+def program_of(name: str) -> list[str]:
+    """What Python is called with to run a file of this folder, such as `train`.
+
+    Where it is installed neither its folder nor the working directory may come first on sys.path.
+    """
+    if PREFIX:
+        return ["-P", "-m", f"{PREFIX}launch.{name}"]
+    return [str(TRAIN.parent.joinpath(*name.split(".")).with_suffix(".py"))]
+
+
+def called(file: str) -> str:
+    """A command as it was called: `convoy train`, or else `launch/train.py`."""
+    return sys.argv[0] if sys.argv[0].startswith("convoy ") else f"launch/{Path(file).name}"
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -61,7 +81,7 @@ def is_main_process() -> bool:
     return guess(os.environ).is_main
 
 
-def run_command(main: Callable[[Sequence[str]], int]) -> None:
+def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Call a command with its arguments and leave with its status.
 
     What all ranks refuse or fail at alike is printed once, by rank 0. An error of one rank is
@@ -71,6 +91,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is caught
     if num_ranks() > 1:
         stop_with_parent(LAUNCHER)
+    status_file = os.environ.pop(STATUS_FILE, None)
     os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
     handler = logging.StreamHandler(sys.stderr)
@@ -101,6 +122,8 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
         status = _report(error)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the status is decided: let it through
+    if status_file is not None and is_main_process():
+        Path(status_file).write_text(str(status))
     if num_ranks() > 1:
         _leave(status)
     sys.exit(status)

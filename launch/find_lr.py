@@ -25,7 +25,7 @@ from configs.errors import InputError
 from configs.imports import MissingExtra
 from configs.load import load_config
 from configs.visible import visible
-from launch.entry import run_command
+from launch.entry import called, run_command
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         own.print_help()
     given, rest = parse_own(own, argv)
     config = load_config(
-        rest, prog="launch/find_lr.py", description="The keys of a run, as for launch/train.py."
+        rest, prog=called(__file__), description="The keys of a run, as for convoy train."
     )
     runs = Path(config.output_dir).expanduser()
     if "output" not in given:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 def own_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch/find_lr.py",
+        prog=called(__file__),
         usage="%(prog)s [--config FILE] [--lr_finder.KEY VALUE] [--output FILE.png] [--KEY VALUE]",
         description="Learning-rate range test. It starts from the initial weights of the config, "
         "and neither reads nor writes a run directory.",
@@ -89,7 +89,7 @@ def parse_own(
     try:
         known, rest = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
-        raise InputError(str(error), remedy="`launch/find_lr.py --help` lists them.") from None
+        raise InputError(str(error), remedy=f"`{called(__file__)} --help` lists them.") from None
     return {name: value for name, value in vars(known).items() if value is not None}, rest
 
 

@@ -28,7 +28,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
-from launch.entry import run_command
+from launch.entry import called, run_command
 from trainer.checkpoints.atomic_files import write_output
 
 SMALLEST_BYTES = 1 << 10
@@ -40,7 +40,7 @@ MIN_REPEATS, MAX_REPEATS = 5, 200
 def main(argv: Sequence[str]) -> int:
     """Measure, and write one JSON file from rank 0."""
     parser = argparse.ArgumentParser(
-        prog="launch/measure_link.py", description=(__doc__ or "").split("\n\n")[0]
+        prog=called(__file__), description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the times")
     parser.add_argument("--largest-mb", type=float, default=64, help="largest message, in MiB")

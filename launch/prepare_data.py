@@ -18,7 +18,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import InputError
-from launch.entry import run_command
+from launch.entry import called, run_command
 
 DEFAULT = ("mnist", "fashion_mnist", "kmnist")
 """The small ones: EMNIST and CIFAR are some 900 MB more."""
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     where they lie."""
     from data.catalogue.catalog import CATALOG
 
-    parser = argparse.ArgumentParser(prog="launch/prepare_data.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called(__file__), description=__doc__)
     parser.add_argument(
         "names",
         nargs="*",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import InputError
 from configs.trust import FLAG
-from launch.entry import num_ranks
+from launch.entry import called, num_ranks
 
 if TYPE_CHECKING:
     from launch.using.trained import Trained
@@ -19,7 +19,7 @@ def build_run_parser(name: str, description: str, groups: Sequence[str]) -> argp
     """A parser with RUN and `--checkpoint`; `groups` of config keys may be overridden beside it."""
     keys = ", ".join(f"--{group}.KEY" for group in groups)
     parser = argparse.ArgumentParser(
-        prog=f"launch/{name}.py",
+        prog=called(f"{name}.py"),
         description=description,
         allow_abbrev=False,
         epilog=f"Config keys that may differ from the run's: {keys}." if groups else None,

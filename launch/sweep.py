@@ -24,7 +24,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.visible import visible
-from launch.entry import EXIT_FAILED, run_command
+from launch.entry import EXIT_FAILED, called, run_command
 from launch.run_arguments import positive
 from launch.sweeping.trials import Sweep, Trial, of_seeds, read_sweep, rungs
 from trainer.ranks.stop_signals import EXIT_PREEMPTED
@@ -61,11 +61,11 @@ def main(argv: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch/sweep.py",
+        prog=called(__file__),
         usage="%(prog)s SWEEP | --seeds A..B [options of this command] [options of train.py]",
         description="Train several runs of one config, one after the other, and compare them. The "
         "same command continues a sweep that was stopped or killed. Other options are those of "
-        "launch/train.py, for every trial. SWEEP is a sweep file in W&B's format.",
+        "convoy train, for every trial. SWEEP is a sweep file in W&B's format.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -114,12 +114,12 @@ def check(sweep: Sweep, overrides: Sequence[str]) -> tuple[RunConfig, int]:
     Returns:
         The base config, and the epochs of the shortest trial.
     """
-    base = load_config(overrides, prog="launch/sweep.py", description="")
+    base = load_config(overrides, prog=called(__file__), description="")
     epochs = []
     for trial in sweep.trials:
         given = [*overrides, *trial.arguments]
         try:
-            config = load_config(given, prog="launch/sweep.py", description="")
+            config = load_config(given, prog=called(__file__), description="")
         except InputError as error:
             raise InputError(f"{trial.name}: {error}") from None
         epochs.append(config.train.epochs)
@@ -208,11 +208,11 @@ def conclude(
     if best and len(sweep.configs) > 1:
         chosen = next(t for t in sweep.trials if t.name == best["trials"][0])
         same = Trial(chosen.name, best["overrides"])
-        command = shlex.join(["python", "launch/train.py", *overrides, *same.arguments])
+        command = shlex.join(["convoy", "train", *overrides, *same.arguments])
         spread = f" ± {best['std']:.2g}" if best["std"] is not None else ""
         names = ", ".join(best["trials"])
         say(f"Best: {names} ({metric} {best['mean']:.4g}{spread})\n    {command}")
-    say(f"Written to {folder / RESULT}; look at it with: python launch/compare.py {folder}")
+    say(f"Written to {folder / RESULT}; look at it with: convoy compare {folder}")
     return EXIT_FAILED if failures else 0
 
 
@@ -220,6 +220,10 @@ def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -
     """Hand the trials to Slurm as an array, a line each; they are named as here."""
     from trainer.checkpoints.atomic_files import write_output
 
+    if not ARRAY.is_file():
+        raise InputError(
+            "--slurm", expected="a checkout of the project, which has the scripts for it"
+        )
     lines = "".join(shlex.join(trial.arguments) + "\n" for trial in sweep.trials)
     write_output(folder / "trials.txt", lines)
     at_once = f"%{jobs}" if jobs > 1 else ""

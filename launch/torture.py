@@ -30,13 +30,13 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.entry import run_command
+from launch.entry import called, run_command
 
 
 def main(argv: Sequence[str]) -> int:
     """Crash runs until enough kills have been dealt; status 1 if any run came out different."""
     parser = argparse.ArgumentParser(
-        prog="launch/torture.py", description=(__doc__ or "").split("\n\n")[0]
+        prog=called(__file__), description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--kills", type=int, default=20, help="kills in all (default: 20)")
     parser.add_argument("--minutes", type=float, help="begin no round after this time")

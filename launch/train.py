@@ -1,4 +1,5 @@
-"""Train a run: `torchrun --nproc_per_node=4 launch/train.py --config configs/mnist.yaml`."""
+"""Train a run: `torchrun --nproc_per_node=4 launch/train.py --config configs/mnist.yaml`, which
+`convoy train --nproc 4 --config mnist` does, too."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
-from launch.entry import num_ranks, run_command
+from launch.entry import called, num_ranks, run_command
 from trainer.ranks.start_watch import watched_start
 from trainer.ranks.stop_signals import EXIT_PREEMPTED, StopRequest, stop_on_signals
 from trainer.records.quiet_stream import QuietStream
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, train, and return the exit status."""
     config = load_config(
         argv,
-        prog="launch/train.py",
+        prog=called(__file__),
         description="Train a model on one CPU, one GPU, or many GPUs on many nodes.",
     )
     if config.dry_run.world_size is not None:

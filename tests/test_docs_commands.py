@@ -133,6 +133,8 @@ def check_make(words: Sequence[str]) -> None:
 def check_pip(words: Sequence[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert words[0] == "install"
+    if len(words) == 2:
+        words = ["install", "-e", words[1]]
     for option, value in zip(words[1::2], words[2::2], strict=True):
         if option == "-c":
             assert (ROOT / value).is_file()
@@ -156,6 +158,8 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
             check_script(script, words[2:], monkeypatch)
     elif program == "python":
         check_script(words[0], words[1:], monkeypatch)
+    elif program == "convoy":
+        check_script(command.plain[1], command.plain[2:], monkeypatch)
     elif program in ("torchrun", "accelerate"):
         check_launcher(program, words, monkeypatch)
     elif program == "source":
@@ -215,12 +219,14 @@ python = "not a command"
         "sbatch --array=0-4 slurm/arrays.sbatch",
         "make trains",
         "pip install -e '.[plots]'",
+        "convoy trains --nproc 2",
+        "convoy compare runs/a --nproc 2",
     ],
 )
 @pytest.mark.usefixtures("imports")
 def test_a_mistake_in_a_command_would_be_seen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of all commands can fail: a wrong word in each place is caught."""
     (command,) = find_commands(f"    {line}", "page")
-    with pytest.raises((AssertionError, InputError, SystemExit)) as caught:
+    with pytest.raises((AssertionError, InputError, KeyError, SystemExit)) as caught:
         check(command, monkeypatch)
     assert getattr(caught.value, "code", 2) == 2

@@ -37,8 +37,8 @@ SCRIPTS = r"launch[/.](train|compare|evaluate|predict|export)(\.py)?$"
 
 
 def is_run(command: Command) -> bool:
-    line = " ".join(command.words)
-    ours = any(re.match(SCRIPTS, word) for word in command.words)
+    line = " ".join(command.plain)
+    ours = any(re.match(SCRIPTS, word) for word in command.plain)
     return ours and not any(re.search(pattern, line) for pattern in NOT_RUN)
 
 
@@ -90,10 +90,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
 
 def arguments_of(command: Command, files: Path, folder: Path) -> tuple[str, list[str]]:
     """The script of a command and its arguments, a few steps on small data in place of MNIST."""
-    at = next(i for i, word in enumerate(command.words) if re.match(SCRIPTS, word))
-    script = re.match(SCRIPTS, command.words[at])
+    at = next(i for i, word in enumerate(command.plain) if re.match(SCRIPTS, word))
+    script = re.match(SCRIPTS, command.plain[at])
     assert script
-    words = [word.replace("FOLDER", str(files)) for word in command.words[at + 1 :]]
+    words = [word.replace("FOLDER", str(files)) for word in command.plain[at + 1 :]]
     words = [word.replace("examples/", f"{ROOT}/examples/") for word in words]
     if script[1] == "train":
         words += [f"--output_dir={folder / 'runs'}", "--logging.progress=off"]

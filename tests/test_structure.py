@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import runpy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from configs.load import known_keys
 from tests.support.processes import ROOT
 from tests.support.source_code import (
     LIBRARIES,
@@ -18,6 +20,7 @@ from tests.support.source_code import (
     imports,
     long_functions,
     module_name,
+    parsed,
     sources,
     walk,
 )
@@ -27,6 +30,7 @@ MAY_IMPORT = {
     "data": {"configs", "data"},
     "trainer": {"configs", "data", "trainer"},
     "launch": {"configs", "data", "trainer", "launch"},
+    "convoy": {"trainer", "launch", "convoy"},
 }
 OWN = {*MAY_IMPORT, "tests", "benchmarks"}
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
@@ -56,15 +60,16 @@ def offenders(packages: Iterable[str], forbidden: Callable[[Path, Import], bool]
 
 
 def test_every_package_has_an_empty_init() -> None:
-    """Law: importing a module imports nothing it does not name."""
-    inits = {path: (ROOT / path).read_text() for path in sources(*MAY_IMPORT)}
+    """Law: importing a module imports nothing it does not name; but `from convoy import fit`."""
+    folders = set(MAY_IMPORT) - {"convoy"}
+    inits = {path: (ROOT / path).read_text() for path in sources(*folders)}
     inits = {path: text for path, text in inits.items() if path.name == "__init__.py"}
-    assert {Path(package, "__init__.py") for package in MAY_IMPORT} <= set(inits)
+    assert {Path(package, "__init__.py") for package in folders} <= set(inits)
     assert {path: text for path, text in inits.items() if text.strip()} == {}
 
 
 def test_imports_point_in_one_direction() -> None:
-    """Law: configs <- data <- trainer <- launch, inside functions and for types too."""
+    """Law: configs <- data <- trainer <- launch <- convoy, inside functions and for types too."""
 
     def forbidden(path: Path, item: Import) -> bool:
         return item.package in OWN - MAY_IMPORT[path.parts[0]]
@@ -146,6 +151,7 @@ def test_test_modules_import_none_of_their_kind() -> None:
         "data",
         "trainer",
         "launch",
+        "convoy",
         "benchmarks",
     ],
 )
@@ -162,6 +168,45 @@ def test_every_file_is_short_enough_to_be_read() -> None:
         for path in sources(*MAY_IMPORT, "benchmarks")
     }
     assert {path: length for path, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_every_file_can_be_installed_under_convoy() -> None:
+    """Law: there it imports this project from `convoy` alone, and is the same but for that."""
+    under_convoy = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["under_convoy"]
+    for path in sources(*MAY_IMPORT):
+        source = (ROOT / path).read_text(encoding="utf-8")
+        installed = under_convoy(source, str(path))
+        packages = {item.package for item in walk(ast.parse(installed), True)}
+        assert not packages & set(MAY_IMPORT) - {"convoy"}
+        assert installed.replace("from convoy.", "from ") == source.replace("from convoy.", "from ")
+    strings = (
+        'x = "from data.order import y"\nif x:\n    from data.order import (\n        y,\n    )\n'
+    )
+    assert under_convoy(strings, "") == strings.replace("    from data", "    from convoy.data")
+    with pytest.raises(SyntaxError, match=r"write `from configs\.load import"):
+        under_convoy("import configs.load", "file.py")
+
+
+def test_no_string_names_a_module_of_the_project() -> None:
+    """Law: it would be another one where the project is installed (configs/own_modules.py)."""
+    modules = {module_name(path) for path in sources(*MAY_IMPORT)} - set(MAY_IMPORT)
+    prefixes = {f"{package}." for package in MAY_IMPORT} - {"data."}  # of config keys
+    modules -= set(known_keys())
+
+    def strings(node: ast.AST) -> Iterator[str]:
+        """Those that are no part of an f-string, which may begin with the prefix."""
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Constant) and isinstance(child.value, str):
+                yield child.value
+            elif not isinstance(child, ast.JoinedStr):
+                yield from strings(child)
+
+    assert [
+        f"{path}: {text}"
+        for path in sources(*MAY_IMPORT)
+        for text in strings(parsed(path))
+        if text.partition(":")[0] in modules or text in prefixes
+    ] == []
 
 
 def test_only_one_file_imports_accelerate() -> None:

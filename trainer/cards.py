@@ -110,6 +110,6 @@ def _reached(run: Run) -> str:
 def _next(run: Run) -> str:
     path = run.directory.path
     return (
-        f"Next: launch/evaluate.py {path} for details, launch/compare.py {path} OTHER, "
-        "launch/predict.py, launch/export.py; --train.epochs N trains on."
+        f"Next: convoy evaluate {path} for details, convoy compare {path} OTHER, convoy predict, "
+        "convoy export; --train.epochs N trains on."
     )

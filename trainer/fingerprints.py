@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from configs.own_modules import name_in_repository
 from data.loading.workers import borrowed_rng
 from data.samples import Datasets
 from trainer.ranks.rng import seed_stream
@@ -49,7 +50,7 @@ def import_path(value: Any) -> str | None:
         return None
     for part in name.split("."):
         found = getattr(found, part, None)
-    return f"{module}:{name}" if found is value else None
+    return f"{name_in_repository(module)}:{name}" if found is value else None
 
 
 def digest_of(value: Any) -> str:
@@ -140,7 +141,7 @@ class Walker:
             self.hash.update(len(text).to_bytes(8, "little") + text)
 
     def _parts(self, value: Any) -> None:
-        self.say(f"{type(value).__module__}.{type(value).__qualname__}")
+        self.say(name_in_repository(f"{type(value).__module__}.{type(value).__qualname__}"))
         if isinstance(value, Mapping):
             self._each(item for pair in value.items() for item in pair)
         elif isinstance(value, list | tuple):
@@ -160,7 +161,7 @@ class Walker:
         elif isinstance(value, functools.partial):
             self._each([value.func, value.args, value.keywords])
         elif isinstance(value, types.ModuleType):
-            self.say(value.__name__)
+            self.say(name_in_repository(value.__name__))
         elif hasattr(value, "tobytes"):  # a picture
             self.hash.update(value.tobytes() if self.contents else b"")
         else:

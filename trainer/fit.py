@@ -1,11 +1,11 @@
 """A run from a script or a notebook, with objects where a config has import paths.
 
-    from trainer.fit import fit
+    from convoy import fit
 
     run = fit(model=Net(), data=(train_set, test_set), loss=F.cross_entropy, epochs=5, name="mine")
     run.metrics, run.model, run.history, run.directory
 
-It is what `launch/train.py` does, in a process that is left as it was found.
+It is what `convoy train` does, in a process that is left as it was found.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _check_process(config: RunConfig) -> None:
             "dry_run.world_size",
             given=config.dry_run.world_size,
             expected="null in fit()",
-            remedy="Use launch/train.py with a config for a report on a run of another world.",
+            remedy="Use `convoy train` with a config for a report on a run of another world.",
         )
     if dist.is_available() and dist.is_initialized():
         raise InputError(

@@ -18,6 +18,7 @@ from configs import strange_kwargs
 from configs.errors import InputError
 from configs.given import PREFIX, Given
 from configs.load import is_group
+from configs.own_modules import name_in_repository
 from data.loading.workers import borrowed_rng
 from data.samples import Datasets
 from data.structures import as_tensor_or_none, split
@@ -128,7 +129,8 @@ class Handed:
         while reference in self.objects:  # others of which no difference is known
             number += 1
             reference = f"{PREFIX}{label}{number}@{digest[:DIGITS]}"
-        facts = {"key": key, "type": f"{type(value).__module__}.{type(value).__qualname__}"}
+        kind = name_in_repository(f"{type(value).__module__}.{type(value).__qualname__}")
+        facts = {"key": key, "type": kind}
         self.objects[reference] = Given(given.value, facts | {"sha256": digest} | given.facts)
         return reference
 

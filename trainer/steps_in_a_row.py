@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from configs.errors import InputError
+from configs.own_modules import PREFIX
 from configs.schema import RunConfig
 from trainer.optim.optimizers import has_fused_kernel
 from trainer.optim.schedule import is_pure
@@ -19,7 +20,7 @@ BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Of the samples of a row of steps as float32: on a CPU they should stay in the cache."""
 CASTS = ("none", "bf16", "fp16")
 """Compressions that do the same in every step."""
-KNOWN_MODULES = ("torch.nn", "trainer.")
+KNOWN_MODULES = ("torch.nn", f"{PREFIX}trainer.")
 """Whose modules are known to be recorded well: with others it is tried first."""
 
 

@@ -241,6 +241,6 @@ def _missing(facts: DatasetFacts, folder: Path, reasons: list[str]) -> InputErro
         f"data set {facts.name!r} is not on this machine and could not be fetched "
         f"({'; '.join(reasons)})",
         expected=f"{names} in {folder}",
-        remedy="On a machine with a network run `python launch/prepare_data.py "
+        remedy="On a machine with a network run `convoy prepare "
         f"{facts.name}`, or place the files there by hand, or point --data.root at them.",
     )

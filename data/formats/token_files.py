@@ -54,7 +54,7 @@ def read_header(folder: Path) -> tuple[Vocabulary, str, dict[str, int]]:
         raise InputError(
             f"{folder} lacks {HEADER}",
             expected=expected,
-            remedy="launch/prepare_data.py --text FILE --root FOLDER makes such a folder of text; "
+            remedy="convoy prepare --text FILE --root FOLDER makes such a folder of text; "
             "data.kwargs.text names a text file that need not be prepared.",
         )
     try:

@@ -156,7 +156,7 @@ def load_tokens(config: DataConfig) -> Datasets:
             given=stride,
             expected=f"{options.context}, the context, with data.test or data.validation",
             remedy="Windows that overlap would be trained on and held out: prepare the parts with "
-            "launch/prepare_data.py --text --validation 0.1.",
+            "convoy prepare --text --validation 0.1.",
         )
     sets = {
         role: TokenWindows(

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from data.parent_death import ask_at_parent_death
-from launch.crash_test import killed_train
-from launch.entry import TRAIN, train_command
+from launch.crash_test import killed_train, sample_recorder
+from launch.entry import train_command
 
 TIMEOUT_SECONDS = 600.0
 """How long a start may take, and how long a moment to kill it is waited for."""
@@ -62,9 +62,9 @@ def start_training(
         ranks,
         "--name=run",
         f"--output_dir={run}",
-        "--data.dataset=launch.crash_test.sample_recorder:samples",
+        f"--data.dataset={sample_recorder.__name__}:samples",
         f'--model.kwargs={{"num_samples": {NUM_SAMPLES}}}',
-        "--model.name=launch.crash_test.sample_recorder:SampleRecorder",
+        f"--model.name={sample_recorder.__name__}:SampleRecorder",
         f"--train.global_batch_size={BATCH}",
         f"--train.epochs={EPOCHS}",
         "--evaluate.batch_size=4",
@@ -73,10 +73,10 @@ def start_training(
         "--logging.progress=off",
         "--parallel.timeout_seconds=60",
         *scenario.options,
+        program="train" if crash_at is None else "crash_test.killed_train",
     )
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     if crash_at is not None:
-        command[command.index(str(TRAIN))] = killed_train.__file__
         env[killed_train.VARIABLE] = crash_at
     with (folder / "output.txt").open("wb") as output:
         return subprocess.Popen(

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from data.parent_death import ask_at_parent_death
-from launch.entry import EXIT_BAD_INPUT, train_command
-from launch.sweeping.trial_progress import status
+from launch.entry import EXIT_BAD_INPUT, program_of
 from launch.sweeping.trials import Trial
 from trainer.checkpoints.atomic_files import cannot_write
 from trainer.ranks.stop_signals import EXIT_PREEMPTED
 
 TAIL = 50_000
-REFUSED = re.compile(rf"exitcode\s*: {EXIT_BAD_INPUT} ")
-"""How torchrun reports it."""
 
 
 @dataclass(slots=True)
@@ -32,7 +29,6 @@ class Running:
     log: Path
     begin: int
     """Bytes of the log that earlier tries have written."""
-    ranks: int
     asked: bool = False
 
     def ask_to_stop(self) -> None:
@@ -46,11 +42,6 @@ class Running:
         """completed, preempted, refused or failed, once it has ended."""
         code = self.process.returncode
         known = {0: "completed", EXIT_PREEMPTED: "preempted", EXIT_BAD_INPUT: "refused"}
-        if code not in known and self.ranks > 1:  # torchrun keeps its ranks' statuses to itself
-            if self.asked and status(self.log.with_suffix("")) == "preempted":
-                return "preempted"
-            if REFUSED.search(self._said()):
-                return "refused"
         return known.get(code, "failed")
 
     def last_words(self) -> str:
@@ -77,7 +68,7 @@ def _open_log(path: Path) -> BinaryIO:
 
 
 def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Running:
-    """Train a trial in a process, or with torchrun in several, in a session of its own.
+    """Train a trial in a process, or in several, in a session of its own.
 
     Args:
         trial: What to train; it continues what lies in its directory.
@@ -88,13 +79,13 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
     Raises:
         InputError: If its log cannot be written.
     """
-    command = train_command(
-        ranks,
+    command = [
+        *(sys.executable, *program_of("commands"), "train", f"--nproc={ranks}"),
         *(*arguments, *trial.arguments),
         f"--output_dir={folder}",
         f"--name={trial.name}",
         "--logging.progress=plain",
-    )
+    ]
     log = folder / f"{trial.name}.log"
     with _open_log(log) as file:
         begin = file.tell()
@@ -107,4 +98,4 @@ def start(trial: Trial, arguments: list[str], folder: Path, *, ranks: int) -> Ru
             # A sweep that is killed takes its trials along.
             preexec_fn=partial(ask_at_parent_death, os.getpid()),
         )
-    return Running(trial, process, log, begin, ranks)
+    return Running(trial, process, log, begin)

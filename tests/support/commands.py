@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.commands import COMMANDS as LIST
+from launch.commands import split_ranks
 from tests.support.processes import ROOT
 
 PAGES = [
@@ -19,7 +21,7 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
-PROGRAMS = ("python", "torchrun", "make", "sbatch", "source", "pip", "accelerate")
+PROGRAMS = ("convoy", "python", "torchrun", "make", "sbatch", "source", "pip", "accelerate")
 NOT_A_SHELL = ("python", "yaml", "json")
 """Languages of fenced blocks that hold no commands."""
 
@@ -34,6 +36,15 @@ class Command:
     @property
     def program(self) -> str:
         return Path(self.words[0]).name
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """The words with the file that `convoy NAME` calls, on one process."""
+        if self.program != "convoy":
+            return self.words
+        found = LIST[self.words[1]]
+        rest = split_ranks(self.words[2:])[1] if found.ranks else self.words[2:]
+        return ("python", f"launch/{found.file}.py", *rest)
 
     def __str__(self) -> str:
         return f"{self.page}: {shlex.join(self.words)}"
@@ -54,7 +65,9 @@ def find_commands(text: str, page: str) -> Iterator[Command]:
                 yield Command(page, words)
     for span in SPAN.findall(re.sub(r"^    .*$", "", rest, flags=re.MULTILINE)):
         starts = re.match(rf"(?:{'|'.join(PROGRAMS)}) ", span)
-        if starts and re.search(r"launch/\w|slurm/\w|benchmarks/\w|^make |^pip install|-m ", span):
+        if starts and re.search(
+            r"launch/\w|slurm/\w|benchmarks/\w|^make |^pip install|-m |^convoy ", span
+        ):
             yield Command(page, _words(span))
 
 

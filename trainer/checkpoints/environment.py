@@ -70,6 +70,8 @@ def describe_environment(
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    if not (root / ".git").exists():  # installed, it may lie in somebody else's repository
+        return None
     try:
         found = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import InputError
+from configs.own_modules import PREFIX
 from trainer.engines.dtensor import Stored
 
 MOST = 2**53
@@ -136,7 +137,8 @@ def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
     assert isinstance(parts, dict)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     known = any(
-        k.__module__.startswith(("torch.", "trainer.")) for k in type(optimizer).__mro__[:1]
+        k.__module__.startswith(("torch.", f"{PREFIX}trainer."))
+        for k in type(optimizer).__mro__[:1]
     )
     slots: dict[int, set[str]] = {}  # some optimizers treat matrices and vectors differently
     for index, own in parts.items():

@@ -16,12 +16,15 @@ from types import FrameType
 
 import torch
 
+from configs.own_modules import PREFIX
 from data.loading.order import GlobalBatch
 
 NOT_OURS = tuple(
     {str(Path(torch.__file__).parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
 )
 """Folders of code that nobody of this run wrote."""
+OURS = (f"{Path(__file__).resolve().parents[2]}/",) if PREFIX else ()
+"""Where this project lies among them."""
 MAY_WAIT = tuple(
     os.sep.join(("", "torch", *parts))
     for parts in (("distributed",), ("autograd",), ("_tensor.py",))
@@ -65,10 +68,15 @@ def may_wait(frame: FrameType) -> bool:
     return any(part in frame.f_code.co_filename for part in MAY_WAIT)
 
 
+def is_strange(file: str) -> bool:
+    """Whether a file is no part of the run's own code."""
+    return file.startswith((*NOT_OURS, "<")) and not file.startswith(OURS)
+
+
 def place(frame: FrameType) -> str:
     """The innermost line of the run's own code, as in `nets.py:63 in forward`."""
     own: FrameType | None = frame
-    while own is not None and own.f_code.co_filename.startswith((*NOT_OURS, "<")):
+    while own is not None and is_strange(own.f_code.co_filename):
         own = own.f_back
     own = own or frame
     return f"{own.f_code.co_filename}:{own.f_lineno} in {own.f_code.co_name}"
@@ -87,7 +95,7 @@ def step_of(frame: FrameType, taken: int) -> str:
     at: FrameType | None = frame
     while at is not None:
         named = str(at.f_globals.get("__name__", ""))
-        if named.startswith("trainer.") and "global_batch" in at.f_code.co_varnames:
+        if named.startswith(f"{PREFIX}trainer.") and "global_batch" in at.f_code.co_varnames:
             found = at.f_locals.get("global_batch")
             if isinstance(found, GlobalBatch):
                 return f"step {found.number + 1}"
@@ -155,6 +163,6 @@ def last_place(path: Path) -> str:
         for thread in path.read_text().split("\n\n"):
             if "in take_steps" in thread:
                 for file, line, name in LINE.findall(thread):
-                    if not file.startswith((*NOT_OURS, "<")):
+                    if not is_strange(file):
                         return f"{file}:{line} in {name}"
     return ""

@@ -309,7 +309,7 @@ def test_a_data_set_out_of_reach_is_answered_with_what_to_place_where(
     assert "'toy' is not on this machine" in message
     assert all(f"{file.name}.gz" in message for file in toy.files.values())
     assert str(folder) in message
-    assert "launch/prepare_data.py toy" in message
+    assert "convoy prepare toy" in message
     assert ("data.download is false" in message) != download
     assert left_in(folder) == []
 
