@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
         arguments.folders, metric=arguments.metric, by=arguments.by, by_seed=arguments.group
     )
     names = ", ".join(str(folder) for folder in arguments.folders)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with PageServer(runs, f"Runs in {names}", arguments.port) as server:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             print(visible(f"Watching {names}. Open {server.address}"), flush=True)
             print("Ctrl-C ends it; the runs go on.", flush=True)

@@ -56,10 +56,10 @@ def to_annotation(content: Any) -> Annotation:
     """
     found = content if isinstance(content, dict) else {}
     note, tags = found.get("note"), found.get("tags")
-    known = isinstance(note, str) and isinstance(tags, list)
-    if not known or not all(isinstance(tag, str) for tag in tags):
+    texts = isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
+    if not isinstance(note, str) or not isinstance(tags, list) or not texts:
         raise InputError(FILE, expected='{"note": text, "tags": [text, ...]}')
-    tags = dict.fromkeys(filter(None, (" ".join(tag.split()) for tag in tags)))
+    tags = list(dict.fromkeys(filter(None, (" ".join(tag.split()) for tag in tags))))
     too_long = len(note) > MOST_LETTERS or any(len(tag) > MOST_TAG_LETTERS for tag in tags)
     if too_long or len(tags) > MOST_TAGS:
         raise InputError(

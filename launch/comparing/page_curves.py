@@ -70,7 +70,8 @@ def bends(points: Floats) -> Floats:
     """`(n, 2)` points without those in the middle of a level stretch, which draw nothing."""
     values = points[:, 1]
     level = (values[1:-1] == values[:-2]) & (values[1:-1] == values[2:])
-    return points[np.concatenate([[True], ~level, [True]])[: len(points)]]
+    kept: Floats = points[np.concatenate([[True], ~level, [True]])[: len(points)]]
+    return kept
 
 
 def knots_of(run: RunRecord) -> dict[str, list[float | None]]:

@@ -49,7 +49,7 @@ def overview(comparison: Comparison | None, left_out: Sequence[str], now: float)
         return content | {"columns": [], "notes": [], "explain": ""}
     results = results_table(comparison, now)
     differences = differences_table(comparison)
-    alone = every_run(comparison, now)
+    alone = every_run(comparison, results.columns[1:], now)
     columns = _columns(results, "result", comparison) + _columns(differences, "config", comparison)
     groups = [
         {
@@ -145,13 +145,12 @@ def read_picture(path: Path) -> bytes | None:
     return content if is_png and len(content) <= MOST_PICTURE_BYTES else None
 
 
-def every_run(comparison: Comparison, now: float) -> Table:
-    """The results of each run by itself, with the columns of the results of the groups."""
+def every_run(comparison: Comparison, wanted: Sequence[str], now: float) -> Table:
+    """The results of each run by itself, as far as they are wanted, and what differs."""
     alone = [Group(run.name, (run,)) for run in comparison.runs]
     differing = find_differences(alone)
     by_itself = dataclasses.replace(comparison, groups=alone, tests=[], differences=differing)
     results, differences = results_table(by_itself, now), differences_table(by_itself)
-    wanted = [*results_table(comparison, now).columns[1:]]
     places = {name: index for index, name in enumerate(results.columns)}
     rows = [
         [

@@ -46,6 +46,9 @@ class RunRecord:
     """What a reader should know about how it was read."""
     metrics: list[str] = field(init=False)
     """Names of everything measured, in the order of their first appearance."""
+    _points: dict[str, list[tuple[float, float]]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(key for record in self.records for key in record)
@@ -60,7 +63,9 @@ class RunRecord:
 
     def points(self, metric: str) -> list[tuple[float, float]]:
         """(step, value) of every record that has the metric."""
-        return [(record["step"], record[metric]) for record in self.records if metric in record]
+        if metric not in self._points:  # a comparison asks many times
+            self._points[metric] = [(r["step"], r[metric]) for r in self.records if metric in r]
+        return self._points[metric]
 
     def final(self, metric: str) -> float | None:
         """The latest value."""

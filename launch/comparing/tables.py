@@ -205,7 +205,11 @@ def speed(run: RunRecord) -> float | None:
 def slowest_rank(run: RunRecord) -> str | None:
     """The rank that was the slowest in most records, and how much slower than the median rank."""
     keys = ("system/slowest_rank", "system/slowest_step_seconds", "system/step_seconds")
-    named = [[record[k] for k in keys] for record in run.records if record.keys() >= {*keys}]
+    if not set(keys) <= set(run.metrics):
+        return None
+    columns = [dict(run.points(key)) for key in keys]
+    steps = [step for step in columns[0] if step in columns[1] and step in columns[2]]
+    named = [[column[step] for column in columns] for step in steps]
     if not named:
         return None
     rank = statistics.mode(rank for rank, _, _ in named)

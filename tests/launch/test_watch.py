@@ -6,15 +6,16 @@ import json
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.errors import InputError
+from launch.watch import main
 from tests.support.browser import CHROMIUM, Browser
-from tests.support.processes import ROOT, launch, start
+from tests.support.processes import ROOT, start
 from tests.support.sample_runs import rows, write_run
 
 WATCH = [sys.executable, str(ROOT / "launch/watch.py")]
@@ -23,7 +24,7 @@ WATCH = [sys.executable, str(ROOT / "launch/watch.py")]
 @pytest.fixture
 def watching(tmp_path: Path) -> Iterator[tuple[Any, str]]:
     """The command about a folder with a run that goes on and an empty one, and its address."""
-    write_run(tmp_path / "runs/going", rows(20), status="running")
+    write_run(tmp_path / "runs/going", rows(1000), status="running")
     write_run(tmp_path / "runs/empty", [])
     process = start([*WATCH, "runs"], cwd=tmp_path)
     try:
@@ -51,7 +52,7 @@ def test_a_record_is_on_the_page_within_two_seconds(
         assert "left out: the run in runs/empty" in browser.evaluate("document.body.textContent")
         last = "curve([...state.runs.values()][0], 'train/loss', 'step').ys.at(-1)"
         with (tmp_path / "runs/going/metrics.jsonl").open("a") as file:
-            file.write(json.dumps(rows(1, first_step=200)[0] | {"train/loss": 7.5}) + "\n")
+            file.write(json.dumps(rows(1, first_step=10_000)[0] | {"train/loss": 7.5}) + "\n")
         browser.wait_for(f"{last} === 7.5", seconds=2.0)
         write_run(tmp_path / "runs/another")
         browser.wait_for("document.querySelectorAll('#table tbody tr').length === 2", seconds=3.0)
@@ -77,16 +78,17 @@ def end(process: Any, number: int) -> tuple[int, str]:
 
 
 @pytest.mark.process
-def test_it_ends_quietly_and_refuses_what_it_cannot_do(
-    watching: tuple[Any, str], tmp_path: Path
+def test_it_ends_quietly(watching: tuple[Any, str]) -> None:
+    assert end(watching[0], signal.SIGTERM) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["no/runs"], "a folder with runs in it"), (["--port", "x"], "no port"), (["-p"], "-p")],
+)
+def test_what_it_cannot_do_is_said(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process, address = watching
-    port = address.split(":")[2].split("/")[0]
-    taken = launch("launch/watch.py", "runs", "--port", port, cwd=tmp_path)
-    assert taken.status == 2
-    assert "Give another one" in taken.stderr
-    nowhere = launch("launch/watch.py", "no/runs", cwd=tmp_path)
-    assert nowhere.status == 2
-    assert "a folder with runs in it" in nowhere.stderr
-    time.sleep(0.2)
-    assert end(process, signal.SIGTERM) == (0, "")
+    with pytest.raises((InputError, SystemExit)) as caught:
+        main(arguments)
+    assert message in f"{caught.value}{capsys.readouterr().err}"

@@ -65,11 +65,13 @@ function ticks(low, high, count) {
 function logTicks(low, high, count) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
   const every = Math.max(Math.ceil((last - first) / Math.max(count, 1)), 1);
-  const parts = last - first <= 2 ? [1, 2, 5] : [1];
-  const found = [];
-  for (let i = first; i <= last; i += every) for (const part of parts) found.push(part * 10 ** i);
-  const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
-  return inside.length > 1 ? inside : [low, high];
+  const marks = (parts, step) => {
+    const found = [];
+    for (let i = first; i <= last; i += step) found.push(...parts.map((part) => Number(`${part}e${i}`)));
+    return found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+  };
+  const fitting = [[1, 2, 5], [1, 3], [1]].map((parts) => marks(parts, 1)).find((found) => found.length > 1 && found.length <= count + 2);
+  return fitting ?? marks([1], every);
 }
 
 // From values to pixels and back.
@@ -95,7 +97,7 @@ function rangeOf(values, log) {
     }
   }
   if (low > high) return log ? [0.1, 1] : [0, 1];
-  if (log) return low === high ? [low / 2, high * 2] : [low / 1.1, high * 1.1];
+  if (log) return low === high ? [low / 2, high * 2] : [low / (high / low) ** 0.04, high * (high / low) ** 0.04];
   if (low === high) return low === 0 ? [-1, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
   const air = (high - low) * 0.04;
   return [low - air, high + air];
@@ -110,7 +112,7 @@ function axes(pen, width, height, { x, y, xName, yFormat = short, xLog = false, 
   const yText = (value) => clip(yWords ? yWords[value] : yFormat(value), 14);
   const left = Math.max(...yTicks.map((value) => pen.measureText(yText(value)).width), 10) + 12;
   const right = width - 8;
-  const xScale = scaleOf(x[0], x[1], left, right, xLog, Math.max(Math.floor((right - left) / 90), 2));
+  const xScale = scaleOf(x[0], x[1], left, right, xLog, Math.max(Math.floor((right - left) / 75), 2));
   pen.lineWidth = 1;
   pen.textBaseline = "middle";
   pen.textAlign = "right";

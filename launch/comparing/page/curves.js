@@ -4,6 +4,7 @@ const WEIGHTS = [[0, "none"], [0.6, "0.6"], [0.9, "0.9"], [0.97, "0.97"]];
 const HELD_OUT = /(^|[^a-z0-9])(eval|test|val|valid|validation|dev)([^a-z0-9]|$)/i;
 const PERCENT = /(^|[^a-z0-9])(accuracy|acc|f1)([^a-z0-9]|$)/i;
 const AXIS_NAMES = { step: "step", epoch: "epoch", time: "training time (s)" };
+const spreads = new Map(); // what `spreadOf` found, until a run changes
 const panels = new Map(); // title -> { card, chart, panel }
 
 // A metric of a run as two lists, kept until the run changes: where it stands, and its values.
@@ -87,7 +88,9 @@ function linesOf(panel) {
       const common = { colour: colourOf(group), dash, group, dots: held, faded };
       const suffix = panel.keys.length > 1 ? ` · ${key}` : "";
       if (state.spread && runs.length > 1) {
-        const mean = spreadOf(raw);
+        const name = JSON.stringify([key, state.axis, runs.map(({ id }) => id)]);
+        if (!spreads.has(name)) spreads.set(name, spreadOf(raw));
+        const mean = spreads.get(name);
         if (mean.xs.length) {
           const label = `${group.name}${suffix}, mean of ${runs.length}`;
           found.push({ ...common, ...mean, ys: smooth(mean.ys, weight), band: true, label, dots: held && mean.xs.length < 40 });

@@ -19,7 +19,8 @@ const state = {
 
 const seen = new Map(); // name of a group -> its colour, which stays when the order changes
 function colourOf(group) {
-  if (!seen.has(group.name)) seen.set(group.name, state.page.colours[seen.size % state.page.colours.length]);
+  const further = `hsl(${Math.round(seen.size * 137.5) % 360} 50% 50%)`; // far from those before it
+  if (!seen.has(group.name)) seen.set(group.name, state.page.colours[seen.size] ?? further);
   return seen.get(group.name);
 }
 

@@ -18,6 +18,7 @@ function receive(found) {
   const present = new Set(state.page.groups.flatMap((group) => group.runs));
   for (const id of state.runs.keys()) if (!present.has(id)) state.runs.delete(id);
   version = found.version ?? version;
+  spreads.clear();
 }
 
 function refresh() {

@@ -44,7 +44,7 @@ def ask(server: PageServer) -> Ask:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, f"/{token}/{path}", content, named)
         answer = connection.getresponse()
-        text = answer.read().decode()
+        text = answer.read().decode(errors="replace")
         connection.close()
         return answer.status, text, dict(answer.getheaders())
 
@@ -68,8 +68,8 @@ def test_the_page_and_its_data_are_for_who_knows_the_address(ask: Ask, tmp_path:
     for name in ("c.png", "../a/b.png", "metrics.jsonl", ""):
         assert ask("GET", f"picture?run={source}&name={name}")[0] == 404, name
     assert ask("GET", "../../etc/passwd")[0] == 404
-    for token in ("", "x" * 22, "é"):
-        assert ask("GET", "data", token=token.encode().decode("latin-1"))[0] == 403
+    for token in ("", "x" * 22, "%C3%A9"):
+        assert ask("GET", "data", token=token)[0] == 403
     for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil:80", "10.0.0.1"):
         assert ask("GET", "data", Host=host)[0] == 403, host
     assert ask("GET", "data", Host="localhost:8000")[0] == 200, "behind a tunnel"
