@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import InputError
 from configs.read_files import open_plain, parse_json, read_json, read_yaml
@@ -21,7 +21,9 @@ from launch.comparing.run_record import (
     short_commit,
 )
 from trainer.records.jsonl import FILE_NAME
-from trainer.records.sinks import Record
+
+if TYPE_CHECKING:
+    from trainer.records.sinks import Record
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
 EVALUATION = "evaluation.json"

@@ -7,9 +7,11 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.records.sinks import Record
+if TYPE_CHECKING:
+    from trainer.records.sinks import Record
+
 
 AXES = ("step", "epoch", "time", "elapsed_seconds")
 """Keys of a record that say where it stands; all others are metrics."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from launch.comparing.metric_names import LAYERS
 from launch.comparing.run_record import RunRecord
-from trainer.records.sinks import Record
+
+if TYPE_CHECKING:
+    from trainer.records.sinks import Record
 
 MOST_POINTS, FEWEST_POINTS = 1000, 120
 """Of a curve."""

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.comparing.annotations import Annotation
 from launch.comparing.history import AXES
-from trainer.records.sinks import Record
+
+if TYPE_CHECKING:
+    from trainer.records.sinks import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,9 +57,9 @@ function ticks(low, high, count) {
   if (!(raw > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= raw * 0.999);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(Number((i * step).toPrecision(12)));
-  return found;
+  const first = Math.ceil(low / step - 1e-9);
+  const places = Array.from({ length: 12 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+  return places.filter((value) => value <= high + step * 1e-9);
 }
 
 function logTicks(low, high, count) {
@@ -67,7 +67,7 @@ function logTicks(low, high, count) {
   const every = Math.max(Math.ceil((last - first) / Math.max(count, 1)), 1);
   const marks = (parts, step) => {
     const found = [];
-    for (let i = first; i <= last; i += step) found.push(...parts.map((part) => Number(`${part}e${i}`)));
+    for (let i = first; i <= last && found.length < 999; i += step) found.push(...parts.map((part) => Number(`${part}e${i}`)));
     return found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
   };
   const fitting = [[1, 2, 5], [1, 3], [1]].map((parts) => marks(parts, 1)).find((found) => found.length > 1 && found.length <= count + 2);
@@ -97,6 +97,7 @@ function rangeOf(values, log) {
     }
   }
   if (low > high) return log ? [0.1, 1] : [0, 1];
+  if (high - low < 1e-9 * Math.max(Math.abs(low), Math.abs(high))) low = high; // but for rounding
   if (log) return low === high ? [low / 2, high * 2] : [low / (high / low) ** 0.04, high * (high / low) ** 0.04];
   if (low === high) return low === 0 ? [-1, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
   const air = (high - low) * 0.04;

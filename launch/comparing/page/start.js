@@ -79,6 +79,7 @@ function start() {
   const found = JSON.parse(at("data").textContent);
   state.live = found.live;
   if (state.live) {
+    at("subtitle").textContent = "reading the runs ...";
     poll();
     return;
   }
