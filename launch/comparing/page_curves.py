@@ -27,10 +27,10 @@ MOST_STEPS, FEWEST_STEPS, ALL_CELLS = 200, 20, 60_000
 Floats = NDArray[np.float64]
 
 
-def points_per_curve(runs: Sequence[RunRecord]) -> int:
-    """How many points each curve of a page gets, so that all of them stay within bounds."""
+def points_per_curve(runs: Sequence[RunRecord], most: int = ALL_POINTS) -> int:
+    """How many points each curve of a page gets, of so many for all of them together."""
     curves = sum(not name.startswith(LAYERS) for run in runs for name in run.metrics)
-    return min(max(ALL_POINTS // max(curves, 1), FEWEST_POINTS), MOST_POINTS)
+    return min(max(most // max(curves, 1), FEWEST_POINTS), MOST_POINTS)
 
 
 def curves_of(run: RunRecord, most: int) -> dict[str, list[list[float | None]]]:

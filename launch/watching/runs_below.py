@@ -21,6 +21,8 @@ from launch.comparing.run_record import RunRecord
 DEEPEST = 3
 """Folders below the one named: runs/NAME, a sweep's runs/SWEEP/trial_0, and one more."""
 MOST_RUNS = 500
+ALL_POINTS = 200_000
+"""Of all curves: more than in a file, because the page comes from the same machine."""
 LOOK_SECONDS = 0.3
 """Readers who ask sooner share what the last look found."""
 SILENCE_SECONDS = 10.0
@@ -114,7 +116,8 @@ class RunsBelow:
             return
         self.version += 1
         self._page = page
-        points, cells = points_per_curve(records), ALL_CELLS // max(len(records), 1)
+        points = points_per_curve(records, ALL_POINTS)
+        cells = ALL_CELLS // max(len(records), 1)
         for entry in changed:
             if entry.record is not None:
                 entry.content = run_content(entry.record, points=points, cells=cells, now=now)

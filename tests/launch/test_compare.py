@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shlex
 import shutil
@@ -292,13 +293,16 @@ def use_the_page(browser: Browser) -> None:
     ]  # fmt: skip
     last = "linesOf(state.page.panels[0])[0].ys.at(-1)"
     before = browser.evaluate(last)
-    for label in ("time", "0.9", "log", "each run"):
+    for label in ("time", "3 %", "log", "each run"):
         press(browser, label)
     assert len(browser.evaluate(lines)) == 6 * 3, "as recorded and smoothed, and evaluated"
     assert browser.evaluate(last.replace("[0].ys", "[1].ys")) != before
-    assert browser.evaluate("smooth([3, null, 3, 3], 0.9).map((x) => x && x.toFixed(9))") == [
-        "3.000000000", None, "3.000000000", "3.000000000",
-    ]  # fmt: skip
+    smooth = "smooth([1, 2, 3, 4], {}, 2).map((x) => x && Number(x.toFixed(6)))"
+    assert browser.evaluate(smooth.format("[3, null, 3, 3]")) == [3, None, 3, 3]
+    kept = math.exp(-0.5)
+    assert browser.evaluate(smooth.format("[0, 0, 0, 1]"))[3] == pytest.approx(
+        (1 - kept) / (1 - kept**3), abs=1e-5
+    ), "values that lie further back weigh less, and there is no bias at the start"
     press(browser, "lr0.1 (3 seeds)")
     assert len(browser.evaluate(lines)) == 9, "one of two groups is hidden"
     press(browser, "every run")

@@ -52,7 +52,7 @@ function paintScatter(self) {
 const GAP = 118; // pixels between two axes
 
 function parallelVariables() {
-  const config = state.page.differing.map((key) => `config ${key}`);
+  const config = state.page.differing.filter((key) => !/(^|\.)(random_|manual_)?seed$/.test(key)).map((key) => `config ${key}`);
   return [...config.slice(0, 11), state.page.metric];
 }
 

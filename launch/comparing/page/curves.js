@@ -1,6 +1,6 @@
 // Curves: a panel for each kind of metric, all over the same axis.
 
-const WEIGHTS = [[0, "none"], [0.6, "0.6"], [0.9, "0.9"], [0.97, "0.97"]];
+const WIDTHS = [[0, "none"], [0.01, "1 %"], [0.03, "3 %"], [0.1, "10 %"]]; // parts of the axis
 const HELD_OUT = /(^|[^a-z0-9])(eval|test|val|valid|validation|dev)([^a-z0-9]|$)/i;
 const PERCENT = /(^|[^a-z0-9])(accuracy|acc|f1)([^a-z0-9]|$)/i;
 const AXIS_NAMES = { step: "step", epoch: "epoch", time: "training time (s)" };
@@ -35,14 +35,17 @@ function between(xs, ys, at) {
   return ys[low] + ((ys[high] - ys[low]) * (at - xs[low])) / (xs[high] - xs[low] || 1);
 }
 
-// Exponential moving average without the bias of its start; a gap stays a gap.
-function smooth(values, weight) {
-  let [mean, scale] = [0, 1];
-  return values.map((value) => {
-    if (value === null || weight === 0) return value;
-    mean = weight * mean + (1 - weight) * value;
-    scale *= weight;
-    return mean / (1 - scale);
+// Exponential moving average over a width of the axis, without the bias of its start; a gap stays a
+// gap. A value weighs the same however many lie beside it: those of a long run are not all drawn.
+function smooth(xs, ys, width) {
+  if (width === 0) return ys;
+  let [sum, weights, last] = [0, 0, null];
+  return ys.map((value, i) => {
+    if (value === null || xs[i] === null) return value;
+    const kept = last === null ? 0 : Math.exp((last - xs[i]) / width);
+    const weight = last === null ? 1e-9 : 1 - kept;
+    [sum, weights, last] = [kept * sum + weight * value, kept * weights + weight, xs[i]];
+    return weights > 0 ? sum / weights : value;
   });
 }
 
@@ -77,13 +80,14 @@ function dashOf(panel, key) {
 // What a panel draws: lines, pale ones behind those that are smoothed, and bands.
 function linesOf(panel) {
   const found = [];
+  const [low, high] = exact(drawnGroups().flatMap(runsOf).flatMap((run) => run.knots[state.axis] ?? []));
   for (const group of drawnGroups()) {
     const faded = state.focus !== null && state.focus !== group.name;
     panel.keys.forEach((key) => {
       const dash = dashOf(panel, key);
       const runs = runsOf(group).filter((run) => run.curves[key] && curve(run, key, state.axis));
       const held = HELD_OUT.test(key);
-      const weight = held ? 0 : state.smoothing;
+      const smoothing = held ? 0 : state.smoothing * (high - low);
       const raw = runs.map((run) => ({ run, ...curve(run, key, state.axis) }));
       const common = { colour: colourOf(group), dash, group, dots: held, faded };
       const suffix = panel.keys.length > 1 ? ` · ${key}` : "";
@@ -93,13 +97,13 @@ function linesOf(panel) {
         const mean = spreads.get(name);
         if (mean.xs.length) {
           const label = `${group.name}${suffix}, mean of ${runs.length}`;
-          found.push({ ...common, ...mean, ys: smooth(mean.ys, weight), band: true, label, dots: held && mean.xs.length < 40 });
+          found.push({ ...common, ...mean, ys: smooth(mean.xs, mean.ys, smoothing), band: true, label, dots: held && mean.xs.length < 40 });
         }
         return;
       }
       for (const { run, xs, ys } of raw) {
-        if (weight && ys.length > 2) found.push({ ...common, xs, ys, behind: true });
-        found.push({ ...common, xs, ys: smooth(ys, weight), label: `${run.name}${suffix}`, dots: held && xs.length < 40 });
+        if (smoothing && ys.length > 2) found.push({ ...common, xs, ys, behind: true });
+        found.push({ ...common, xs, ys: smooth(xs, ys, smoothing), label: `${run.name}${suffix}`, dots: held && xs.length < 40 });
       }
     });
   }
@@ -224,7 +228,7 @@ function curvesBar() {
   };
   fill("curves-bar",
     choice("by", named.map((axis) => [axis, axis]), state.axis, set("axis")),
-    choice("smoothing", WEIGHTS, state.smoothing, set("smoothing")),
+    choice("smoothing", WIDTHS, state.smoothing, set("smoothing")),
     choice("scale", [[false, "linear"], [true, "log"]], state.log, set("log")),
     several ? choice("seeds", [[true, "mean ± deviation"], [false, "each run"]], state.spread, set("spread")) : null,
     element("button", { id: "unzoom", type: "button", hidden: state.zoom === null, onclick: () => { state.zoom = null; zoomed(); } }, "show all"),

@@ -8,7 +8,7 @@ const state = {
   hidden: new Set(), // names of groups
   focus: null, // name of the group that is pointed at
   axis: "step",
-  smoothing: 0,
+  smoothing: 0, // part of the axis
   log: false,
   spread: true, // mean and band instead of each run
   zoom: null, // [from, to] on the axis

@@ -10,6 +10,7 @@ import numpy as np
 from launch.comparing.comparison import compare
 from launch.comparing.html import write_html
 from launch.comparing.page_curves import curves_of, knots_of, layers_of, thin
+from launch.comparing.panels import panels
 from launch.comparing.run_record import RunRecord
 from tests.support.sample_runs import Row
 
@@ -77,3 +78,18 @@ def test_a_page_of_twelve_runs_of_a_thousand_records_is_small(tmp_path: Path) ->
     ]  # fmt: skip
     write_html(compare(runs), tmp_path / "report.html")
     assert 200_000 < (tmp_path / "report.html").stat().st_size < 1_500_000
+
+
+def test_ranks_and_gpus_share_a_panel() -> None:
+    """Law: what differs in the number of a rank alone is compared in one chart."""
+    names = ["train/loss", "system/rank_0/cpu", "system/rank_1/cpu", "system/gpu 0/memory"]
+    names += ["system/step_seconds", "system/slowest_step_seconds", "extra"]
+    record = {"step": 1.0} | dict.fromkeys(names, 0.5)
+    found = {panel.title: (panel.kind, panel.keys) for panel in panels([noisy("a", [record])])}
+    assert found == {
+        "Loss": ("main", names[:1]),
+        "system/every rank/cpu": ("system", names[1:3]),
+        "system/every gpu/memory": ("system", names[3:4]),
+        "Seconds per step": ("system", names[4:6]),
+        "extra": ("more", names[6:]),
+    }
