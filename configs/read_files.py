@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from configs.errors import InputError
 
@@ -30,15 +30,25 @@ def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
         OSError: If it cannot be read.
         ValueError: If it is larger, or a pipe or a device, which might never end.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError("it is no plain file")
-    with os.fdopen(descriptor, "rb") as file:
+    with open_plain(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return content.decode("utf-8", "replace")
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A plain file to read.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is a pipe or a device, which might never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no plain file")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_yaml(path: Path) -> Any:

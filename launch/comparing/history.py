@@ -6,10 +6,12 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from trainer.records.sinks import Record
+if TYPE_CHECKING:
+    from trainer.records.sinks import Record
+
 
 AXES = ("step", "epoch", "time", "elapsed_seconds")
 """Keys of a record that say where it stands; all others are metrics."""
@@ -19,13 +21,29 @@ _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """How W&B writes numbers that JSON has no word for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class History:
-    """Records in the order of their steps, no step twice."""
+    """Records in the order of their steps, no step twice.
 
-    records: list[Record]
-    repeated: int
+    Rows of one step are merged. A row whose step is below the one before it comes from a restart:
+    what the earlier try recorded from that step on is void.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    repeated: int = 0
     """Records left out because a restart took their steps again."""
+
+    def add(self, row: Record) -> None:
+        """Take the numbers of the next row, of which one is its `step`."""
+        step, records = row["step"], self.records
+        if records and step < records[-1]["step"]:
+            cut = bisect.bisect_left(records, step, key=lambda record: record["step"])
+            self.repeated += len(records) - cut
+            del records[cut:]
+        if records and step == records[-1]["step"]:
+            records[-1] |= row
+        else:
+            records.append(dict(row))
 
 
 def numbers(row: dict[str, Any]) -> Record:
@@ -43,27 +61,13 @@ def numbers(row: dict[str, Any]) -> Record:
 def build_history(rows: Iterable[Record]) -> History:
     """Order rows by step, so that of steps taken twice only the latest try is left.
 
-    Rows of one step are merged. A row whose step is below the one before it comes from a restart:
-    what the earlier try recorded from that step on is void.
-
     Args:
         rows: Numbers with a `step`, in the order in which they were written.
     """
-    records: list[Record] = []
-    steps: list[float] = []
-    repeated = 0
+    history = History()
     for row in rows:
-        step = row["step"]
-        if steps and step < steps[-1]:
-            cut = bisect.bisect_left(steps, step)
-            repeated += len(steps) - cut
-            del records[cut:], steps[cut:]
-        if steps and step == steps[-1]:
-            records[-1] |= row
-        else:
-            records.append(dict(row))
-            steps.append(step)
-    return History(records, repeated)
+        history.add(row)
+    return history
 
 
 def from_wandb(rows: Sequence[dict[str, Any]]) -> list[Record]:

@@ -1,107 +1,82 @@
-"""A comparison as one HTML file that needs nothing else: no network, no server."""
+"""The page of runs: one file that needs nothing else, or what a server sends and then fills."""
 
 from __future__ import annotations
 
-import dataclasses
+import base64
+import hashlib
+import json
 import re
 import time
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from configs.imports import import_extra
 from launch.comparing.comparison import Comparison
 from launch.comparing.comparison_files import replace
-from launch.comparing.curve_charts import curves_figure
-from launch.comparing.heatmaps import confusion_figure, layers_figure, most_confused
-from launch.comparing.panels import panels
-from launch.comparing.ranking import Group
-from launch.comparing.tables import (
-    Cell,
-    Table,
-    differences_table,
-    explain,
-    results_table,
-)
+from launch.comparing.page_curves import points_per_curve
+from launch.comparing.page_data import Json, whole_page
+from launch.comparing.tables import Cell, Table, differences_table, explain, results_table
 
-TEMPLATE = Path(__file__).resolve().with_name("report.html")
-CONFIG = {
-    "responsive": True,
-    "displaylogo": False,
-    "modeBarButtons": [["toImage", "resetScale2d"]],
-}
+FOLDER = Path(__file__).resolve().parent / "page"
+SCRIPTS = (
+    "elements.js", "runs.js", "chart.js", "curves.js", "table.js", "config_charts.js",
+    "pictures.js", "details.js", "start.js",
+)  # fmt: skip
+"""In the order in which they are put together."""
+SELF, NONE = "'self'", "'none'"
+INTO_SCRIPT = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+"""Characters that could end the script they stand in."""
 
 
 def write_html(comparison: Comparison, path: Path) -> None:
-    """Write the report: tables, curves, and maps of gradients and of confusions.
-
-    Raises:
-        InputError: If plotly is not installed.
-    """
-    plotly = import_extra("plotly.offline", "report").get_plotlyjs()
+    """Write the report: tables, curves, config against metrics, layers, confusions, pictures."""
     names = [group.name for group in comparison.groups]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     count = len(comparison.runs)
     written = time.strftime("%Y-%m-%d %H:%M")
+    data = whole_page(comparison, points_per_curve(comparison.runs), time.time())
+    data |= {"live": False, "subtitle": f"{count} run{'s' * (count > 1)}, written {written}"}
+    tables = (results_table(comparison), differences_table(comparison))
     notes = [explain(comparison, mark="green"), *comparison.notes]
-    charts = panels(comparison.runs)
-    parts = {
-        "title": escape(f"Comparison of {shown}" if len(names) > 1 else shown),
-        "subtitle": escape(f"{count} run{'s' * (count > 1)}, written {written}"),
-        "plotly": plotly,
-        "results": table_html(results_table(comparison)),
-        "notes": "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes),
-        "curves": _curves(comparison, [panel for panel in charts if panel.main], "Curves"),
-        "more": _curves(comparison, [panel for panel in charts if not panel.main], "More metrics"),
-        "layers": _layers(comparison),
-        "confusion": _confusions(comparison),
-        "differences": table_html(differences_table(comparison)),
-        "runs": table_html(every_run(comparison)),
-    }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    page = re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], template)
-    replace(path, page.encode())
-
-
-def _curves(comparison: Comparison, charts: Sequence[Any], title: str) -> str:
-    return _section(title, [curves_figure(comparison, charts)]) if charts else ""
-
-
-def _layers(comparison: Comparison) -> str:
-    figure = layers_figure(comparison.runs)
-    return "" if figure is None else _section("Gradients of each layer", [figure])
-
-
-def _confusions(comparison: Comparison) -> str:
-    runs = [run for run in comparison.runs if run.confusion]
-    captions = [f"{run.name}: {most_confused(run)}" for run in runs]
-    text = "Rows are true classes, columns predictions; the colour is the part of the row."
-    figures = [confusion_figure(run) for run in runs]
-    return _section("Confusion matrices", figures, text, captions) if runs else ""
-
-
-def _section(
-    title: str, figures: Sequence[Any], text: str = "", captions: Sequence[str] = ()
-) -> str:
-    """A heading and plotly figures, whose script is in the page once already."""
-    above = [f'<p class="quiet">{escape(caption)}</p>' for caption in captions] or [""]
-    shown = "".join(
-        f'<div class="card">{caption}'
-        f"{figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)}</div>"
-        for caption, figure in zip(above, figures, strict=True)
+    plain = "".join(
+        [*map(table_html, tables), *(f'<p class="quiet">{escape(note)}</p>' for note in notes)]
     )
-    quiet = f'<p class="quiet">{escape(text)}</p>' if text else ""
-    return f"<section><h2>{escape(title)}</h2>{quiet}{shown}</section>"
+    title = f"Comparison of {shown}" if len(names) > 1 else shown
+    replace(path, build_page(title, data, plain)[0])
+
+
+def build_page(title: str, data: Json, plain: str = "") -> tuple[bytes, str]:
+    """The page, and its Content-Security-Policy: it runs its own script, and nothing else.
+
+    Args:
+        title: Text of its title.
+        data: What it starts with.
+        plain: HTML for a reader without JavaScript.
+    """
+    style = _read("style.css")
+    script = '"use strict";\n' + "\n".join(map(_read, SCRIPTS))
+    own = SELF if data["live"] else ""
+    policy = (
+        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
+        f"img-src data: {own}; connect-src {own or NONE}; base-uri {NONE}; form-action {NONE}"
+    )
+    content = json.dumps(data, allow_nan=False, default=str, separators=(",", ":"))
+    parts = {
+        "title": escape(title),
+        "policy": escape(policy),
+        "style": style,
+        "plain": plain,
+        "data": content.translate(INTO_SCRIPT),
+        "script": script,
+    }
+    page = re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], _read("page.html"))
+    return page.encode("utf-8", "replace"), policy
 
 
 def table_html(table: Table) -> str:
     """A table whose first column is a heading; every text in it is escaped."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
     rows = "".join(
-        f'<tr><th scope="row" title="{escape(first.text)}">{escape(first.text)}</th>'
-        + "".join(_cell_html(cell) for cell in rest)
-        + "</tr>"
+        f'<tr><th scope="row">{escape(first.text)}</th>' + "".join(map(_cell_html, rest)) + "</tr>"
         for first, *rest in table.rows
     )
     body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
@@ -109,14 +84,13 @@ def table_html(table: Table) -> str:
 
 
 def _cell_html(cell: Cell) -> str:
-    text = escape(cell.text)
-    return f'<td{" class=best" if cell.best else ""} title="{text}">{text}</td>'
+    return f"<td{' class=best' if cell.best else ''}>{escape(cell.text)}</td>"
 
 
-def every_run(comparison: Comparison) -> Table:
-    """The results of each run by itself, and where it was read from."""
-    alone = [Group(run.name, (run,)) for run in comparison.runs]
-    table = results_table(dataclasses.replace(comparison, groups=alone, tests=[]))
-    sources = [Cell(run.source) for run in comparison.runs]
-    rows = [[*row, source] for row, source in zip(table.rows, sources, strict=True)]
-    return Table(table.title, [*table.columns, "read from"], rows)
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """How a policy names the one script or style that may be used."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

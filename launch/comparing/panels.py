@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from launch.comparing.metric_names import all_metrics, is_held_out, words_of
 from launch.comparing.run_record import RunRecord
 from launch.comparing.tables import SPEED
 
+Kind = Literal["main", "more", "system"]
 COLOURS = (
     "#2f6fd0", "#d9622b", "#1f9a6d", "#b03a8c", "#a07a00", "#6a57c9", "#1893b0", "#c23b4a",
 )  # fmt: skip
 """Told apart in print, on a dark screen and by colour-blind readers; groups beyond repeat them."""
-ON_ANY_PAGE = {
-    "template": "plotly_white",
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"color": "#7c8796"},
-    "hoverlabel": {"font": {"color": "#ffffff"}},
-}
-"""Layout of a chart that shows what is behind it: the page is light or dark, as the reader's system
-is, and the grey of the texts reads well on both."""
-GRID = {"gridcolor": "rgba(128,136,150,0.25)", "zerolinecolor": "rgba(128,136,150,0.5)"}
+SYSTEM = "system/"
+RANK = re.compile(r"(rank|gpu)[ _/]?\d+", re.IGNORECASE)
+STEP_SECONDS = ("step_seconds", "fastest_step_seconds", "slowest_step_seconds")
 NOT_SHOWN = {"correct", "count", "skipped_steps"}
 
 
@@ -34,12 +30,15 @@ class Panel:
     keys: list[str]
     """Metrics drawn in it: training first, then held-out data, dashed."""
     log: bool = False
-    main: bool = True
-    """False for what only some readers want."""
+    kind: Kind = "main"
+    """`more` for what only some readers want; `system` for what ranks and machines do."""
 
 
 def panels(runs: Sequence[RunRecord]) -> list[Panel]:
-    """Charts of all metrics: the five that every run has, then one for each other metric."""
+    """Charts of all metrics: the five that every run has, then one for each other metric.
+
+    What differs in the number of its rank or GPU alone is one chart.
+    """
     names = all_metrics(runs)
     found = [
         Panel("Loss", [name for name in names if "loss" in words_of(name)], log=True),
@@ -51,18 +50,20 @@ def panels(runs: Sequence[RunRecord]) -> list[Panel]:
     for panel in found:
         panel.keys.sort(key=is_held_out)
     taken = {key for panel in found for key in panel.keys}
-    found += [
-        Panel(name, [name], main=False)
-        for name in names
-        if name not in taken and _leaf(name) not in NOT_SHOWN
-    ]
-    return [panel for panel in found if panel.keys]
+    others: dict[str, Panel] = {}
+    for name in names:
+        if name not in taken and _leaf(name) not in NOT_SHOWN:
+            kind: Kind = "system" if name.startswith(SYSTEM) else "more"
+            of_ranks = kind == "system" and _leaf(name) in STEP_SECONDS
+            title = "Seconds per step" if of_ranks else RANK.sub(r"every \1", name)
+            others.setdefault(title, Panel(title, [], kind=kind)).keys.append(name)
+    return [panel for panel in (*found, *others.values()) if panel.keys]
 
 
 def main_panels(runs: Sequence[RunRecord]) -> list[Panel]:
     """The charts everyone wants; all of them if there are no such."""
     found = panels(runs)
-    return [panel for panel in found if panel.main] or found
+    return [panel for panel in found if panel.kind == "main"] or found
 
 
 def _leaf(name: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import InputError
-from launch.comparing.run_record import RunRecord, is_run_directory, read_run_directory
+from launch.comparing.followed_run import is_run_directory, read_run_directory
+from launch.comparing.run_record import RunRecord
 from launch.comparing.wandb_api import read_wandb_project, read_wandb_run
 from launch.comparing.wandb_offline import find_wandb_files, read_offline
 
@@ -30,34 +31,44 @@ def read_runs(
         tag: Of a W&B project, only the runs with this tag.
 
     Returns:
-        The runs, and a note for each folder that a pattern found but that holds no run yet.
+        The runs, and a note for each folder that a pattern found but that holds no run yet, and
+        for each run that is empty or broken.
 
     Raises:
-        InputError: For a name that means nothing, a run that is empty or a file that is unreadable.
+        InputError: For a name that means nothing, or if no run is left.
     """
     runs: list[RunRecord] = []
     notes: list[str] = []
+    unusable: list[InputError] = []
     offline: list[Path] = []
     filtered = False
     for name in dict.fromkeys(names):
         if _exists(name):
-            offline += _read_path(Path(name).expanduser(), runs)
+            path = Path(name).expanduser()
+            try:
+                offline += _read_path(path, runs)
+            except InputError as error:
+                if not is_run_directory(path):
+                    raise
+                unusable.append(error)
         elif glob.has_magic(name):
             offline += _read_pattern(name, runs, notes)
         else:
-            path = _wandb_path(name)
-            if path.count("/") == 2:
-                runs.append(read_wandb_run(path))
+            address = _wandb_path(name)
+            if address.count("/") == 2:
+                runs.append(read_wandb_run(address))
             else:
-                runs += read_wandb_project(path, group=group, tag=tag)
+                runs += read_wandb_project(address, group=group, tag=tag)
                 filtered = True
     if (group is not None or tag is not None) and not filtered:
         raise InputError(
             "--filter-group and --filter-tag", expected="a W&B project (entity/project) to filter"
         )
     runs += read_offline(list(dict.fromkeys(offline))) if offline else []
+    if unusable and not runs:
+        raise unusable[0]
     unique = {run.source: run for run in runs}
-    return list(unique.values()), notes
+    return list(unique.values()), [*notes, *(f"left out: {error}" for error in unusable)]
 
 
 def _exists(name: str) -> bool:

@@ -21,7 +21,7 @@ from launch.comparing.metric_names import (
 )
 from launch.comparing.ranking import By, Group, scores
 from launch.comparing.run_record import RunRecord
-from launch.comparing.significance import SIGNIFICANT, spread
+from launch.comparing.significance import SIGNIFICANT, spread, welch
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -38,6 +38,8 @@ ARROW = {True: "↓", False: "↑"}
 class Cell:
     text: str
     best: bool = False
+    value: float | None = None
+    """What a column is sorted by; None: by the text."""
 
     def __str__(self) -> str:
         return f"{self.text} *" if self.best else self.text
@@ -79,7 +81,8 @@ def results_table(comparison: Comparison, now: float | None = None) -> Table:
     if any(slowest_rank(run) for run in comparison.runs):
         columns.append(("slowest rank", _texts(groups, slowest_rank)))
     columns.append(("step", _texts(groups, lambda run: f"{run.records[-1]['step']:g}")))
-    columns.append(("training time", [Cell(duration(_mean_seconds(group))) for group in groups]))
+    times = [_mean_seconds(group) for group in groups]
+    columns.append(("training time", [Cell(duration(time), value=time) for time in times]))
     if any(len(group.runs) > 1 for group in groups) and comparison.tests:
         tests = ["best", *(describe(test) for test in comparison.tests)]
         columns.append(("against the best", [Cell(text) for text in tests]))
@@ -102,8 +105,8 @@ def explain(comparison: Comparison, mark: str = "*") -> str:
     """How the tables are to be read; `mark` is how they show the best value."""
     better = "lower" if comparison.lower else "higher"
     text = (
-        f"Ranked by the {comparison.by} {comparison.metric}, {better} is better; {mark} marks the "
-        "best value."
+        f"Ranked by the {comparison.by} {comparison.metric}, {better} is better; {mark} marks a "
+        "value that the test tells from all others in its column, for which it takes two seeds."
     )
     if any(len(group.runs) > 1 for group in comparison.groups):
         text += " Several seeds: mean ± sample standard deviation."
@@ -132,16 +135,25 @@ def shown_metrics(comparison: Comparison) -> list[str]:
 
 
 def metric_cells(metric: str, values: list[list[float]], *, lower: bool = False) -> list[Cell]:
-    """One cell per group: the value, or mean ± deviation; the best mean is marked."""
+    """One cell per group: the value, or mean ± deviation; the best mean is marked if it is no luck.
+
+    That is, if Welch's test tells it from each of the others. No correction for their number is
+    due: all of the tests must agree.
+    """
     means = [spread(found).mean if found else math.nan for found in values]
-    known = [mean for mean in means if math.isfinite(mean)]
-    best = (min if lower else max)(known, default=math.nan)
-    marked = len(known) > 1 and len(set(known)) > 1
+    known = [index for index, mean in enumerate(means) if math.isfinite(mean)]
+    best = (min if lower else max)(known, key=means.__getitem__, default=-1)
+    tests = [welch(values[best], values[other]) for other in known if other != best]
+    marked = bool(tests) and all(test is not None and test.p < SIGNIFICANT for test in tests)
     finite = [value for found in values for value in found if math.isfinite(value)]
     percent = is_fraction(metric) and all(0 <= value <= 1 for value in finite)
     return [
-        Cell(_spread_text(found, percent), best=marked and mean == best)
-        for found, mean in zip(values, means, strict=True)
+        Cell(
+            _spread_text(found, percent),
+            best=marked and index == best,
+            value=means[index] if index in known else None,
+        )
+        for index, found in enumerate(values)
     ]
 
 
@@ -193,7 +205,11 @@ def speed(run: RunRecord) -> float | None:
 def slowest_rank(run: RunRecord) -> str | None:
     """The rank that was the slowest in most records, and how much slower than the median rank."""
     keys = ("system/slowest_rank", "system/slowest_step_seconds", "system/step_seconds")
-    named = [[record[k] for k in keys] for record in run.records if record.keys() >= {*keys}]
+    if not set(keys) <= set(run.metrics):
+        return None
+    columns = [dict(run.points(key)) for key in keys]
+    steps = [step for step in columns[0] if step in columns[1] and step in columns[2]]
+    named = [[column[step] for column in columns] for step in steps]
     if not named:
         return None
     rank = statistics.mode(rank for rank, _, _ in named)

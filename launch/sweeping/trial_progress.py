@@ -7,13 +7,14 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.read_files import parse_json, read_json
+from launch.comparing.followed_run import read_run_directory
 from launch.comparing.metric_names import (
     all_metrics,
     default_metric,
     is_held_out,
     lower_is_better,
 )
-from launch.comparing.run_record import RunRecord, read_run_directory
+from launch.comparing.run_record import RunRecord
 from launch.sweeping.trials import Sweep, Trial
 
 EVALUATIONS = ("val/", "eval/")

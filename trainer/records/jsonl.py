@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.read_files import parse_json
 from trainer.checkpoints.atomic_files import write_atomically
 from trainer.records.append_file import AppendFile
-from trainer.records.sinks import Record, RunFacts
+
+if TYPE_CHECKING:
+    from trainer.records.sinks import Record, RunFacts
 
 FILE_NAME = "metrics.jsonl"
 

@@ -120,15 +120,30 @@ def test_samples_that_differ_are_said() -> None:
 
 
 def test_less_is_better_where_the_reader_says_so() -> None:
-    """Law: of a metric whose name tells nothing; in the order and the mark alike."""
+    """Law: of a metric whose name tells nothing; in the order and the best value alike."""
     runs = run("far", [9.0], "val/distance"), run("near", [2.0, 3.0], "val/distance")
     found = compare(runs, lower=True)
     assert [group.name for group in found.groups] == ["near", "far"]
     table = results_table(found)
-    assert [str(row[2]) for row in table.rows] == ["2 *", "9"]
+    assert [str(row[2]) for row in table.rows] == ["2", "9"]
     assert order(*runs) == ["far", "near"]
 
 
 def test_a_value_that_is_not_a_number_leaves_the_others_as_they_are() -> None:
     cells = metric_cells("eval/accuracy", [[0.98], [math.nan], [0.9, 0.95]])
     assert [cell.text for cell in cells] == ["98.00 %", "nan", "92.50 ± 3.54 %"]
+
+
+def test_only_what_the_test_tells_from_all_others_is_marked() -> None:
+    """Law: neither luck nor one seed is crowned, and one close rival is enough against it."""
+
+    def marked(*values: list[float]) -> list[bool]:
+        return [cell.best for cell in metric_cells("eval/accuracy", list(values))]
+
+    clear, close = [0.90, 0.91, 0.92], [0.905, 0.915, 0.92]
+    assert marked([0.80, 0.81, 0.82], clear) == [False, True]
+    assert marked([0.80, 0.81, 0.82], clear, close) == [False, False, False]
+    assert marked(clear, [0.5]) == [False, False]
+    assert marked([0.9], [0.5]) == [False, False]
+    assert marked(clear) == [False]
+    assert marked(clear, [math.nan], [0.1, 0.2, 0.3]) == [True, False, False]

@@ -12,8 +12,9 @@ import pytest
 import wandb
 
 from configs.errors import InputError
+from launch.comparing.followed_run import read_run_directory
 from launch.comparing.history import build_history, from_wandb, numbers
-from launch.comparing.run_record import flatten_mapping, read_run_directory
+from launch.comparing.run_record import flatten_mapping
 from launch.comparing.run_sources import read_runs
 from launch.comparing.wandb_offline import find_wandb_files, read_offline
 from tests.support.sample_runs import Row, rows, write_offline, write_run
@@ -258,6 +259,15 @@ def test_names_of_all_kinds_are_read_each_once(tmp_path: Path) -> None:
     runs, notes = read_runs([str(folder / "b"), f"{folder}/*", str(folder / "b")])
     assert [run.name for run in runs] == ["b", "a", "c"]
     assert [("not a run" in note or "empty" in note) for note in notes].count(True) == 2
+    (write_run(folder / "broken") / "summary.json").write_text("{")
+    named = [str(folder / name) for name in ("empty", "a", "broken")]
+    runs, notes = read_runs(named)
+    assert [run.name for run in runs] == ["a"], "the others are a line each"
+    assert ["empty" in notes[0], "summary.json" in notes[1]] == [True, True]
+    with pytest.raises(InputError, match="empty"):
+        read_runs(named[:1])
+    with pytest.raises(InputError, match="there is no run"):
+        read_runs([*named, str(folder / "typo")])
 
 
 def test_a_name_that_means_nothing_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from configs.schema_training import PrecisionConfig
 from launch.comparing.comparison import compare
-from launch.comparing.run_record import read_run_directory
+from launch.comparing.followed_run import read_run_directory
 from launch.comparing.tables import results_table
 from tests.support.processes import ROOT, launch
 from tests.support.rig import CPU, make
