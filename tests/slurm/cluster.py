@@ -178,11 +178,6 @@ class Job:
         path = Path(self.fields()["StdOut"])
         return path.read_text() if path.exists() else ""
 
-    def has_step(self) -> bool:
-        """Whether its ranks have been started; what they have got to is another matter."""
-        steps = self.cluster.call("squeue", "--steps", "--noheader", "--format=%i")
-        return f"{self.id}.0" in steps.split()
-
     def wait_for(self, *states: str, timeout: float = JOB_SECONDS) -> str:
         """Until the job is in one of these states; any other final state is a failure."""
 
