@@ -64,16 +64,16 @@ def early_requests(study: Study) -> tuple[str, ...]:
 def beside(study: Study) -> dict[str, Job]:
     """Submitted first, to run beside the others: Slurm looks at time limits every 30 seconds.
 
-    `notice` is signalled up to a minute early, 40 to 70 s after its start; `limit` is not. `early`
+    `notice` is signalled up to a minute early, 100 to 160 s after its start; `limit` is not. `early`
     asks itself to stop before its ranks run.
     """
     (early,), _ = study.submit_to_site("early", setup=early_requests(study))
     notice = study.submit(
         "notice",
         "--logging.wandb.mode=online",
-        options=(*RANKS, "--time=2", "--signal=B:USR1@20"),
-        seconds=1.5,
+        options=(*RANKS, "--time=3", "--signal=B:USR1@20"),
+        seconds=2.2,
         env={"WANDB_MODE": "offline"},
     )
-    limit = study.submit("limit", options=(*RANKS, "--time=1", "--signal=CONT@0"), seconds=1.5)
+    limit = study.submit("limit", options=(*RANKS, "--time=2", "--signal=CONT@0"), seconds=2.2)
     return {"early": early, "notice": notice, "limit": limit}
