@@ -64,8 +64,8 @@ def early_requests(study: Study) -> tuple[str, ...]:
 def beside(study: Study) -> dict[str, Job]:
     """Submitted first, to run beside the others: Slurm looks at time limits every 30 seconds.
 
-    `notice` is signalled up to a minute early, 100 to 160 s after its start; `limit` is not. `early`
-    asks itself to stop before its ranks run.
+    `notice` is signalled up to a minute early, 100 to 160 s after its start; `limit` is not.
+    `early` asks itself to stop before its ranks run.
     """
     (early,), _ = study.submit_to_site("early", setup=early_requests(study))
     notice = study.submit(

@@ -349,11 +349,11 @@ def test_what_is_printed_and_shown_is_kept(run_folder: Path) -> None:
     assert "said afterwards" not in said
     (note,) = history(first)
     assert note["step"] == 4
-    counts = note["notes/weights"]["values"]
+    counts = note["notes/weights.values"]
     assert (counts[0], counts[-1], sum(counts)) == (1, 2, 3)
     (evaluated,) = history(second)
     assert (evaluated["evaluation/accuracy"], evaluated["step"]) == (0.5, 4)
-    assert evaluated["evaluation/confusion_matrix"]["height"] == 3
+    assert evaluated["evaluation/confusion_matrix.height"] == 3
 
 
 def test_an_evaluation_of_a_run_without_wandb_is_refused(run_folder: Path) -> None:
