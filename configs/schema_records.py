@@ -108,6 +108,8 @@ class LoggingConfig:
     """Live display, plain lines or neither; auto: live on a terminal, plain lines elsewhere."""
     gradients: int | None = None
     """Record gradient norm and update-to-weight ratio of every parameter each this many steps."""
+    ranks: bool = False
+    """Record time, wait for data and memory of every rank, besides the median and the extremes."""
     hook: str | None = None
     """Import path of a function that is called after records and evaluations with the model, to
     show texts and pictures (docs/your_own.md); it cannot change the run."""

@@ -42,6 +42,8 @@ COMMANDS = {
     "export": Command("export", "write a trained model for other programs, such as ONNX"),
     "prepare": Command("prepare_data", "fetch data sets, or turn text into tokens"),
     "sweep": Command("sweep", "train a config many times: seeds, values, a search"),
+    "watch": Command("watch", "serve a page in a browser that follows runs"),
+    "submit": Command("submit", "train under Slurm: sites, arrays, chains, what jobs took"),
     "torture": Command("torture", "kill a run again and again, and compare the bits"),
     "benchmark": Command("benchmark", "measure Convoy and its peers (in the repository)"),
 }

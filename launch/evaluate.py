@@ -53,6 +53,15 @@ def main(argv: Sequence[str]) -> int:
         write_output(folder / name, content)
     show(trained, found)
     print(visible(f"Written to {folder}: {', '.join(['evaluation.json', *files])}"))
+    if arguments.wandb:
+        from trainer.records.wandb_sink import show_evaluation
+
+        names = ("accuracy", "loss", "macro_f1", "calibration_error")
+        values = {name: float(getattr(found.metrics, name)) for name in names}
+        pictures = {name.removesuffix(".png"): content for name, content in files.items()}
+        wandb = trained.config.logging.wandb
+        shown = show_evaluation(trained.directory, wandb, trained.step, values, pictures)
+        print(f"Shown in W&B run {shown}")
     return 0
 
 
@@ -93,6 +102,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--png",
         action="store_true",
         help="Draw confusion_matrix.png and, of images, mistakes.png.",
+    )
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="Show metrics, and the pictures with --png, in the W&B run of this run.",
     )
     parser.add_argument(
         "--mistakes",

@@ -11,7 +11,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from launch.sweeping.running import Halved
 
 TRIALS, RESULT = "trials.json", "sweep.json"
-ARRAY = Path(__file__).resolve().parents[1] / "slurm" / "array.sbatch"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     halving = {"rungs": at, "factor": arguments.factor} if at else None
     write_plan(folder, {"overrides": overrides, "halving": halving, **sweep.to_json()})
     if arguments.slurm:
-        return submit(folder, sweep, overrides, jobs=arguments.jobs)
+        return submit(arguments, folder, sweep, overrides)
     from trainer.ranks.stop_signals import stop_on_signals
 
     with stop_on_signals() as stop:
@@ -85,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--factor", type=int, default=3, metavar="N", help="one in N goes on (default: 3)")
     add("--slurm", action="store_true", help="submit the trials as a Slurm array, --jobs at a time")
+    add("--site", metavar="NAME", help="with --slurm: a site, as for launch/submit.py")
+    add("--sites", type=Path, metavar="FILE", help="with --slurm: the file of sites")
     return parser
 
 
@@ -216,26 +216,30 @@ def conclude(
     return EXIT_FAILED if failures else 0
 
 
-def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -> int:
+def submit(arguments: argparse.Namespace, folder: Path, sweep: Sweep, options: list[str]) -> int:
     """Hand the trials to Slurm as an array, a line each; they are named as here."""
+    from launch.submitting.sites import read_site
+    from launch.submitting.submission import Submission
     from trainer.checkpoints.atomic_files import write_output
 
-    if not ARRAY.is_file():
-        raise InputError(
-            "--slurm", expected="a checkout of the project, which has the scripts for it"
-        )
+    name, site = read_site(arguments.site, arguments.sites)
+    folder = folder.resolve()
+    file, last = folder / "trials.txt", len(sweep.trials)
     lines = "".join(shlex.join(trial.arguments) + "\n" for trial in sweep.trials)
-    write_output(folder / "trials.txt", lines)
-    at_once = f"%{jobs}" if jobs > 1 else ""
-    command = [
-        *("sbatch", f"--array=1-{len(sweep.trials)}{at_once}", str(ARRAY)),
-        *(str(folder / "trials.txt"), *overrides, f"--output_dir={folder}", "--name=trial"),
-    ]
-    say(shlex.join(command))
-    try:
-        return subprocess.run(command, check=False).returncode
-    except FileNotFoundError:
-        raise InputError("--slurm", expected="sbatch on the PATH", remedy="Run it there.") from None
+    submission = Submission(
+        name=folder.name,
+        site_name=name,
+        site=site,
+        arguments=[*options, f"--output_dir={folder}", "--name=trial"],
+        runs=[folder / f"trial_{number}" for number in range(1, last + 1)],
+        array=f"1-{last}" + (f"%{arguments.jobs}" if arguments.jobs > 1 else ""),
+        lines=file,
+    )
+    write_output(file, lines)
+    say(submission.tested())
+    job = submission.submit()
+    say(f"Submitted {last} trials: job {job} on site {name}; logs in {submission.logs}")
+    return 0
 
 
 def say(line: str) -> None:

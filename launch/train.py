@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -22,7 +23,12 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from launch.entry import called, num_ranks, run_command
 from trainer.ranks.start_watch import watched_start
-from trainer.ranks.stop_signals import EXIT_PREEMPTED, StopRequest, stop_on_signals
+from trainer.ranks.stop_signals import (
+    EXIT_PREEMPTED,
+    StopRequest,
+    hear_earlier_request,
+    stop_on_signals,
+)
 from trainer.records.quiet_stream import QuietStream
 
 
@@ -39,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     # request that comes meanwhile is remembered.
     sys.stdout = QuietStream(sys.stdout)
     with stop_on_signals() as stop, watched_start(EXIT_PREEMPTED) as started:
+        hear_earlier_request(os.environ)
         return train(config, stop, started)
 
 

@@ -60,6 +60,10 @@ class Moment:
         """
         self.sinks.note(Note.of_pixels(self.step, name, pixels))
 
+    def histogram(self, name: str, values: Tensor) -> None:
+        """Show how numbers of any shape are distributed likewise, as counts and edges in JSON."""
+        self.sinks.note(Note.of_values(self.step, name, values))
+
 
 def find_hook(config: LoggingConfig) -> Callable[[Moment], object] | None:
     """The function that `logging.hook` names.

@@ -274,7 +274,7 @@ def build_log(
         bad_sample=bad_sample,
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
-        pace=Pace(state.engine, runtime, recorded, utilisation.of),
+        pace=Pace(state.engine, runtime, recorded, utilisation.of, config.logging.ranks),
         end=end,
         hook=Hook(
             config.logging,

@@ -48,7 +48,10 @@ def test_there_is_a_search_and_a_grid_and_both_start_runs_alike() -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_has_the_form_that_wandb_accepts(path: Path) -> None:
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+
     sweep = load(path)
+    assert load_sweep_config(str(path)) == sweep
     assert sweep.keys() <= TOP_LEVEL
     assert sweep["metric"] == {"name": "val/accuracy", "goal": "maximize"}
     assert set(sweep["parameters"]) <= {*known_keys(), "model.kwargs.dropout"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_hook_changes_no_bit_and_is_called_at_every_record(
     assert comparable(plain) == comparable(hooked)
 
 
-def test_a_hook_shows_texts_and_pictures(tmp_path: Path) -> None:
+def test_a_hook_shows_texts_pictures_and_histograms(tmp_path: Path) -> None:
     folder = run(tmp_path, MODEL, f"{HOOK}look", "--logging.tensorboard=true")
     texts = {path.name: path.read_text() for path in (folder / "notes" / "a_line").iterdir()}
     assert len(texts) == 9
@@ -44,10 +45,15 @@ def test_a_hook_shows_texts_and_pictures(tmp_path: Path) -> None:
     picture = Image.open(folder / "notes" / "blob" / "step_00000009.png")
     assert picture.size == (4, 3)
     assert [picture.getpixel((0, 0)), picture.getpixel((3, 2))] == [0, 255]
+    spread = json.loads((folder / "notes" / "spread" / "step_00000009.json").read_text())
+    assert (spread["edges"][0], spread["edges"][-1]) == (0, 2)
+    assert (spread["counts"][0], spread["counts"][-1], sum(spread["counts"])) == (1, 2, 4)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [image.step for image in events.Images("blob")][-1] == 9
+    (histogram,) = {tuple(event.histogram_value.bucket) for event in events.Histograms("spread")}
+    assert histogram == tuple(spread["counts"])
     assert "a/line/text_summary" in events.Tags()["tensors"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -38,22 +40,40 @@ def whole(study: Study) -> Job:
     return job
 
 
+def early_requests(study: Study) -> tuple[str, ...]:
+    """Lines of a site. The first start of a job gets USR1 while they are read; the second after
+    srun was called and before there are ranks, where Slurm drops it."""
+    folder = study.folder / "slow"
+    folder.mkdir()
+    slow = folder / "srun"
+    ask = 'scancel --batch --signal=USR1 "$SLURM_JOB_ID"'
+    heard = "until [[ -n $STOP ]]; do sleep 0.1; done"
+    slow.write_text(
+        f"#!/bin/bash\nSTOP=''\ntrap 'STOP=dropped' USR1\n{ask}\n{heard}\n"
+        f'exec {shutil.which("srun")} "$@"\n'
+    )
+    slow.chmod(0o755)
+    return (
+        "restart=${SLURM_RESTART_COUNT:-0}",
+        f"if ((restart == 0)); then {ask}; {heard.replace('STOP', 'stop_asked')}; fi",
+        f"if ((restart == 1)); then PATH={shlex.quote(str(folder))}:$PATH; fi",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def beside(study: Study) -> dict[str, Job]:
     """Submitted first, to run beside the others: Slurm looks at time limits every 30 seconds.
 
-    `notice` is signalled up to a minute early, 40 to 70 s after its start; `limit` is not. `early`
-    is signalled as soon as its ranks are there.
+    `notice` is signalled up to a minute early, 100 to 160 s after its start; `limit` is not.
+    `early` asks itself to stop before its ranks run.
     """
-    early = study.submit("early")
-    early.wait_until(early.has_step, "with a step")
-    early.signal("USR1")
+    (early,), _ = study.submit_to_site("early", setup=early_requests(study))
     notice = study.submit(
         "notice",
         "--logging.wandb.mode=online",
-        options=(*RANKS, "--time=2", "--signal=USR1@20"),
-        seconds=1.5,
+        options=(*RANKS, "--time=3", "--signal=B:USR1@20"),
+        seconds=2.2,
         env={"WANDB_MODE": "offline"},
     )
-    limit = study.submit("limit", options=(*RANKS, "--time=1", "--signal=CONT@0"), seconds=1.5)
+    limit = study.submit("limit", options=(*RANKS, "--time=2", "--signal=CONT@0"), seconds=2.2)
     return {"early": early, "notice": notice, "limit": limit}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,27 @@ class Study:
             env=env,
             cwd=cwd,
         )
+
+    def submit_to_site(
+        self, name: str, *options: str, setup: tuple[str, ...] = (), seconds: float = 0.0
+    ) -> tuple[list[Job], str]:
+        """`launch/submit.py` for such a run: its jobs, and what the command printed."""
+        self.pace(name, seconds)
+        site = {"nodes": 2, "ranks_per_node": 2, "time": "30", "setup": list(setup)}
+        logs = {"logs": str(self.folder / "logs"), "environment": {"OMP_WAIT_POLICY": "PASSIVE"}}
+        file = self.folder / f"{name}.yaml"
+        file.write_text(json.dumps({"sites": {"here": site | logs}}))
+        said = self.cluster.call(
+            *(sys.executable, "launch/submit.py", f"--sites={file}", *options),
+            *self.arguments(name),
+        )
+        jobs = re.search(r"job ([\d, then]+) on site here", said)
+        assert jobs, said
+        return [Job(self.cluster, found) for found in re.findall(r"\d+", jobs[1])], said
+
+    def printed(self, job: Job) -> str:
+        """What rank 0 of a job that was submitted so has printed."""
+        return (self.folder / "logs" / job.id / "rank0.log").read_text()
 
     def hold(self, job: Job, name: str, step: int) -> None:
         """Wait until a run has come this far, and let it crawl from there on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -74,18 +75,21 @@ def test_scancel_saves_and_ends_for_good(study: Study) -> None:
     assert (job.state, job.restarts) == ("CANCELLED", 0)
 
 
-def test_a_signal_to_the_batch_shell_alone_reaches_the_ranks(study: Study, whole: Job) -> None:
-    """As --signal=B:USR1@120 sends it; and a job is started again only so often."""
-    job = study.submit("shell", seconds=WALK, env={"CONVOY_MOST_RESTARTS": "0"})
-    study.hold(job, "shell", 30)
-    job.signal("USR1", "--batch")
-    job.wait_for("FAILED")
-    assert (job.fields()["ExitCode"], job.restarts) == ("75:0", 0)
-    assert "started again 0 times: not requeued" in job.output
-    assert summary(study.run("shell"))["status"] == "preempted"
-    again = study.submit("shell")
-    again.wait_for("COMPLETED")
-    assert_continued(again, study, "shell", whole)
+def test_a_chain_goes_on_where_the_job_before_was_stopped(study: Study, whole: Job) -> None:
+    """By a signal to the batch shell alone, as --signal=B:USR1@120 sends it. No job of a chain is
+    started again; Slurm was asked first whether it would take them."""
+    (first, second), said = study.submit_to_site("chain", "--chain=2", seconds=WALK)
+    assert "to start at" in said
+    study.hold(first, "chain", 30)
+    assert second.fields()["Dependency"].startswith(f"afterany:{first.id}")
+    first.signal("USR1", "--batch")
+    first.wait_for("FAILED")
+    assert (first.fields()["ExitCode"], first.restarts) == ("75:0", 0)
+    assert "started again 0 times: not requeued" in first.output
+    study.pace("chain", 0.0)
+    second.wait_for("COMPLETED")
+    assert "continuing from" in study.printed(second)
+    assert_same_bits(study.run("whole"), study.run("chain"))
 
 
 def test_a_killed_rank_ends_the_job_and_the_run_can_be_continued(study: Study, whole: Job) -> None:
@@ -104,38 +108,49 @@ def test_a_killed_rank_ends_the_job_and_the_run_can_be_continued(study: Study, w
     assert_continued(again, study, "rank", whole)
 
 
-def assert_started_again_once(job: Job) -> None:
+def assert_started_again(job: Job) -> None:
+    """Once; more often only where a start alone takes as long as its time limit."""
     job.wait_for("COMPLETED")
-    assert job.restarts == 1
-    assert job.output.count("convoy: requeued") == 1
+    assert 1 <= job.restarts == job.output.count("convoy: requeued")
+    assert 1 <= job.output.lower().count("stopped on request") <= job.restarts
 
 
 def test_the_signal_before_the_time_limit(beside: dict[str, Job], study: Study, whole: Job) -> None:
     job = beside["notice"]
-    assert_started_again_once(job)
-    assert job.output.count("Stopped on request") == 1
+    assert_started_again(job)
     assert "DUE TO TIME LIMIT" not in job.output
     assert_continued(job, study, "notice", whole)
     # One W&B run in two parts, recorded without the network.
     run_id = json.loads((study.run("notice") / "wandb.json").read_text())["id"]
     parts = list((study.run("notice") / "wandb").glob("offline-run-*"))
-    assert len(parts) == 2
+    assert 2 <= len(parts) <= job.restarts + 1
     assert all(part.name.endswith(run_id) for part in parts)
 
 
 def test_the_time_limit_without_a_signal(beside: dict[str, Job], study: Study, whole: Job) -> None:
     """What is saved within KillWait is continued too."""
     job = beside["limit"]
-    assert_started_again_once(job)
-    assert job.output.count("Stopped on request") == 1
+    assert_started_again(job)
     assert "DUE TO TIME LIMIT" in job.output
     assert_continued(job, study, "limit", whole)
 
 
-def test_a_signal_while_the_ranks_start(beside: dict[str, Job], study: Study, whole: Job) -> None:
-    """Before a rank can handle it, it ends the rank: there was nothing to save, the job goes on."""
-    assert_started_again_once(beside["early"])
+def test_a_signal_before_the_ranks_run(beside: dict[str, Job], study: Study, whole: Job) -> None:
+    """None is lost: neither one that comes before srun nor one that Slurm drops afterwards."""
+    job = beside["early"]
+    job.wait_for("COMPLETED")
+    assert job.restarts == 2
+    assert job.output.count("convoy: requeued") == 2
+    starts = (study.folder / "logs" / job.id / "rank0.log").read_text()
+    assert starts.lower().count("stopped on request") == 1
     assert_same_bits(study.run("whole"), study.run("early"))
+    # At the end the job says what it took; this cluster keeps no accounts.
+    summary = job.output.splitlines()[-4:]
+    assert re.match(rf"job {job.id}: status 0, restarts 2, 0:00:\d\d in the queue", summary[0])
+    assert re.match(r"ran 0:0\d:\d\d: 0\.\d\d CPU hours", summary[1])
+    assert summary[2].startswith("trained 0:00:")
+    assert summary[3] == f"{study.run('early')}: completed at step {STEPS}"
+    assert len(list((study.folder / "logs" / job.id).glob("rank?.log"))) == 4
 
 
 def test_a_preempted_job_is_requeued_by_slurm_alone(study: Study, whole: Job) -> None:

@@ -130,6 +130,7 @@ EXECUTION: dict[str, Any] = {
     "logging.wandb.tags": ["a"],
     "logging.wandb.artifacts": True,
     "logging.gradients": 5,
+    "logging.ranks": True,
     "logging.hook": "mine:look",
     "logging.tensorboard": True,
     "profile.enabled": True,

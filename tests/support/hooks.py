@@ -29,6 +29,7 @@ def look(moment: Moment) -> None:
         value = next(v for k, v in moment.metrics.items() if k.endswith("/loss"))
         moment.text("a/line", f"{moment.after} {moment.step} {value:.4f}")
         moment.picture("blob", torch.linspace(0, 1, 12).view(3, 4))
+        moment.histogram("spread", torch.tensor([0.0, 1.0, 2.0, 2.0]))
 
 
 def meddle(moment: Moment) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -76,6 +76,17 @@ def stop_on_signals(*, raises: bool = False) -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def hear_earlier_request(env: Mapping[str, str]) -> None:
+    """Take up a request that came before this process could hear it, as if it came now.
+
+    A job script leaves it in the file that CONVOY_STOP_FILE names: a signal to processes that do
+    not run yet is lost. Whoever asks writes the file first and sends the signal then; call this
+    when signals are handled, and one of the two is heard.
+    """
+    if os.path.exists(env.get("CONVOY_STOP_FILE", "")):
+        signal.raise_signal(signal.SIGUSR1)
 
 
 def in_main_thread() -> bool:

@@ -1,8 +1,9 @@
-"""What a hook shows of a run, in files: RUN/notes/NAME/step_NNNNNNNN.txt or .png."""
+"""What a hook shows of a run, in files: RUN/notes/NAME/step_NNNNNNNN.txt, .png or .json."""
 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 from pathlib import Path
@@ -41,6 +42,9 @@ class NotesSink:
                 write_atomically(path.with_suffix(".txt"), text, durable=False)
             if picture is not None:
                 write_atomically(path.with_suffix(".png"), picture, durable=False)
+            if note.counts is not None and note.edges is not None:
+                bins = {"counts": note.counts.tolist(), "edges": note.edges.tolist()}
+                write_atomically(path.with_suffix(".json"), json.dumps(bins) + "\n", durable=False)
         except OSError as error:
             if not self.refused:
                 log.error("%s cannot be written (%s); training goes on", path, error.strerror)

@@ -58,6 +58,8 @@ class Pace:
     """Whether steps are replayed from recordings, whose parts have no times."""
     utilisation: Callable[[float], float | None] = lambda _: None
     """Of a rank's peak, at as many samples of its own a second; None: it is not known."""
+    every_rank: bool = False
+    """Whether records have the numbers of each rank too."""
     row: RowOfSteps | None = field(default=None, init=False)
 
     @property
@@ -101,6 +103,13 @@ class Pace:
         record["system/peak_host_gib"] = max(host) / GIB
         if max(device):
             record["system/peak_device_gib"] = max(device) / GIB
+        for rank, numbers in enumerate(ranks if self.every_rank else ()):
+            seconds, waited, host_bytes, device_bytes = numbers
+            name = f"system/rank_{rank}"
+            record |= {f"{name}/step_seconds": seconds, f"{name}/data_seconds": waited}
+            record[f"{name}/peak_host_gib"] = host_bytes / GIB
+            if device_bytes:
+                record[f"{name}/peak_device_gib"] = device_bytes / GIB
         used = self.utilisation(samples_per_second / len(own))
         return record if used is None else record | {"system/mfu": used}
 

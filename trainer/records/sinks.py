@@ -41,13 +41,17 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Something else than numbers that a hook shows: a text or a picture."""
+    """Something else than numbers that a hook shows: a text, a picture or a histogram."""
 
     step: int
     name: str
     text: str | None = None
     pixels: NDArray[np.uint8] | None = None
     """`(H, W, C)`."""
+    counts: NDArray[np.int64] | None = None
+    """How many values lie in each bin of a histogram."""
+    edges: NDArray[np.float64] | None = None
+    """Of its bins: one more than there are counts."""
 
     @classmethod
     def of_pixels(cls, step: int, name: str, pixels: Tensor) -> Note:
@@ -65,6 +69,13 @@ class Note:
             found = (found.float().clamp(0, 1) * 255).round()
         array = found.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
         return cls(step=step, name=name, pixels=array)
+
+    @classmethod
+    def of_values(cls, step: int, name: str, values: Tensor, *, bins: int = 64) -> Note:
+        """A histogram of numbers of any shape; those that are not finite are left out."""
+        found = values.detach().flatten().double().cpu()
+        counts, edges = np.histogram(found[found.isfinite()].numpy(), bins)
+        return cls(step=step, name=name, counts=counts, edges=edges)
 
 
 @runtime_checkable

@@ -85,9 +85,17 @@ class TensorBoardSink:
             return
         try:
             from tensorboard.compat.proto.event_pb2 import Event
-            from torch.utils.tensorboard.summary import image, text
+            from torch.utils.tensorboard.summary import histogram_raw, image, text
 
-            if note.pixels is None:
+            if note.counts is not None and note.edges is not None:
+                middles = (note.edges[:-1] + note.edges[1:]) / 2
+                shown = histogram_raw(  # type: ignore[no-untyped-call]
+                    note.name,
+                    *(float(note.edges[0]), float(note.edges[-1]), int(note.counts.sum())),
+                    *(float(note.counts @ middles), float(note.counts @ middles**2)),
+                    *(note.edges[1:].tolist(), note.counts.tolist()),
+                )
+            elif note.pixels is None:
                 shown = text(note.name, note.text)  # type: ignore[no-untyped-call]
             else:
                 shown = image(note.name, note.pixels, dataformats="HWC")  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -10,15 +11,20 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from configs.identity import nest
+from configs.imports import import_extra
 from configs.read_files import read_json
 from configs.schema_records import WandbConfig
 from trainer.checkpoints.atomic_files import write_atomically
 from trainer.objective.selection import Selection
+from trainer.ranks.stop_signals import EXIT_PREEMPTED
 from trainer.records.sinks import Note, Record, RunFacts
 
 log = logging.getLogger("convoy")
 ID_FILE, SENT_FILE = "wandb.json", "wandb_sent.json"
+EXIT_CODES = {"completed": 0, "preempted": EXIT_PREEMPTED}
+"""As of the command; W&B calls a run preempted that was marked and did not end with 0."""
 
 
 class WandbSink:
@@ -58,7 +64,7 @@ class WandbSink:
                 raise RuntimeError("no API key: set WANDB_API_KEY or run `wandb login`")
             self.run = self._open(wandb, mode, run_id, facts)
         except ImportError as error:
-            self._give_up("is not installed: pip install -e '.[wandb]'", error)
+            self._give_up("is not installed: pip install -c constraints.txt -e '.[wandb]'", error)
         except Exception as error:
             if mode != "online":
                 self._give_up("could not start", error)
@@ -71,26 +77,23 @@ class WandbSink:
 
     def _open(self, wandb: Any, mode: str, run_id: str, facts: RunFacts) -> Any:
         """Begin or continue the W&B run, online or offline; returns wandb's own run."""
-        run = wandb.init(
-            project=self.config.project,
-            entity=self.config.entity,
+        run = _begin(
+            wandb,
+            self.config,
+            facts.directory,
+            run_id,
+            mode,
             name=self.name,
             group=self.config.group,
             job_type=self.config.job_type,
             tags=self.config.tags or None,
-            id=run_id,
-            resume="allow",
-            mode=mode,
-            dir=str(facts.directory),
             config={
                 **nest(facts.config),
                 "git_commit": facts.environment["git_commit"],
                 "world_size": facts.environment["world_size"],
             },
-            settings=wandb.Settings(init_timeout=30, console="off"),
+            settings=wandb.Settings(init_timeout=30, console="wrap"),
         )
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
         self.sent = _load_sent(facts.directory)
         if mode == "online":
             # What was sent may not have arrived, and only what has arrived is on the server.
@@ -125,7 +128,9 @@ class WandbSink:
         try:
             import wandb
 
-            shown = note.text if note.pixels is None else wandb.Image(note.pixels)
+            shown: Any = note.text if note.pixels is None else wandb.Image(note.pixels)
+            if note.counts is not None and note.edges is not None:
+                shown = wandb.Histogram(np_histogram=(note.counts, note.edges))
             self.run.log({"step": note.step, key: shown})
             self.sent[key] = note.step
             _save_sent(self.directory, self.sent)
@@ -139,7 +144,9 @@ class WandbSink:
                 self.run.summary.update({**self.best, "status": status})
                 if self.config.artifacts and status == "completed":
                     self._upload_best()
-                self.run.finish(exit_code=1 if status == "failed" else 0)
+                if status == "preempted":  # else it would look finished there
+                    self.run.mark_preempting()
+                self.run.finish(exit_code=EXIT_CODES.get(status, 1))
             except Exception as error:
                 self._give_up("could not finish", error)
 
@@ -160,6 +167,62 @@ class WandbSink:
         """Warn once, and send nothing from then on."""
         log.warning("W&B %s (%s); training goes on without it", what, _one_line(error))
         self.run = None
+
+
+def show_evaluation(
+    directory: Path,
+    config: WandbConfig,
+    step: int,
+    values: dict[str, float],
+    pictures: dict[str, bytes],
+) -> str:
+    """Show metrics and pictures (PNG) of a step's evaluation in the W&B run of a run directory.
+
+    Returns:
+        The id of that run.
+
+    Raises:
+        InputError: If the run has none, or W&B refuses it.
+    """
+    if not (directory / ID_FILE).is_file():
+        raise InputError(
+            "--wandb",
+            given=str(directory),
+            expected="a run that was recorded on W&B",
+            remedy="Train it with --logging.wandb.mode online or offline.",
+        )
+    wandb, mode = import_extra("wandb", "wandb"), os.environ.get("WANDB_MODE") or config.mode
+    run_id = _saved_id(directory)
+    try:
+        settings = wandb.Settings(init_timeout=30, console="off", x_disable_stats=True)
+        run = _begin(wandb, config, directory, run_id, mode, settings=settings)
+        shown: dict[str, Any] = dict(values)
+        for name, content in pictures.items():
+            image = import_extra("PIL.Image", "images").open(io.BytesIO(content))
+            shown[name] = wandb.Image(image)
+        run.log({"step": step} | {f"evaluation/{name}": value for name, value in shown.items()})
+        run.finish()
+    except Exception as error:
+        raise InputError(f"W&B refuses the evaluation ({_one_line(error)})") from None
+    return run_id
+
+
+def _begin(
+    wandb: Any, where: WandbConfig, directory: Path, run_id: str, mode: str, **more: Any
+) -> Any:
+    """Begin or continue a W&B run, whose values are all over `step`."""
+    run = wandb.init(
+        project=where.project,
+        entity=where.entity,
+        id=run_id,
+        resume="allow",
+        mode=mode,
+        dir=str(directory),
+        **more,
+    )
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _one_line(error: BaseException) -> str:

@@ -191,13 +191,16 @@ def test_slurm_gets_a_line_for_each_trial(
     said = tmp_path / "said"
     program = tmp_path / "bin" / "sbatch"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {said}\n')
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {said}\necho 7\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    sites = tmp_path / "sites.yaml"
+    sites.write_text(f"sites: {{here: {{partition: main, logs: {tmp_path}/logs}}}}\n")
     options = arguments(small, tmp_path, "--seeds=3..5", "--name=s", "--jobs=2", "--slurm")
-    assert main(options) == 0
+    assert main([*options, f"--sites={sites}"]) == 0
+    assert (tmp_path / "logs" / "7.json").is_file()
     lines = said.read_text().splitlines()
-    assert lines[0] == "--array=1-3%2"
-    assert lines[1].endswith("slurm/array.sbatch")
-    assert Path(lines[2]).read_text() == "--seed=3\n--seed=4\n--seed=5\n"
+    assert {"--array=1-3%2", "--partition=main", "--parsable"} <= set(lines)
+    script = next(index for index, line in enumerate(lines) if line.endswith("array.sbatch"))
+    assert Path(lines[script + 1]).read_text() == "--seed=3\n--seed=4\n--seed=5\n"
     assert lines[-2:] == [f"--output_dir={tmp_path / 's'}", "--name=trial"]

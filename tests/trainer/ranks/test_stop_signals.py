@@ -9,13 +9,20 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.support.processes import ROOT, environment
 from trainer.ranks import stop_signals as preempt
 from trainer.ranks.runtime import Runtime
-from trainer.ranks.stop_signals import SIGNALS, StopPoll, StopRequest, stop_on_signals
+from trainer.ranks.stop_signals import (
+    SIGNALS,
+    StopPoll,
+    StopRequest,
+    hear_earlier_request,
+    stop_on_signals,
+)
 
 ALONE = Runtime(launcher="python")
 
@@ -101,6 +108,18 @@ def test_where_others_work_too_a_second_ctrl_c_raises(monkeypatch: pytest.Monkey
         assert request.pending
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_request_from_before_is_heard_by_its_file(tmp_path: Path) -> None:
+    """As slurm/train.sbatch leaves it for ranks that do not run yet."""
+    file = tmp_path / "asked"
+    with stop_on_signals() as request:
+        hear_earlier_request({})
+        hear_earlier_request({"CONVOY_STOP_FILE": str(file)})
+        assert not request.pending
+        file.touch()
+        hear_earlier_request({"CONVOY_STOP_FILE": str(file)})
+        assert request.signal is signal.SIGUSR1
 
 
 def test_in_a_thread_nothing_is_heard_and_nothing_fails() -> None:

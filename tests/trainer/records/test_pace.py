@@ -72,6 +72,14 @@ def test_ranks_are_told_apart_by_their_own_time() -> None:
     }
     watched.utilisation = lambda rate: rate / 100
     assert watched.describe(ranks, 99.0)["system/mfu"] == 0.33  # of each of three
+    watched.every_rank = True
+    each = {k: v for k, v in watched.describe(ranks, 100.0).items() if "rank_1" in k}
+    assert each == {
+        "system/rank_1/step_seconds": 0.5,
+        "system/rank_1/data_seconds": 0.4,
+        "system/rank_1/peak_host_gib": 1.0,
+        "system/rank_1/peak_device_gib": 8.0,
+    }
     watched.engine.waits = ""  # as under FSDP, where all ranks wait alike
     assert (
         watched.describe(ranks, 100.0)

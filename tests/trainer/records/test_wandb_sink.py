@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 import wandb
+from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
+from configs.errors import InputError
 from configs.identity import nest
 from configs.schema_records import WandbConfig
 from tests.support.sample_records import CONFIG, evaluation, facts, training
-from trainer.records.sinks import Record
-from trainer.records.wandb_sink import WandbSink
+from trainer.records.sinks import Note, Record
+from trainer.records.wandb_sink import WandbSink, show_evaluation
 
 pytestmark = pytest.mark.process  # W&B's own, which every run of it starts
 
@@ -313,13 +317,48 @@ def test_a_run_of_a_sweep_has_the_id_its_agent_chose(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("preempted", 0), ("failed", 1)])
-def test_only_a_failed_run_ends_as_failed(run_folder: Path, status: str, code: int) -> None:
+@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("preempted", 75), ("failed", 1)])
+def test_a_run_ends_there_as_it_ended_here(run_folder: Path, status: str, code: int) -> None:
+    """A preempted one is marked so: the server calls it finished only after status 0."""
     sink = wandb_sink()
     sink.start(facts(run_folder))
     sink.finish(status)
     (path,) = offline_files(run_folder)
-    assert [r.exit.exit_code for r in read_offline(path) if r.HasField("exit")] == [code]
+    found = read_offline(path)
+    assert [r.exit.exit_code for r in found if r.HasField("exit")] == [code]
+    assert any(r.HasField("preempting") for r in found) == (status == "preempted")
+
+
+@pytest.mark.process
+def test_what_is_printed_and_shown_is_kept(run_folder: Path) -> None:
+    """Lines of the run, a hook's histogram, and an evaluation that comes when it has ended."""
+    sink = wandb_sink()
+    sink.start(facts(run_folder))
+    print("said on the way")
+    sink.note(Note.of_values(4, "weights", torch.tensor([0.0, 1.0, 1.0, torch.inf])))
+    sink.finish("completed")
+    print("said afterwards")
+    picture = io.BytesIO()
+    Image.new("L", (2, 3)).save(picture, "PNG")
+    shown = {"confusion_matrix": picture.getvalue()}
+    run_id = show_evaluation(run_folder, sink.config, 4, {"accuracy": 0.5}, shown)
+    first, second = (read_offline(path) for path in offline_files(run_folder))
+    assert {r.run.run_id for r in (*first, *second) if r.HasField("run")} == {run_id}
+    said = "".join(r.output_raw.line for r in first if r.HasField("output_raw"))
+    assert "said on the way" in said
+    assert "said afterwards" not in said
+    (note,) = history(first)
+    assert note["step"] == 4
+    counts = note["notes/weights.values"]
+    assert (counts[0], counts[-1], sum(counts)) == (1, 2, 3)
+    (evaluated,) = history(second)
+    assert (evaluated["evaluation/accuracy"], evaluated["step"]) == (0.5, 4)
+    assert evaluated["evaluation/confusion_matrix.height"] == 3
+
+
+def test_an_evaluation_of_a_run_without_wandb_is_refused(run_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"--wandb: .*Train it with --logging\.wandb\.mode"):
+        show_evaluation(run_folder, WandbConfig(), 4, {}, {})
 
 
 @pytest.mark.process
