@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,14 @@ class Unsummed(NamedTuple):
         if self.value.dim() == 0:
             return self.value * size
         return self.value.reshape(size, -1).mean(1).sum()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model says in an evaluation, and beside it the loss that it gives while it trains."""
+
+    loss: Any
+    outputs: Any
 
 
 Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor] | Unsummed"]
