@@ -31,7 +31,7 @@ class Towers(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, pictures: Tensor, texts: Tensor) -> Tensor:
-        """The loss. The last of a pair would be a target: who computes the loss is given that too."""
+        """The loss: a model that computes it is given both of a pair, the target too."""
         first = F.normalize(self.pictures(pictures), dim=1)
         second = F.normalize(self.texts(texts), dim=1)
         logits = self.scale.exp() * first @ second.T

@@ -122,7 +122,7 @@ def _refuse_stream(name: str, part: Any) -> None:
 
 
 def _has_places(part: Any) -> bool:
-    """Whether it gives samples by index; torch's base class of data sets only says that it would."""
+    """Whether it gives samples by index; torch's base class of data sets only says so."""
     inherited = getattr(type(part), "__getitem__", None) is Dataset.__getitem__
     return hasattr(part, "__getitem__") and not inherited
 

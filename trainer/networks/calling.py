@@ -66,7 +66,7 @@ def choose_call(
     for apart in (True, False) if several else (False,):
         args = tuple(inputs) if apart else (inputs,)
         told = with_targets and targets is not inputs
-        goal = _goal(signature, len(args)) if told else {}
+        goal = _goal(signature, len(args)) if told else ()
         if not imports.misfit(signature, *args, **dict.fromkeys(goal)):
             return _positional(apart, goal)
     _require(module, signature, inputs, inputs)

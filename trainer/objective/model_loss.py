@@ -1,5 +1,5 @@
-"""The loss that a model computes itself: where it is, what it is a mean over, and how it is found in
-an evaluation."""
+"""The loss that a model computes itself: where it is, what it is a mean over, and how it is found
+in an evaluation."""
 
 from __future__ import annotations
 

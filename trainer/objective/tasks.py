@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.imports import call_with, import_object, require_takes
+from configs.imports import call_with, import_object, is_import_path, require_takes
 from configs.registry import resolve
 from configs.schema_model import TaskConfig
 from data.structures import floats_as
@@ -21,6 +21,7 @@ from trainer.objective.losses import (
     LOSS_PROTOCOL,
     Loss,
     logits_of,
+    own_weights,
     summed,
     torch_entropy,
 )
@@ -167,6 +168,8 @@ def build_task(
             given=config.name,
             expected="a callable that returns a Task (trainer/objective/task.py)",
         )
+    if is_import_path(config.name):
+        task = replace(task, measured_loss=_in_float32(task.measured_loss or task.loss))
     if config.loss is None and task.name == "loss":
         raise InputError("task.loss", given=None, expected=LOSS_PROTOCOL)
     if config.loss is not None:
@@ -192,17 +195,13 @@ def build_task(
 
 
 def _ready(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss whose weights, if it has some as buffers, are where the outputs are."""
+    """A loss whose buffers and frozen weights, if it has some, are where the outputs are."""
     if not isinstance(loss, nn.Module) or torch_entropy(loss) is not None:
         return loss  # torch's own is known to `summed`, which moves its weights
-    if next(loss.parameters(), None) is not None:
-        raise InputError(
-            "task.loss",
-            given=f"a module with parameters ({next(iter(dict(loss.named_parameters())))}, ...)",
-            expected="a loss without any: nobody trains or saves them",
-            remedy="Make them part of the model.",
-        )
-    return _Moving(loss) if next(loss.buffers(), None) is not None else loss
+    trainable = [name for name, p in loss.named_parameters() if p.requires_grad]
+    if trainable:
+        raise own_weights(f"a module with parameters ({trainable[0]}, ...)")
+    return _Moving(loss) if loss.state_dict() else loss
 
 
 class _Moving:

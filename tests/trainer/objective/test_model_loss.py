@@ -1,4 +1,4 @@
-"""A model that computes its loss itself: how it is called, where its loss is, how it is evaluated."""
+"""A model that computes its loss itself: how it is called and evaluated, and where its loss is."""
 
 from __future__ import annotations
 
