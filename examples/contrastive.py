@@ -6,8 +6,6 @@ What a sample is compared with is its micro-batch. Under `parallel.reduction: ex
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,13 +31,9 @@ class Towers(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """The loss: a model that computes it is given both of a pair, the target too."""
         first = F.normalize(self.pictures(pictures), dim=1)
         second = F.normalize(self.texts(texts), dim=1)
         logits = self.scale.exp() * first @ second.T
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-
-
-def forward(model: nn.Module, batch: Any) -> Tensor:
-    """The last of a pair would be a target: here both are inputs, and the model gives its loss."""
-    return model(*batch)

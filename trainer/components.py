@@ -25,8 +25,9 @@ from trainer.backward.explicit.onednn import keeps_upright
 from trainer.backward.explicit.plain_layers import describe
 from trainer.engines.accelerate_config import check_accelerate
 from trainer.execution import decide
-from trainer.networks.calling import Call, choose_call
+from trainer.networks.calling import Call
 from trainer.networks.deferred import Deferred, NotDeferred
+from trainer.objective.model_loss import call_for
 from trainer.objective.selection import Selection, choose_selection
 from trainer.objective.task import Task
 from trainer.objective.tasks import build_task
@@ -116,7 +117,7 @@ def _build_components(
     example = Example(data.train[0], choose_collate(config.data))
     subject, later = _subject(config, runtime, data, example, deferred=deferred)
     model, plan, task = subject.model, subject.plan, subject.task
-    call = choose_call(model, example, config.model.forward, with_targets=task.takes_targets)
+    call = call_for(task, model, example, config.model.forward)
     normalize = Normalize(data, runtime.device)
     try_out(config, model, call, normalize, task, data, example)
     execution = decide(config, subject)

@@ -30,7 +30,10 @@ from trainer.records.stopwatch import Stopwatch
 from trainer.step import TrainStep
 
 logger = logging.getLogger("convoy")
-REMEDY = "Lower optimizer.lr, set train.clip_norm, or look at the data of that step"
+REMEDY = (
+    "Lower optimizer.lr, set train.clip_norm, or look at the data of that step: a mean over "
+    "targets that are all ignored is no number either, where (sum, weight) are (0, 0)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class Handed:
             InputError: If it is there already, or cannot be what is trained with.
         """
         key = SHORT.get(key, key)
-        if isinstance(value, Mapping) and is_group(key):
+        sets = key == "data" and isinstance(value, Mapping) and "train" in value
+        if isinstance(value, Mapping) and is_group(key) and not sets:
             for name, item in value.items():
                 self.put(f"{key}.{name}", item)
             return
@@ -100,7 +101,7 @@ class Handed:
                 raise InputError(key, given=value, expected=f"a key that {group} has")
         if leaf in place:
             raise InputError(key, given=value, expected="one value: it is given twice")
-        place[leaf] = self.text(key, value)
+        place[leaf] = self.refer(key, value) if sets else self.text(key, value)
 
     def text(self, key: str, value: Any) -> Any:
         """The value as a config has it: what is no text or number as a reference."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from configs.errors import InputError
 from configs.imports import call_with, import_callable, named, signature_of
@@ -100,7 +100,15 @@ def _refuse_stream(name: str, part: Any) -> None:
     Raises:
         InputError: With the way out.
     """
-    streams = hasattr(part, "__iter__") and not hasattr(part, "__getitem__")
+    if isinstance(part, DataLoader):
+        raise InputError(
+            name,
+            given="a DataLoader",
+            expected="the data set in it",
+            remedy="Order, batches and workers are the run's: give loader.dataset, and what makes "
+            "a batch of samples as data.collate.",
+        )
+    streams = hasattr(part, "__iter__") and not _has_places(part)
     if isinstance(part, IterableDataset) or streams:
         raise InputError(
             name,
@@ -113,6 +121,12 @@ def _refuse_stream(name: str, part: Any) -> None:
         )
 
 
+def _has_places(part: Any) -> bool:
+    """Whether it gives samples by index; torch's base class of data sets only says so."""
+    inherited = getattr(type(part), "__getitem__", None) is Dataset.__getitem__
+    return hasattr(part, "__getitem__") and not inherited
+
+
 def _check_part(name: str, part: Any) -> None:
     """Refuse what samples cannot be taken from by index.
 
@@ -120,7 +134,8 @@ def _check_part(name: str, part: Any) -> None:
         InputError: With what it lacks.
     """
     _refuse_stream(name, part)
-    lacks = [method for method in ("__len__", "__getitem__") if not hasattr(part, method)]
+    there = {"__len__": hasattr(part, "__len__"), "__getitem__": _has_places(part)}
+    lacks = [method for method, has in there.items() if not has]
     if lacks or not len(part):
         raise InputError(
             name,

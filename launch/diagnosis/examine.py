@@ -24,8 +24,8 @@ from launch.diagnosis.findings import Finding
 from launch.diagnosis.subject import Subject, collect, plan_alone
 from launch.diagnosis.trial import Trial, run_trial
 from trainer.checkpoints.initial_weights import load_weights, read_weights
-from trainer.networks.calling import choose_call
 from trainer.networks.models import build_model
+from trainer.objective.model_loss import call_for
 from trainer.objective.tasks import build_task
 from trainer.ranks.collectives import gather_objects, raise_on_all_ranks
 from trainer.ranks.drift import weight_digest
@@ -101,13 +101,12 @@ def _check_alone(config: RunConfig, runtime: Runtime, data: Datasets, steps: int
     check_batch_norm(model, plan_alone(config, data))
     batches, loading_seconds = collect(config, data, runtime.device, steps)
     example = Example(data.train[0], choose_collate(config.data))
-    forward, names = config.model.forward, task.takes_targets
     subject = Subject(
         config=config,
         data=data,
         model=model,
         task=task,
-        call=choose_call(model, example, forward, with_targets=names),
+        call=call_for(task, model, example, config.model.forward),
         example=example,
         device=runtime.device,
         normalize=Normalize(data, runtime.device),

@@ -9,8 +9,8 @@ from data.datasets import Datasets
 from data.samples import Example
 from launch.using.assess import THESE, check_same_kind, loader_of, origin, samples_of
 from launch.using.trained import Trained
-from trainer.networks.calling import choose_call
 from trainer.objective.evaluation import evaluate
+from trainer.objective.model_loss import call_for
 from trainer.objective.tasks import build_task
 
 
@@ -35,9 +35,7 @@ def measure(trained: Trained, data: Datasets, split: str) -> dict[str, Any]:
         num_samples=len(samples),
         batch_size=config.evaluate.batch_size,
         normalize=trained.normalize,
-        call=choose_call(
-            trained.module, example, config.model.forward, with_targets=task.takes_targets
-        ),
+        call=call_for(task, trained.module, example, config.model.forward),
         task=task,
         precision=trained.precision,
         runtime=trained.runtime,

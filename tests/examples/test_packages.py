@@ -22,7 +22,12 @@ from tests.support.processes import (
 from tests.support.runs import assert_same_bits, comparable, latest_weights
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
-PACKAGES = {"timm": "timm", "torchvision": "torchvision", "bert": "transformers"}
+PACKAGES = {
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "bert": "transformers",
+    "boxes": "torchvision",
+}
 RUNS = {"one": (1, "ddp"), "ddp": (2, "ddp"), "fsdp": (2, "fsdp")}
 
 

@@ -61,6 +61,7 @@ def test_a_late_gradient_takes_the_step_that_torch_would(
         (changing_networks.LayerDrop("torch"), "reads values of tensors on the host"),
         (changing_networks.EarlyBranch(), "reads values of tensors on the host"),
         (changing_networks.Counted(), "changes attributes of the model"),
+        (changing_networks.Fussy(), "reads values of tensors on the host"),
         (changing_networks.LateBranch(), r"2 had none in a trial \(branch\.weight, branch\.bias"),
         (odd_networks.stacked(), "^$"),
         (odd_networks.InPlace(), "^$"),

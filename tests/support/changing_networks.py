@@ -64,6 +64,16 @@ class HiddenBranch(EarlyBranch):
         return out
 
 
+class Fussy(Base):
+    """Refuses zeros, as a detector refuses boxes without an area."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not np.any(inputs.numpy()):
+            raise AssertionError("nothing in it")
+        out: Tensor = self.c(torch.tanh(self.b(torch.tanh(self.a(inputs)))))
+        return out
+
+
 class LayerDrop(Base):
     """A layer is left out now and then, as the generator of `kind` says."""
 

@@ -76,7 +76,7 @@ def reason_to_ask(loss: LossModule, example: Example, device: torch.device) -> s
 
     A pass over a sample or one where its floats are zeros leaves a parameter without a gradient, or
     does what a branch takes: reads a tensor on the host, draws from Python's or NumPy's generator,
-    counts in Python. Leaves no trace but in the random generators.
+    counts in Python; or refuses zeros. Leaves no trace but in the random generators.
     """
     named = {n: p for n, p in loss.module.named_parameters() if p.requires_grad}
     batch = example.batch(2).to(device)
@@ -86,9 +86,15 @@ def reason_to_ask(loss: LossModule, example: Example, device: torch.device) -> s
     with untouched(loss.module):
         for tried in (batch, zeros):
             loss.module.zero_grad(set_to_none=True)
-            with reads:
-                value = loss(*arguments_of(tried))[0]
-            value.backward()
+            try:
+                with reads:
+                    value = loss(*arguments_of(tried))[0]
+                value.backward()
+            except Exception:  # zeros are no boxes, for a detector, and models raise what they like
+                if tried is batch:
+                    raise
+                reads.found = True  # who refuses values has looked at them
+                continue
             missing |= dict.fromkeys(n for n, p in named.items() if p.grad is None)
         loss.module.zero_grad(set_to_none=True)
         counts = plain != plain_attributes(loss.module)

@@ -35,20 +35,21 @@ def choose_call(
 
     Inputs with names go to the arguments of these names, without what is a target; several inputs
     go to as many positional arguments; else, and where the model has no such arguments, they are
-    one argument.
+    one argument, as a list with one item for every sample always is.
 
     Args:
         module: The model.
         example: The first sample of the training set.
         forward: Import path of the user's own `(model, batch) -> outputs`, `model.forward`.
-        with_targets: Whether the model computes its loss itself, from targets that have a name.
+        with_targets: Whether the model computes its loss itself, and is given the targets as well:
+            by their name, or after the inputs.
 
     Raises:
         InputError: If the model takes the inputs in no way, with what it takes and what they are.
     """
     if forward is not None:
         return _own_call(import_callable("model.forward", forward, PROTOCOL, takes=2), example)
-    inputs = example.batch().inputs
+    inputs, targets, _ = example.batch()
     signature = signature_of(module.forward)
     if is_record(inputs):
         held = fields_of(inputs)
@@ -61,10 +62,34 @@ def choose_call(
             return lambda module, inputs, targets: module(
                 **{name: value for name, value in fields_of(inputs).items() if name in names}
             )
-    elif isinstance(inputs, tuple | list) and not imports.misfit(signature, *inputs):
-        return lambda module, inputs, targets: module(*inputs)
+    several = isinstance(inputs, tuple | list) and len(inputs) == len(example.batch(2).inputs)
+    for apart in (True, False) if several else (False,):
+        args = tuple(inputs) if apart else (inputs,)
+        told = with_targets and targets is not inputs
+        goal = _goal(signature, len(args)) if told else ()
+        if not imports.misfit(signature, *args, **dict.fromkeys(goal)):
+            return _positional(apart, goal)
     _require(module, signature, inputs, inputs)
     return call_whole
+
+
+def _goal(signature: Signature, count: int) -> tuple[str, ...]:
+    """The argument, if there is one, that targets go to after so many inputs: it is called so, or
+    must be given."""
+    rest = [p for name, p in signature.parameters.items() if name in named(signature)][count:]
+    called = [p.name for p in rest if p.name in (*TARGETS, "y")]
+    return tuple([*called, *(p.name for p in rest if p.default is p.empty)][:1])
+
+
+def _positional(apart: bool, goal: tuple[str, ...]) -> Call:
+    """Calls a model with inputs, each an argument or all of them one, and perhaps with targets."""
+    if not apart and not goal:
+        return call_whole
+
+    def call(module: nn.Module, inputs: Any, targets: Any) -> Any:
+        return module(*(inputs if apart else (inputs,)), **dict.fromkeys(goal, targets))
+
+    return call
 
 
 def takes(module: nn.Module, signature: Signature | None = None) -> str:

@@ -38,7 +38,8 @@ def check_patterns(key: str, patterns: Iterable[str], names: Iterable[str]) -> N
 
 
 def freeze(model: nn.Module, config: ModelConfig) -> None:
-    """Freeze what `model.freeze` names for good, and check what `model.train_from` names.
+    """Freeze what `model.freeze` names for good, and let `model.train_from` name what is trained
+    later, be it that the model itself froze it.
 
     Raises:
         InputError: For a pattern that means nothing, or one that means what is frozen for good.
@@ -50,8 +51,12 @@ def freeze(model: nn.Module, config: ModelConfig) -> None:
             parameter.requires_grad_(False)
     if config.freeze:
         _set_modes(model)
-    trainable = [name for name, parameter in named.items() if parameter.requires_grad]
-    check_patterns("model.train_from", config.train_from, trainable)
+    for_good = {name for name in named if any(matches(name, p) for p in config.freeze)}
+    later = [name for name in named if name not in for_good]
+    check_patterns("model.train_from", config.train_from, later)
+    for name in later:
+        if any(matches(name, pattern) for pattern in config.train_from):
+            named[name].requires_grad_(True)  # TrainedParts freezes it until its epoch
 
 
 def _set_modes(model: nn.Module) -> None:

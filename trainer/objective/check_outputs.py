@@ -6,24 +6,30 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.errors import InputError, failing_line
 from data.normalize import Normalize
 from data.samples import Batch, Collate, MapDataset
 from data.splits import known_labels
-from data.structures import floats_as, is_record, outline, split
+from data.structures import floats_as, is_record, map_tensors, outline, split, tensors
 from trainer.networks.calling import REMEDY, Call, takes
 from trainer.networks.module_state import evaluating
-from trainer.objective.losses import check_mean, not_a_mean, summed_over
+from trainer.objective.losses import check_mean, not_a_mean, own_weights, summed_over
 from trainer.objective.task import Task
 
 log = logging.getLogger("convoy")
+FAR = 3.0
+"""The deviation that outputs are brought to: those of initial weights may lie so close together
+that a mean over anything is as good as another."""
 MISFITS = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError)
 """What a function raises that is given what it was not made for."""
 
@@ -47,17 +53,35 @@ def check_outputs(
     inputs = normalize(batch.inputs)
     with evaluating(model), torch.no_grad():
         outputs = outputs_of(model, call, inputs, batch.targets)
-    try:
+    with _fitting(task, inputs, outputs, batch.targets):
+        with torch.enable_grad():
+            said = map_tensors(Tensor.detach, outputs)
+            loss, *_ = task.learn(said, batch.targets, batch.size)
+        if loss.requires_grad:
+            raise own_weights("one that has something to learn: parameters, or the model itself")
         task.measure(outputs, batch.targets, batch.size)
+
+
+@contextmanager
+def _fitting(task: Task, inputs: Any, outputs: Any, targets: Any) -> Iterator[None]:
+    """Turn what loss or metrics raise about outputs into a message, and refuse to broadcast.
+
+    Raises:
+        InputError: With the shapes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size")
+            yield
     except InputError:
         raise
-    except MISFITS as error:
+    except (*MISFITS, UserWarning) as error:
         line = failing_line(error)  # of a loss or a metric of the user's
         raise InputError(
             f"outputs of the model for task.name={task.name} ({_one_line(error)}"
             f"{f', at {line}' if line else ''})",
             given=f"{outline(outputs)} for inputs {outline(inputs)}",
-            expected=f"what suits targets {outline(batch.targets)}: {task.outputs}",
+            expected=f"what suits targets {outline(targets)}: {task.outputs}",
         ) from None
 
 
@@ -129,25 +153,49 @@ def check_loss(
     """
     cut = max(len(samples) // 3, 1)
     parts = [list(samples), list(samples[:cut]), list(samples[cut:])]
-    values = []
+    values, far, scale = [], [], 0.0
     with evaluating(model), torch.no_grad():
         for part in parts:
             batch = Batch(*split(collate(part)), len(part)).to(normalize.device)
-            outputs = call(model, normalize(batch.inputs), batch.targets)
-            outputs = task.align(floats_as(torch.float32, outputs), batch.targets)
-            value, weight = summed_over(
-                task.loss(outputs, batch.targets), outputs, batch.targets, len(part)
-            )
-            values.append(value if weight is None else (value, weight))
+            inputs = normalize(batch.inputs)
+            outputs = call(model, inputs, batch.targets)
+            scale = scale or _scale(outputs)
+            with _fitting(task, inputs, outputs, batch.targets):
+                values.append(_loss_of(task, outputs, batch))
+            with suppress(Exception):  # what a loss may say of outputs that nobody has seen
+                far.append(_loss_of(task, map_tensors(partial(_times, scale), outputs), batch))
     counts = [len(part) for part in parts]
     if not task.takes_targets:
         check_mean(values, counts)
+        if len(far) == len(parts):
+            check_mean(far, counts)
     elif found := not_a_mean(values, counts):
         log.info(
             f"the loss of the model is not what task.kwargs.mean_over says: {found}. It averages "
             "over something else, draws random numbers, or compares samples with each other: then "
             "another micro-batch, or number of ranks, learns something else (docs/batches.md)"
         )
+
+
+def _loss_of(task: Task, outputs: Any, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+    """Summed over a batch, with its weight if it has one."""
+    outputs = task.align(floats_as(torch.float32, outputs), batch.targets)
+    value, weight = summed_over(
+        task.loss(outputs, batch.targets), outputs, batch.targets, batch.size
+    )
+    return value if weight is None else (value, weight)
+
+
+def _times(scale: float, tensor: Tensor) -> Tensor:
+    return tensor * scale if tensor.is_floating_point() else tensor
+
+
+def _scale(outputs: Any) -> float:
+    """Brings the first output to a deviation of `FAR`; 1 for probabilities, which end at 1."""
+    found = next((t.float() for t in tensors(outputs) if t.is_floating_point()), None)
+    if found is None or found.numel() < 2 or (found.min() >= 0 and found.max() <= 1):
+        return 1.0
+    return FAR / (float(found.std()) or FAR)
 
 
 def check_classes(sets: Mapping[str, MapDataset], num_classes: int, task: Task) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,14 @@ class Unsummed(NamedTuple):
         if self.value.dim() == 0:
             return self.value * size
         return self.value.reshape(size, -1).mean(1).sum()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model says in an evaluation, and beside it the loss that it gives while it trains."""
+
+    loss: Any
+    outputs: Any
 
 
 Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor] | Unsummed"]
@@ -152,6 +161,16 @@ def logits_of(outputs: Any) -> Tensor:
     return found
 
 
+def own_weights(given: str) -> InputError:
+    """What is said of a loss that has something to learn."""
+    return InputError(
+        "task.loss",
+        given=given,
+        expected="a loss without any: nobody trains or saves them",
+        remedy="Make them part of the model, or freeze them with requires_grad_(False).",
+    )
+
+
 def check_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequence[int]) -> None:
     """Refuse a loss whose one number is no mean over samples; see `not_a_mean`.
 
@@ -167,8 +186,10 @@ def check_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequenc
             if pair
             else "the mean over samples, whatever the batch",
             remedy="Return the loss of every sample, (B,) or (B, ...), as reduction='none' gives "
-            "it, or a pair (sum, weight): both are added over all ranks and micro-batches. A loss "
-            "that compares samples with each other: docs/batches.md.",
+            "it, or a pair (sum, weight): both are added over all ranks and micro-batches. torch's "
+            "CrossEntropyLoss, and functools.partial of F.cross_entropy, with weights and "
+            "ignore_index are averaged so as they are. A loss that compares samples with each "
+            "other: docs/batches.md.",
         )
 
 
@@ -188,7 +209,7 @@ def not_a_mean(values: Sequence[Tensor | tuple[Tensor, Tensor]], counts: Sequenc
         for value in values
     )
     for total, *summands in zip(whole, *parts, strict=True):
-        if not all(map(math.isfinite, (total, *summands))) or math.isclose(
+        if not math.isfinite(total) or math.isclose(
             total, sum(summands), rel_tol=1e-3, abs_tol=1e-6
         ):
             continue

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configs.errors import InputError
 from data.structures import floats_as, map_tensors, outline, tensors
-from trainer.objective.losses import Loss, summed_over
+from trainer.objective.losses import Judged, Loss, summed_over
 from trainer.objective.metrics import Metric
 
 
@@ -71,7 +71,8 @@ class Task:
         loss = loss.double()
         count = loss.new_tensor(len(targets) if size is None else size)
         first = torch.stack([loss, count if weight is None else weight.double(), count])
-        sums = [_sums_of(metric, aligned, targets) for metric in self.metrics]
+        said = aligned.outputs if isinstance(aligned, Judged) else aligned
+        sums = [_sums_of(metric, said, targets) for metric in self.metrics]
         return torch.cat([first, *sums])
 
     def report(self, sums: Sequence[float]) -> dict[str, float]:

@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.imports import call_with, import_object, require_takes
+from configs.imports import call_with, import_object, is_import_path, require_takes
 from configs.registry import resolve
 from configs.schema_model import TaskConfig
-from data.collate import IGNORED
-from data.structures import fields_of, floats_as, is_record, tensors
+from data.structures import floats_as
 from data.vocabulary import Vocabulary
 from trainer.objective.losses import (
     LOSS_PROTOCOL,
     Loss,
-    Unsummed,
     logits_of,
+    own_weights,
     summed,
     torch_entropy,
 )
@@ -35,6 +34,7 @@ from trainer.objective.metrics import (
     Metric,
     hits,
 )
+from trainer.objective.model_loss import model_loss
 from trainer.objective.next_token import next_token
 from trainer.objective.task import Task
 
@@ -64,38 +64,6 @@ def classification(*, label_smoothing: float = 0.0) -> Task:
 def loss_alone() -> Task:
     """What `task.loss` says, of any outputs and targets; nothing else is measured."""
     return Task(name="loss", loss=lambda outputs, targets: outputs)
-
-
-def model_loss(*, mean_over: str = "samples") -> Task:
-    """The loss that the model computes itself: the entry `loss` of its outputs, or those alone.
-
-    The model is called with the targets too, which must have a name.
-
-    Args:
-        mean_over: What it averages over: `samples`; `targets`, all that are not -100; or
-            `next_targets`, the same without the first of each sample, as models do that predict
-            the next token and shift targets themselves.
-    """
-    if mean_over not in ("samples", "targets", "next_targets"):
-        raise InputError(
-            "task.kwargs.mean_over", given=mean_over, expected="samples, targets or next_targets"
-        )
-
-    def loss(outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | Unsummed:
-        value = fields_of(outputs)["loss"] if is_record(outputs) else outputs
-        if mean_over == "samples":
-            return Unsummed(value.float())
-        first = next(tensors(targets))
-        weight = (first[:, int(mean_over == "next_targets") :] != IGNORED).sum()
-        # The mean over nothing is not a number.
-        return (value.float() * weight).where(weight > 0, 0.0), weight
-
-    return Task(
-        name="model_loss",
-        loss=loss,
-        outputs="a mapping with the entry `loss`, or the loss",
-        takes_targets=True,
-    )
 
 
 def multilabel() -> Task:
@@ -143,10 +111,13 @@ def regression() -> Task:
 
 
 def _as_targets(found: Any, targets: Tensor) -> Tensor:
-    """Outputs `(B, 1)` as `(B,)` where the targets are; others must have the targets' shape."""
+    """Outputs `(B, 1)` as `(B,)` where the targets are, and the other way round; others must have
+    the targets' shape."""
     outputs: Tensor = logits_of(found)
     if outputs.shape == (*targets.shape, 1):
         return outputs.squeeze(-1)
+    if (*outputs.shape, 1) == targets.shape:
+        return outputs.unsqueeze(-1)
     if outputs.shape != targets.shape:
         raise ValueError(f"outputs {tuple(outputs.shape)} for targets {tuple(targets.shape)}")
     return outputs
@@ -197,6 +168,8 @@ def build_task(
             given=config.name,
             expected="a callable that returns a Task (trainer/objective/task.py)",
         )
+    if is_import_path(config.name):
+        task = replace(task, measured_loss=_in_float32(task.measured_loss or task.loss))
     if config.loss is None and task.name == "loss":
         raise InputError("task.loss", given=None, expected=LOSS_PROTOCOL)
     if config.loss is not None:
@@ -222,17 +195,13 @@ def build_task(
 
 
 def _ready(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss whose weights, if it has some as buffers, are where the outputs are."""
+    """A loss whose buffers and frozen weights, if it has some, are where the outputs are."""
     if not isinstance(loss, nn.Module) or torch_entropy(loss) is not None:
         return loss  # torch's own is known to `summed`, which moves its weights
-    if next(loss.parameters(), None) is not None:
-        raise InputError(
-            "task.loss",
-            given=f"a module with parameters ({next(iter(dict(loss.named_parameters())))}, ...)",
-            expected="a loss without any: nobody trains or saves them",
-            remedy="Make them part of the model.",
-        )
-    return _Moving(loss) if next(loss.buffers(), None) is not None else loss
+    trainable = [name for name, p in loss.named_parameters() if p.requires_grad]
+    if trainable:
+        raise own_weights(f"a module with parameters ({trainable[0]}, ...)")
+    return _Moving(loss) if loss.state_dict() else loss
 
 
 class _Moving:

@@ -101,6 +101,23 @@ def test_the_metrics_of_numbers_are_those_of_their_definitions() -> None:
     assert found["r2"] == pytest.approx(1 - 8 / 6)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [((5, 1), (5,)), ((5,), (5, 1)), ((5, 3, 1), (5, 3))])
+def test_a_dimension_of_one_is_laid_beside_none(
+    ours: tuple[int, ...], theirs: tuple[int, ...]
+) -> None:
+    """Law: sample by sample, never each output with each target."""
+    outputs, targets = torch.randn(ours), torch.randn(theirs)
+    task = build_task(TaskConfig(name="regression"), label_smoothing=0.0)
+    expected = F.mse_loss(outputs.flatten(), targets.flatten())
+    assert float(task.learn(outputs, targets)[0]) == pytest.approx(5 * float(expected))
+    assert task.report(task.measure(outputs, targets).tolist())["mse"] == pytest.approx(
+        float(expected)
+    )
+    for wrong in ((5, 4), (4,)):
+        with pytest.raises(ValueError, match="for targets"):
+            task.learn(outputs, torch.randn(wrong))
+
+
 def test_label_smoothing_is_trained_with_and_not_measured() -> None:
     outputs, targets = samples("classification", 9)
     plain = build_task(TaskConfig(), label_smoothing=0.0)

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, float32, nn
+from torch.nn.modules import module as everywhere
 
 from trainer.networks.dropout import LEVELS, Dropout, kept_scale
 from trainer.networks.mlp import MLP
+
+EVERYWHERE = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ def describe(module: nn.Module) -> list[Shape] | None:
     dropout, nothing frozen, shared, hooked or patched, no part in eval mode, and no module but
     torch's own and MLP.
     """
-    leaves = _leaves(module)
+    leaves = None if _hooked_everywhere() else _leaves(module)
     if leaves is None or not leaves or type(leaves[0]) not in (nn.Flatten, nn.Linear):
         return None
     shapes: list[Shape] = []
@@ -61,7 +69,10 @@ def describe(module: nn.Module) -> list[Shape] | None:
         else:
             return None
     parameters = [p for shape in shapes for p in shape.linear.parameters()]
-    plain = all(p.requires_grad and p.dtype is float32 and not _hooks(p) for p in parameters)
+    plain = all(
+        type(p) is nn.Parameter and p.requires_grad and p.dtype is float32 and not _hooks(p)
+        for p in parameters
+    )
     if not plain or len(set(parameters)) < len(parameters) or shapes[-1].relu:
         return None
     return shapes
@@ -69,6 +80,15 @@ def describe(module: nn.Module) -> list[Shape] | None:
 
 def _hooks(parameter: nn.Parameter) -> bool:
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def _hooked_everywhere() -> bool:
+    """Whether there are hooks on every module, or somebody has put another `forward` into a class
+    of torch's."""
+    known = (nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, nn.Sequential, Dropout, MLP)
+    return any(vars(everywhere)[name] for name in EVERYWHERE) or any(
+        kind.forward.__module__ != kind.__module__ for kind in known
+    )
 
 
 def _leaves(module: nn.Module) -> list[nn.Module] | None:

@@ -273,6 +273,15 @@ def shared() -> nn.Module:
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), first)
 
 
+def of_another_kind() -> nn.Module:
+    class Half(torch.Tensor):
+        """A weight that computes otherwise, as quantised ones do."""
+
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    module[0].weight = nn.Parameter(module[0].weight.detach().as_subclass(Half))
+    return module
+
+
 class Subclass(MLP):
     """Could override anything."""
 
@@ -283,6 +292,7 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "a frozen weight": frozen,
     "a shared layer": shared,
     "a subclass": lambda: Subclass((1, 3, 4), 5),
+    "a weight of its own kind": of_another_kind,
     "double precision": lambda: network().double(),
     "another activation": lambda: nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 2)),
     "no activation": lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)),
@@ -301,6 +311,16 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_network_that_is_not_plainly_layers_is_left_to_autograd(what: str) -> None:
     assert describe(REFUSED[what]()) is None
+
+
+def test_what_is_put_into_all_modules_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a hook on every module, or another `forward` in a class of torch's, is not passed by."""
+    assert describe(network()) is not None
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert describe(network()) is None
+    handle.remove()
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, inputs: inputs)
+    assert describe(network()) is None
 
 
 @pytest.mark.parametrize(
