@@ -137,5 +137,5 @@ def peak_device_bytes(device: torch.device) -> int:
     As torch.cuda.max_memory_allocated, which sorts all statistics for it: a quarter of a
     millisecond on a slow host, of the 3 in which 50 recorded steps and their record are done.
     """
-    statistics = torch.cuda.memory_stats_as_nested_dict(device)  # type: ignore[no-untyped-call]
+    statistics = torch.cuda.memory_stats_as_nested_dict(device)
     return int(statistics["allocated_bytes"]["all"]["peak"])
