@@ -36,7 +36,7 @@ def write_html(comparison: Comparison, path: Path) -> None:
     data = whole_page(comparison, points_per_curve(comparison.runs), time.time())
     data |= {"live": False, "subtitle": f"{count} run{'s' * (count > 1)}, written {written}"}
     tables = (results_table(comparison), differences_table(comparison))
-    notes = [explain(comparison, mark="green"), *comparison.notes]
+    notes = [explain(comparison, mark="Green"), *comparison.notes]
     plain = "".join(
         [*map(table_html, tables), *(f'<p class="quiet">{escape(note)}</p>' for note in notes)]
     )

@@ -69,7 +69,7 @@ def overview(comparison: Comparison | None, left_out: Sequence[str], now: float)
         "metric": comparison.metric,
         "by": comparison.by,
         "lower": comparison.lower,
-        "explain": explain(comparison, mark="a star"),
+        "explain": explain(comparison, mark="★"),
         "notes": comparison.notes,
         "columns": columns,
         "groups": groups,

@@ -104,18 +104,18 @@ def differences_table(comparison: Comparison) -> Table:
 def explain(comparison: Comparison, mark: str = "*") -> str:
     """How the tables are to be read; `mark` is how they show the best value."""
     better = "lower" if comparison.lower else "higher"
-    text = (
-        f"Ranked by the {comparison.by} {comparison.metric}, {better} is better; {mark} marks a "
-        "value that the test tells from all others in its column, for which it takes two seeds."
-    )
+    text = f"Ranked by the {comparison.by} {comparison.metric}, {better} is better."
     if any(len(group.runs) > 1 for group in comparison.groups):
         text += " Several seeds: mean ± sample standard deviation."
+    elif len(comparison.groups) > 1:
+        text += " Nothing is marked as the best: with one seed a row, any difference may be luck."
     tested = [test for test in comparison.tests if test.result is not None]
     if tested:
         text += (
             f" p: Welch's t-test, two-sided, against the best; below {SIGNIFICANT} counts as "
             "significant."
         )
+        text += f" {mark} marks what the test tells from every other value in its column."
         if len(tested) > 1:
             text += f" It is not corrected for the {len(tested)} comparisons."
         if any(min(test.counts) < 3 for test in tested):

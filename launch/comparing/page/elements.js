@@ -15,10 +15,12 @@ function element(tag, attributes = {}, ...children) {
 
 const at = (id) => document.getElementById(id);
 
-// Put children in the place of others, but leave what somebody is typing in.
+// Put children in the place of others; a button that had the focus keeps it.
 function fill(id, ...children) {
   const host = typeof id === "string" ? at(id) : id;
+  const place = [...host.querySelectorAll("button")].indexOf(document.activeElement);
   host.replaceChildren(...children.filter((child) => child !== null));
+  if (place >= 0) host.querySelectorAll("button")[place]?.focus({ preventScroll: true });
 }
 
 function select(label, options, chosen, change) {

@@ -4,6 +4,7 @@ const POLL_MILLISECONDS = 1000;
 const HIDDEN_MILLISECONDS = 5000;
 let version = 0;
 let built = false;
+let pressed = false; // a click is two events on one element, which must not be replaced in between
 let parallel = null;
 let shape = ""; // what the bars above the charts depend on
 
@@ -46,10 +47,21 @@ function build() {
   addScatter();
   parallel = addParallel();
   addLayers();
+  at("table").addEventListener("mouseleave", () => {
+    state.focus = null;
+    repaintAll();
+  });
+  for (const name of ["pointerdown", "pointerup", "pointercancel"]) {
+    document.addEventListener(name, () => { pressed = name === "pointerdown"; }, true);
+  }
   for (const id of ["more", "system"]) at(id).addEventListener("toggle", repaintAll);
 }
 
 async function poll() {
+  if (pressed) {
+    setTimeout(poll, 100);
+    return;
+  }
   let wait = document.hidden ? HIDDEN_MILLISECONDS : POLL_MILLISECONDS;
   try {
     const answer = await fetch(`data?since=${version}`, { cache: "no-store" });

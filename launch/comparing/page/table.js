@@ -57,7 +57,6 @@ function header(name, title) {
     if (state.sort?.column !== name) state.sort = { column: name, descending: false };
     else state.sort = state.sort.descending ? null : { column: name, descending: true };
     showTable();
-    at("table").querySelectorAll("thead button").forEach((button) => button.textContent === title && button.focus());
   };
   return element("th", { scope: "col", "aria-sort": direction }, element("button", { type: "button", onclick: turn }, title));
 }
@@ -103,6 +102,7 @@ function showTable() {
   fill("table", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows.map((each) => row(each, columns)))));
   const total = state.rows === "runs" ? state.runs.size : state.page.groups.length;
   at("count").textContent = rows.length === total ? "" : `${rows.length} of ${total}; the ranking is that of all`;
+  at("seeds").hidden = !state.page.groups.some((group) => group.runs.length > 1);
   const lines = [state.page.explain, ...state.page.notes];
   fill("notes", ...lines.filter(Boolean).map((text) => element("p", { class: "quiet" }, text)));
 }
@@ -129,7 +129,7 @@ function resultsBar() {
     refresh();
   } });
   fill("results-bar", search,
-    choice("rows", [["groups", "seeds together"], ["runs", "every run"]], state.rows, (value) => { state.rows = value; showTable(); }),
+    element("span", { id: "seeds", hidden: true }, choice("rows", [["groups", "seeds together"], ["runs", "every run"]], state.rows, (value) => { state.rows = value; showTable(); })),
     columnPicker(), element("span", { class: "quiet", id: "count", role: "status" }));
 }
 
