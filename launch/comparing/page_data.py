@@ -13,6 +13,7 @@ from typing import Any
 
 from configs.read_files import open_plain
 from launch.comparing.comparison import Comparison, find_differences
+from launch.comparing.comparison_files import finite
 from launch.comparing.page_curves import ALL_CELLS, curves_of, knots_of, layers_of, number
 from launch.comparing.panels import COLOURS, panels
 from launch.comparing.ranking import UNFINISHED, Group
@@ -88,7 +89,7 @@ def run_content(run: RunRecord, *, points: int, cells: int, now: float) -> Json:
         cells: About how many numbers its maps of layers may have.
         now: Seconds since 1970.
     """
-    return {
+    content: Json = {
         "id": run.source,
         "name": run.name,
         "status": run.status,
@@ -115,6 +116,8 @@ def run_content(run: RunRecord, *, points: int, cells: int, now: float) -> Json:
         "mistakes": _mistakes(run),
         "pictures": [path.name for path in run.pictures],
     }
+    found: Json = finite(content)  # files may hold what JSON has no word for
+    return found
 
 
 def whole_page(comparison: Comparison, points: int, now: float) -> Json:

@@ -86,12 +86,25 @@ def test_notes_are_kept_in_the_run_and_shown(tmp_path: Path, watched: RunsBelow)
     watched.annotate(source, Annotation("good <b>", ("paper",)))
     assert read_annotation(tmp_path / "runs/a") == Annotation("good <b>", ("paper",))
     [run] = watched.since(first["version"])["runs"]
-    assert (run["note"], run["tags"]) == ("good <b>", ("paper",))
+    assert (run["note"], run["tags"]) == ("good <b>", ["paper"])
     with pytest.raises(InputError, match="one that is shown"):
         watched.annotate(str(tmp_path), Annotation("outside"))
     (tmp_path / "runs/a/notes.json").write_text("[]")
     [run] = watched.since(0)["runs"][:1]
     assert any("notes.json" in line for line in run["notes"]), "no reason to leave the run out"
+
+
+def test_no_file_of_a_run_ends_the_page(tmp_path: Path, watched: RunsBelow) -> None:
+    """Law: what is in them may be anything that JSON, or Python, can hold."""
+    folder = write_run(tmp_path / "runs/odd", world_size=float("nan"), gpus=5, cpu=[1])
+    evaluation = {"confusion_matrix": [[float("nan"), 1], [-2, 1e400]], "classes": 7}
+    evaluation["mistakes"] = [3, {"true": {"a": 1}, "predicted": 9, "confidence": "sure"}]
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "a.png").mkdir()
+    append(folder, {"step": 70, "a": float("inf"), "gradients/x/norm": float("nan")})
+    found = watched.since(0)
+    assert "odd" in named(found)
+    assert len(json.dumps(found, allow_nan=False)) > 1000
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
