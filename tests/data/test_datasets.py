@@ -177,6 +177,16 @@ class LongStream(Stream):
     def __len__(self):
         return 5
 
+class Listed(torch.utils.data.Dataset):  # whose base class only says that it has indices
+    def __iter__(self):
+        return iter([(torch.zeros(2), 1)])
+
+    def __len__(self):
+        return 5
+
+def loader(count):
+    return torch.utils.data.DataLoader(Points(count))
+
 class StatefulStream(Stream):
     def state_dict(self):
         return {"shard": 3}
@@ -281,6 +291,8 @@ def test_options_are_the_keyword_arguments_of_the_users_callable(
         ("def build(): return Stream(), Stream()", ", train: given 'Stream, a stream'"),
         ("def build(): return Stream()", ": given 'Stream, a stream'"),
         ("def build(): return Points(9), LongStream()", ", test: given 'LongStream, a stream'"),
+        ("def build(): return Listed(), Points(4)", ", train: given 'Listed, a stream'"),
+        ("def build(): return loader(9), loader(4)", "given 'a DataLoader', expected the data set"),
         ("def build(): return StatefulStream(), Points(4)", "nor come again after a restart"),
         ("def build(): return (point for point in Points(9))", "given 'generator, a stream'"),
         (

@@ -157,6 +157,8 @@ def test_a_notebook_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     outputs = [cell.outputs for cell in notebook.cells]
     printed: list[Any] = [out.text for cell in outputs for out in cell if "text" in out]
     assert any("Stopped on request at step" in text for text in printed)
-    assert any(re.search(r"^[\d:]+  epoch 5  step 125  test accuracy", text, re.M) for text in printed)
+    assert any(
+        re.search(r"^[\d:]+  epoch 5  step 125  test accuracy", text, re.M) for text in printed
+    )
     assert not any("\x1b" in text or "\r" in text for text in printed)
     assert "completed at step 125" in outputs[3][-1].data["text/plain"]

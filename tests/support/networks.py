@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,6 +25,8 @@ class Layer(nn.Module):
 
 
 class Deep(nn.Module):
+    """Blocks of layers, and a parameter without a dimension."""
+
     def __init__(self, momentum: float | None = 0.1) -> None:
         super().__init__()
         self.first = nn.Linear(6, 8)
@@ -31,6 +34,7 @@ class Deep(nn.Module):
             [nn.Sequential(Layer(8), nn.ReLU()), nn.ModuleList([Layer(8), Layer(8)])]
         )
         self.last = nn.Linear(8, 3)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
         for part in self.modules():
             if isinstance(part, nn.BatchNorm1d):
                 part.momentum = momentum
@@ -40,5 +44,5 @@ class Deep(nn.Module):
         for stage in self.stages:
             for layer in stage:
                 hidden = layer(hidden)
-        outputs: Tensor = self.last(hidden)
+        outputs: Tensor = self.last(hidden) * self.temperature
         return outputs

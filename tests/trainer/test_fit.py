@@ -283,6 +283,16 @@ class Stream(IterableDataset[Any]):
         return iter([])
 
 
+def test_data_sets_may_have_names(tmp_path: Path) -> None:
+    """As Hugging Face's DatasetDict has them; other keys of the group are given with dots."""
+    train_set, test_set = sets()
+    named = {"train": train_set, "test": test_set}
+    run = train(tmp_path, data=named, **{"data.drop_last": True})
+    assert run.metrics["count"] == len(test_set)
+    assert run.step == 3 * (113 // 16)
+    assert train(tmp_path, data=named, **{"data.drop_last": True}).metrics == run.metrics
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

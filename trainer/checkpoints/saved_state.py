@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.own_modules import PREFIX
-from trainer.engines.dtensor import Stored
+from trainer.engines.dtensor import SCALARS, Stored
 
 MOST = 2**53
 """Of a count; what a float of a record can hold."""
@@ -25,7 +25,7 @@ ELEMENTWISE = frozenset(
     ]
 )
 """What optimizers of torch and ours keep in the shape of the parameter."""
-SCALARS = frozenset(("step", "eta", "mu"))
+
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu")
 GENERATORS = {"python": 625, "numpy": 624}
 """Words of each state."""
@@ -165,7 +165,9 @@ def _check_slot(name: str, key: str, value: Any, parameter: Tensor) -> None:
     elif key in ELEMENTWISE and not (value is None and key == "momentum_buffer"):
         held = isinstance(value, Tensor | Stored)
         shape = tuple(value.shape) if held else type(value).__name__
-        _expect(shape == tuple(parameter.shape), name, shape, f"shape {tuple(parameter.shape)}")
+        # A scalar among ranks is (1,), and so it lies in a checkpoint in parts.
+        alike = shape == tuple(parameter.shape) or {shape, tuple(parameter.shape)} == {(), (1,)}
+        _expect(alike, name, shape, f"shape {tuple(parameter.shape)}")
 
 
 def _check_value(name: str, value: Any, like: Any) -> None:

@@ -17,10 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.engines.scalars import names_of_scalars
 from trainer.networks.module_state import resize_buffers
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+
+SCALARS = frozenset(("step", "eta", "mu"))
+"""State of an optimizer that has no dimension, whatever its parameter has."""
 
 
 @runtime_checkable
@@ -111,7 +116,8 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
     Returns:
         The state dict with its own keys; on other ranks only what is not sharded.
     """
-    return _gather(module.state_dict())
+    found, scalars = _gather(module.state_dict()), names_of_scalars(module)
+    return {name: v.reshape(()) if name in scalars else v for name, v in found.items()}
 
 
 def load_full_state(module: nn.Module, state: dict[str, Any]) -> None:
@@ -125,7 +131,8 @@ def load_full_state(module: nn.Module, state: dict[str, Any]) -> None:
         RuntimeError: If keys or shapes of weights are not the module's.
     """
     resize_buffers(module, state)
-    own = module.state_dict()
+    own, scalars = module.state_dict(), names_of_scalars(module)
+    state = {name: whole(v).reshape(1) if name in scalars else v for name, v in state.items()}
     module.load_state_dict({name: _part(value, own.get(name)) for name, value in state.items()})
 
 
@@ -136,7 +143,17 @@ def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         The state dict in torch.optim's own format, in which parameters have numbers.
     """
     state = optimizer.state_dict()
-    return state | {"state": {index: _gather(own) for index, own in state["state"].items()}}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    found = {}
+    for index, own in state["state"].items():
+        cut = {name for name, value in own.items() if is_sharded(value)}
+        scalar = hasattr(parameters[index], "was_scalar")
+        gathered = _gather(own)
+        found[index] = {
+            name: value.reshape(()) if scalar and name in cut else value
+            for name, value in gathered.items()
+        }
+    return state | {"state": found}
 
 
 def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -149,7 +166,10 @@ def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str,
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {
-        index: {name: _part(value, parameters[int(index)]) for name, value in own.items()}
+        index: {
+            name: _part(_dimensioned(name, value, parameters[int(index)]), parameters[int(index)])
+            for name, value in own.items()
+        }
         for index, own in state["state"].items()
     }
     optimizer.load_state_dict(state | {"state": parts})
@@ -166,6 +186,13 @@ def _gather(state: dict[str, Any]) -> dict[str, Any]:
         if dist.get_rank() == 0:
             found[name] = gathered
     return found
+
+
+def _dimensioned(name: str, value: Any, parameter: Tensor) -> Any:
+    """State of a parameter that is a scalar, or (1,) among ranks, in the shape that it has here."""
+    shapes = {tuple(getattr(value, "shape", parameter.shape)), tuple(parameter.shape)}
+    other = shapes == {(), (1,)} and name not in SCALARS
+    return whole(value).reshape(parameter.shape) if other else value
 
 
 def _part(value: Any, model: Any) -> Any:

@@ -27,6 +27,7 @@ from trainer.engines.dtensor import (
     load_full_optimizer_state,
 )
 from trainer.engines.engine import Engine
+from trainer.engines.scalars import mark_scalars
 from trainer.engines.sharding import build_mesh, fill, keep_gathered, shard
 from trainer.networks.copying import hooked_weights
 from trainer.networks.deferred import Deferred
@@ -95,6 +96,7 @@ class ShardedEngine(Engine):
             keep_gathered(self.module)
         if deferred is not None:
             fill(self.module, average, deferred, runtime.device, parallel)
+        mark_scalars(self.module)
         parts = dict(zip(parameters, self.module.parameters(), strict=True))
         for group in optimizer.param_groups:
             group["params"] = [parts[parameter] for parameter in group["params"]]

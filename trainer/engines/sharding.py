@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from configs.schema_execution import ParallelConfig
 from trainer.engines.dtensor import is_sharded, local, own_rows
+from trainer.engines.scalars import give_dimension
 from trainer.networks.blocks import blocks
 from trainer.networks.deferred import Deferred
 from trainer.ranks.runtime import Runtime, limit_wait
@@ -62,6 +63,7 @@ def shard(
         mesh: The ranks.
         config: How gradients travel and where the parts lie.
     """
+    give_dimension(module)
     reduce_dtype = torch.bfloat16 if config.compression == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
@@ -137,7 +139,7 @@ def _named_tensors(module: nn.Module, *, remove_duplicate: bool) -> Iterator[tup
 def _set_rows(target: Tensor, value: Tensor) -> None:
     if is_sharded(target):
         start, stop = own_rows(target)  # type: ignore[arg-type]
-        value = value[start:stop]
+        value = value.reshape(target.shape)[start:stop]
     local(target).copy_(value)
 
 

@@ -133,7 +133,7 @@ class Rig:
     ("dtype", "atol", "options"),
     [
         ("fp32", 1e-6, {}),
-        ("bf16", 1e-3, {}),
+        ("bf16", 2e-3, {}),
         ("fp32", 1e-6, {"deferred": True, "reshard_after_forward": False}),
         ("fp32", 2e-3, {"kind": "muon"}),
     ],
@@ -146,7 +146,7 @@ def test_steps_are_those_of_a_whole_model(
     rig.assert_equal(0.0)
     averages = rig.average.state_dict()
     for name, value in rig.plain.module.state_dict().items():
-        assert torch.equal(full_tensor(averages[name]), value)
+        assert torch.equal(full_tensor(averages[name]).reshape(value.shape), value)
     for _ in range(3):
         rig.step()
     rig.assert_equal(atol)

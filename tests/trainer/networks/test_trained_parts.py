@@ -51,6 +51,22 @@ def test_parts_are_trained_from_their_epoch_on_whatever_was_before() -> None:
         parts.check(step=1)
 
 
+def test_what_the_model_itself_froze_may_be_trained_from_an_epoch_on() -> None:
+    """Law: unfreezing a backbone is said by epoch, and the optimizer knows it from the start."""
+    model = Normed()
+    model.a.requires_grad_(False)
+    model.norm.requires_grad_(False)
+    freeze(model, ModelConfig(train_from={"a": 2}))
+    assert all(weight.requires_grad for weight in model.a.parameters())
+    assert not model.norm.weight.requires_grad
+    parts = TrainedParts(model, {"a": 2})
+    parts.enter(0)
+    assert "a.weight" not in trained(model)
+    parts.enter(1)
+    assert "a.weight" in trained(model)
+    assert "norm.weight" not in trained(model)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

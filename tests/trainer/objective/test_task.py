@@ -13,6 +13,7 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.schema_model import TaskConfig
 from trainer.objective.selection import Selection, choose_selection
+from trainer.objective.task import Task
 from trainer.objective.tasks import build_task
 
 
@@ -135,6 +136,25 @@ def test_a_loss_may_be_a_mean_a_function_or_a_module_of_torch(path: str) -> None
     outputs, targets = samples("regression", 6)
     loss, *_ = task.learn(outputs, targets)
     torch.testing.assert_close(loss / 6, F.smooth_l1_loss(outputs, targets.float()))
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
+
+
+def own_task() -> Task:
+    """A task of one's own with class weights, which are float32."""
+    return Task(
+        loss=lambda outputs, targets: F.cross_entropy(
+            outputs, targets, weight=WEIGHTS, reduction="sum"
+        )
+    )
+
+
+def test_a_task_of_ones_own_is_evaluated_in_the_type_it_is_trained_in() -> None:
+    task = build_task(TaskConfig(name=f"{__name__}:own_task"), label_smoothing=0.0)
+    outputs, targets = torch.randn(6, 3), torch.arange(6) % 3
+    trained = float(task.learn(outputs, targets)[0]) / 6
+    assert task.report(task.measure(outputs, targets).tolist())["loss"] == pytest.approx(trained)
 
 
 def test_a_metric_of_the_user_is_reported_with_the_others() -> None:
