@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 from configs.visible import visible
@@ -34,6 +36,13 @@ class InputError(ValueError):
         parts += [f"expected {expected}"] if expected else []
         message = what + (": " + ", ".join(parts) if parts else "")
         super().__init__(visible(message + (f". {remedy}" if remedy else "")))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A remedy for a name that is not known, whatever its case; empty if none is close to it."""
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given.lower(), spelled, n=1)
+    return f"Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 def failing_line(error: BaseException) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.identity import flatten
 from configs.schema import RunConfig
 from configs.table import Row, groups, kind, literal
@@ -42,12 +41,11 @@ def help_page(topic: str, prog: str, description: str) -> str:
         inside = topic.strip("-.")
         chosen = [name for name in known if name == inside or name.startswith(f"{inside}.")]
         if not inside or not chosen:
-            close = difflib.get_close_matches(topic, known, n=1)
             raise InputError(
                 "--help",
                 given=topic,
                 expected=f"all, or a group of keys: {', '.join(filter(None, known))}",
-                remedy=f"Did you mean {close[0]}?" if close else "",
+                remedy=did_you_mean(topic, known),
             )
     lines = [_usage(prog), "", description] if topic == "all" else []
     for name in chosen:

@@ -137,8 +137,8 @@ MEETS: dict[str, tuple[Callable[[RunConfig, Setting], bool], str]] = {
         for key in ("mode", "regional", "cache")
     },
     "parallel.bucket_mb": (
-        lambda _, met: met.reduction in ("DDP", "PowerSGD"),
-        "several ranks whose gradients DDP reduces",
+        lambda _, met: met.reduction in ("DDP", "PowerSGD", "all-reduce"),
+        "several ranks that each hold the whole model, and parallel.reduction fast",
     ),
     "parallel.find_unused_parameters": (
         _asks_for_unused,

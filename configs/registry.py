@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.imports import import_callable, is_import_path
 
 
@@ -20,13 +19,11 @@ def resolve(key: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Cal
     if is_import_path(name):
         return import_callable(key, name, "the import path of a callable")
     if name not in table:
-        lowered = {known.lower(): known for known in table}
-        close = [lowered[found] for found in difflib.get_close_matches(name.lower(), lowered, n=1)]
         raise InputError(
             key,
             given=name,
             expected=f"one of {', '.join(table)}, or an import path `package.module:attribute`",
-            remedy=f"Did you mean {close[0]!r}?" if close else "",
+            remedy=did_you_mean(name, table),
         )
     return table[name]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.imports import is_import_path
 from configs.schema import DataConfig
 from data.catalogue.catalog import CATALOG
@@ -89,11 +88,10 @@ def catalog_facts(name: str) -> DatasetFacts:
     """The catalogue entry of that name, or InputError with the closest one."""
     if name not in CATALOG:
         known = [*CATALOG, *READERS]
-        close = difflib.get_close_matches(name, known, n=1)
         raise InputError(
             "data.dataset",
             given=name,
             expected=f"{', '.join(known)} or an import path `package.module:attribute`",
-            remedy=f"Did you mean {close[0]!r}?" if close else "",
+            remedy=did_you_mean(name, known),
         )
     return CATALOG[name]

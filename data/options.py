@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from configs.errors import InputError, expect
+from configs.errors import InputError, did_you_mean, expect
 from configs.schema import DataConfig
 
 T = TypeVar("T")
@@ -78,12 +77,11 @@ def read_options(kind: type[T], config: DataConfig) -> T:
     values: dict[str, Any] = {}
     for key, value in config.kwargs.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
             raise InputError(
                 f"data.kwargs of {config.dataset}",
                 given=key,
                 expected=f"one of {', '.join(known)}" if known else "none",
-                remedy=f"Did you mean {close[0]!r}?" if close else "",
+                remedy=did_you_mean(key, known),
             )
         if not _fits(value, hints[key]):
             raise InputError(f"data.kwargs.{key}", given=value, expected=_describe(hints[key]))

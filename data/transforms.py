@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.imports import call_with, import_extra, import_object, is_import_path
 
 KEY = "data.kwargs.augment"
@@ -83,12 +82,11 @@ def _from_torchvision(name: str) -> Any:
         if isinstance(value, type) and issubclass(value, torch.nn.Module) and key != "Transform"
     ]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
         raise InputError(
             KEY,
             given=name,
             expected="a transform of torchvision.transforms.v2 or an import path",
-            remedy=f"Did you mean {close[0]!r}?" if close else "",
+            remedy=did_you_mean(name, known),
         )
     return getattr(v2, name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from configs.errors import InputError, expect
+from configs.errors import InputError, did_you_mean, expect
 from configs.schema import DataConfig
 from data.formats.parts import REMEDY, VALIDATION_NAMES, PartOptions, choose_parts
 from data.formats.table_file import (
@@ -166,12 +165,11 @@ def _target(options: TableOptions, table: Columns, path: Path) -> str:
 
 def _column(name: str, table: Columns, path: Path, key: str) -> str:
     if name not in table:
-        close = difflib.get_close_matches(name, list(table), n=1)
         raise InputError(
             f"{path}: {key}",
             given=name,
             expected=f"one of {', '.join(table)}",
-            remedy=f"Did you mean {close[0]!r}?" if close else "",
+            remedy=did_you_mean(name, table),
         )
     return name
 

@@ -5,7 +5,6 @@ The files are those of W&B: one file serves `wandb sweep` and `launch/sweep.py`.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.read_files import read_yaml
 from launch.sweeping.key_lines import key_lines
 
@@ -164,12 +163,11 @@ def _space(where: str, given: Any) -> Space:
     whole = type(low) is int and type(high) is int
     kind = given.get("distribution", "int_uniform" if whole else "uniform")
     if kind not in DISTRIBUTIONS:
-        close = difflib.get_close_matches(str(kind), DISTRIBUTIONS, n=1)
         raise InputError(
             f"{where}.distribution",
             given=kind,
             expected=f"one of {', '.join(DISTRIBUTIONS)}",
-            remedy=f"Did you mean {close[0]!r}?" if close else "",
+            remedy=did_you_mean(str(kind), DISTRIBUTIONS),
         )
     numbers = all(isinstance(b, int | float) and abs(b) < LARGEST for b in (low, high))
     if not numbers or low >= high or (kind == "log_uniform_values" and low <= 0):

@@ -33,5 +33,5 @@ def test_a_group_has_its_keys_and_all_of_them_have_a_page(asked: str) -> None:
 
 
 def test_an_unknown_group_is_refused_with_the_closest() -> None:
-    with pytest.raises(InputError, match=r"given 'optimiser'.*Did you mean optimizer\?"):
+    with pytest.raises(InputError, match=r"given 'optimiser'.*Did you mean 'optimizer'\?"):
         page("--help", "optimiser")

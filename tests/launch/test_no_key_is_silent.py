@@ -115,7 +115,7 @@ SEVERAL = Setting(world_size=2, reduction="all-reduce")
     [
         ("precision.matmul", Setting(), GPU),
         ("compile.mode", GPU, Setting(compiled=True)),
-        ("parallel.bucket_mb", SEVERAL, DDP),
+        ("parallel.bucket_mb", Setting(world_size=2, reduction="exact tree"), SEVERAL),
         ("parallel.find_unused_parameters", SEVERAL, DDP),
         ("parallel.compression", Setting(), SEVERAL),
         ("parallel.timeout_seconds", Setting(), SEVERAL),
