@@ -93,6 +93,8 @@ def plan(arguments: argparse.Namespace) -> Sweep:
         raise InputError("SWEEP", expected="either a sweep file or --seeds A..B")
     if arguments.factor < 2:
         raise InputError("--factor", given=arguments.factor, expected="2 or more")
+    if arguments.slurm and not ARRAY.is_file():
+        raise InputError("--slurm", expected="a checkout of the project, which has the scripts")
     if arguments.slurm and (arguments.halving or arguments.nproc > 1):
         raise InputError("--slurm", expected="neither --halving nor --nproc: see slurm/README.md")
     if arguments.seeds is not None:
@@ -220,10 +222,6 @@ def submit(folder: Path, sweep: Sweep, overrides: Sequence[str], *, jobs: int) -
     """Hand the trials to Slurm as an array, a line each; they are named as here."""
     from trainer.checkpoints.atomic_files import write_output
 
-    if not ARRAY.is_file():
-        raise InputError(
-            "--slurm", expected="a checkout of the project, which has the scripts for it"
-        )
     lines = "".join(shlex.join(trial.arguments) + "\n" for trial in sweep.trials)
     write_output(folder / "trials.txt", lines)
     at_once = f"%{jobs}" if jobs > 1 else ""
