@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.own_modules import PREFIX
 from launch.entry import program_of, run_command
 from trainer.ranks.launcher import guess
@@ -83,13 +82,11 @@ def refuse(argv: Sequence[str]) -> int:
     Raises:
         InputError: Always.
     """
-    files = {command.file: name for name, command in COMMANDS.items()}
-    close = difflib.get_close_matches(argv[0], [*COMMANDS, *files], n=1)
-    guess = f"Did you mean {files.get(close[0], close[0])!r}? " if close else ""
+    meant = did_you_mean(argv[0], COMMANDS)
     raise InputError(
         f"command {argv[0]!r}",
         expected=f"one of {', '.join(COMMANDS)}",
-        remedy=f"{guess}`convoy --help` says what they do.",
+        remedy=f"{meant} `convoy --help` says what they do.".lstrip(),
     )
 
 

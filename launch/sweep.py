@@ -93,6 +93,10 @@ def plan(arguments: argparse.Namespace) -> Sweep:
         raise InputError("SWEEP", expected="either a sweep file or --seeds A..B")
     if arguments.factor < 2:
         raise InputError("--factor", given=arguments.factor, expected="2 or more")
+    if arguments.slurm:
+        from launch.submitting.submission import check_scripts
+
+        check_scripts()
     if arguments.slurm and (arguments.halving or arguments.nproc > 1):
         raise InputError("--slurm", expected="neither --halving nor --nproc: see slurm/README.md")
     if arguments.seeds is not None:

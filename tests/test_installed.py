@@ -133,6 +133,7 @@ def test_every_command_works_beside_packages_of_the_same_names(project: Path) ->
     assert "Traceback" not in doctor.output
     for words, reason in (
         (["benchmark", "--quick"], "a checkout of the project"),
+        (["sweep", "--seeds=0..1", "--slurm"], "a checkout of the project"),
         (["evaluate", "runs/mnist"], "repeat: convoy evaluate runs/mnist --trust_code"),
     ):
         refused = convoy(project, *words)

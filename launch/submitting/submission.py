@@ -18,6 +18,13 @@ from launch.submitting.sites import CHECKOUT, Site
 TRAIN, ARRAY = CHECKOUT / "slurm" / "train.sbatch", CHECKOUT / "slurm" / "array.sbatch"
 
 
+def check_scripts() -> None:
+    """Refuse where only the package is installed."""
+    if not TRAIN.is_file():
+        expected = "a checkout of the project, which has the scripts for Slurm"
+        raise InputError(f"{TRAIN} is not there", expected=expected)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submission:
     """A job, or an array of them, that is trained until it is finished."""
@@ -38,9 +45,7 @@ class Submission:
     """At most; None: as the site says."""
 
     def __post_init__(self) -> None:
-        if not TRAIN.is_file():
-            expected = "a checkout of the project, which has the scripts for Slurm"
-            raise InputError(f"{TRAIN} is not there", expected=expected)
+        check_scripts()
 
     @property
     def logs(self) -> Path:
