@@ -17,8 +17,8 @@ from trainer.backward.explicit.onednn import (
     LARGE,
     LARGE_WEIGHT,
     keeps_upright,
-    multiply,
     multiplies_faster,
+    multiply,
     prefers_onednn,
 )
 from trainer.backward.explicit.plain_layers import describe
