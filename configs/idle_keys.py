@@ -90,6 +90,7 @@ NEEDS: dict[str, tuple[Used, str]] = {
 }
 """Keys with a default of their own, when they are used, and what that takes in words."""
 OF_SEVERAL_RANKS = (
+    "logging.ranks",
     "parallel.compression",
     "parallel.strategy",
     "parallel.shard_size",

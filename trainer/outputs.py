@@ -274,7 +274,13 @@ def build_log(
         bad_sample=bad_sample,
         gradients=GradientLog(state.engine.module, config.logging.gradients),
         watch=watch,
-        pace=Pace(state.engine, runtime, recorded, utilisation.of, config.logging.ranks),
+        pace=Pace(
+            state.engine,
+            runtime,
+            recorded,
+            utilisation.of,
+            every_rank=config.logging.ranks and runtime.world_size > 1,
+        ),
         end=end,
         hook=Hook(
             config.logging,
