@@ -59,4 +59,4 @@ def test_its_metric_and_its_hook_work(tmp_path: Path) -> None:
     )
     assert 0 <= run.metrics["within_noise"] <= 1
     notes = {file.parent.name for file in (run.directory / "notes").glob("*/step_*")}
-    assert notes == {"guesses", "first"}
+    assert notes == {"guesses", "first", "weights.1.weight", "weights.1.bias"}

@@ -30,7 +30,8 @@ NOT_RUN = {
     r"predict\.py \S+ -": "reads its standard input; run by tests/launch/test_predict.py",
     r"gpt_small|--prompt": "takes long; run by tests/launch/test_language_model.py",
     r"prepare_data": "fills the cache of the machine",
-    r"examples/(timm|torchvision|bert)\.": "run by tests/examples/test_packages.py",
+    r"examples/(timm|torchvision|bert|boxes)\.": "run by tests/examples/test_packages.py",
+    r"runs/mnist runs/mnist_1|data/embedded": "run in README's order by test_docs_in_order.py",
     r"--help": "prints and ends: run by tests/launch/test_train.py",
 }
 SCRIPTS = r"launch[/.](train|compare|evaluate|predict|export)(\.py)?$"

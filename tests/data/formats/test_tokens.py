@@ -187,7 +187,7 @@ def test_a_text_need_not_be_prepared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda root: (root / "tokens.json").unlink(), r"lacks tokens.json.*prepare_data.*--text"),
+        (lambda root: (root / "tokens.json").unlink(), r"lacks tokens.json.*prepare .*--text"),
         (lambda root: (root / "tokens.json").write_text("[]"), "tokens.json.*dtype.*50257"),
         (
             lambda root: (root / "tokens.json").write_text('{"dtype": "int64", "vocabulary": 9}'),
