@@ -20,6 +20,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.visible import plain, visible
 from launch.comparing.comparison import Comparison, compare
+from launch.comparing.ranking import add_ranking_arguments
 from launch.comparing.tables import Table, differences_table, explain, results_table, to_rich
 from launch.entry import called, run_command
 
@@ -63,21 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a run directory, a pattern in quotes, an offline W&B directory, or a W&B path "
         "(entity/project/run_id or entity/project)",
     )
-    parser.add_argument(
-        "--metric", help="ranks the runs (default: val/accuracy, eval/accuracy or the like)"
-    )
-    parser.add_argument(
-        "--by",
-        choices=("best", "final"),
-        help="value of the metric that counts (default: the best on validation samples, else the "
-        "final one)",
-    )
-    parser.add_argument(
-        "--group",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take runs that differ only in their seed together (default)",
-    )
+    add_ranking_arguments(parser)
     parser.add_argument("--filter-group", metavar="GROUP", help="of a W&B project, only this group")
     parser.add_argument("--filter-tag", metavar="TAG", help="of a W&B project, only this tag")
     parser.add_argument(

@@ -24,7 +24,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.load import load_config
 from configs.visible import visible
-from launch.entry import run_command
+from launch.entry import called, run_command
 from launch.run_arguments import not_negative, positive
 from launch.submitting.sites import CHECKOUT, EXAMPLE, Site, check, read_site
 from launch.submitting.submission import Submission
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch/submit.py",
+        prog=called(__file__),
         usage="%(prog)s [options of this command] [options of train.py]",
         description="Submit a run to Slurm with slurm/train.sbatch, which starts it again until it "
         "is finished. What a cluster needs stands in slurm/sites.yaml or "
@@ -160,7 +160,7 @@ def checked(arguments: Sequence[str], where: str = "") -> Any:
     """The config, read where the job reads it."""
     try:
         with contextlib.chdir(CHECKOUT):
-            return load_config(arguments, prog="launch/submit.py", description="")
+            return load_config(arguments, prog=called(__file__), description="")
     except InputError as error:
         raise InputError(f"{where}{error}") from None
 

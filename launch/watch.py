@@ -19,7 +19,8 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from configs.errors import InputError
 from configs.visible import visible
-from launch.entry import run_command
+from launch.comparing.ranking import add_ranking_arguments
+from launch.entry import called, run_command
 
 EPILOG = """examples:
   python launch/watch.py
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch/watch.py",
+        prog=called(__file__),
         description="A page in a browser that follows running and finished runs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,21 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="where runs are, or a run directory (default: runs)",
     )
     parser.add_argument("--port", type=_port, default=0, help="(default: any that is free)")
-    parser.add_argument(
-        "--metric", help="ranks the runs (default: val/accuracy, eval/accuracy or the like)"
-    )
-    parser.add_argument(
-        "--by",
-        choices=("best", "final"),
-        help="value of the metric that counts (default: the best on validation samples, else the "
-        "final one)",
-    )
-    parser.add_argument(
-        "--group",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take runs that differ only in their seed together (default)",
-    )
+    add_ranking_arguments(parser)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,25 @@ ALIKE = 1.02
 """Lengths of runs that differ by less than this factor are equal."""
 SAMPLES = ("data.dataset", "data.test")
 """Config keys that decide on which samples a run is evaluated."""
+
+
+def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that decide on the order of runs."""
+    parser.add_argument(
+        "--metric", help="ranks the runs (default: val/accuracy, eval/accuracy or the like)"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("best", "final"),
+        help="value of the metric that counts (default: the best on validation samples, else the "
+        "final one)",
+    )
+    parser.add_argument(
+        "--group",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take runs that differ only in their seed together (default)",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.read_files import read_yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -118,11 +117,10 @@ def make_site(content: Any, where: str) -> Site:
         raise InputError(where, given=content, expected="a mapping of keys under it")
     for key, value in content.items():
         if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
             raise InputError(
                 f"{where}: unknown key {key!r}",
                 expected=f"one of {', '.join(hints)}",
-                remedy=f"Did you mean {close[0]!r}?" if close else "",
+                remedy=did_you_mean(str(key), hints),
             )
         if not fits(value, hints[key]):
             # YAML 1.1 takes 24:00:00 for a number to the base of 60.
