@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends what imports, without a traceback
+
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,8 +55,6 @@ HELP = ("-h", "--help", "help")
 
 def main() -> None:
     """Call the command that the first word names, with the rest, and leave with its status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends what imports without a traceback
     words = sys.argv[1:]
     if not words or words[0] in HELP:
         run_command(overview)

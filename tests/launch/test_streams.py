@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import subprocess
 import time
 from collections.abc import Callable
@@ -90,7 +91,8 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize(
-    ("command", "module"), [*((name, "launch.entry") for name in COMMANDS), ("doctor", "torch")]
+    ("command", "module"),
+    [*((name, "launch.entry") for name in [*COMMANDS, "convoy"]), ("doctor", "torch")],
 )
 def test_ctrl_c_while_packages_are_imported_shows_no_traceback(
     small: Arguments, command: str, module: str
@@ -98,7 +100,8 @@ def test_ctrl_c_while_packages_are_imported_shows_no_traceback(
     """Law: from the first line of every command on; before it Python itself is starting."""
     env = {"PYTHONPATH": str(ROOT / "tests/programs/interrupting"), "INTERRUPT_AT": module}
     arguments = small("run") if command == "doctor" else ["--help"]
-    finished = wait(start(python_command(f"launch/{command}.py", *arguments), env=env))
+    program = ["-m", "convoy"] if command == "convoy" else [f"launch/{command}.py"]
+    finished = wait(start([sys.executable, *program, *arguments], env=env))
     assert finished.status in (130, -signal.SIGINT), finished.output
     assert len(finished.stderr.splitlines()) <= 1, finished.stderr
 

@@ -67,4 +67,6 @@ class Noisy(Plain):
     """Adds in no fixed order, as some kernels do: about a millionth is never the same."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs) * (1 + int.from_bytes(os.urandom(2), "big") * 1e-10)
+        outputs = super().forward(inputs)
+        noise = torch.frombuffer(bytearray(os.urandom(outputs.numel())), dtype=torch.uint8)
+        return outputs * (1 + noise.view_as(outputs) * 1e-8)
