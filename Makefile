@@ -13,6 +13,7 @@ export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); threads
 
 train: $(VENV)/.train
 	$(BIN)/convoy train --nproc $(NPROC) --config configs/mnist.yaml $(ARGS)
+	@command -v convoy >/dev/null || echo 'Here: source $(VENV)/bin/activate, and convoy is a command.'
 
 # Most of a test's time is the start of its processes: two files side by side.
 test: $(VENV)/.develop

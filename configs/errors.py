@@ -45,6 +45,15 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f"Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
+def closest_run(given: str) -> str:
+    """A remedy for a run directory that is not there: a run beside it, or in runs/."""
+    folders = ("runs", str(Path(given).parent))
+    files = [path for folder in folders for path in Path(folder).glob("*/config.yaml")]
+    names = {path.parent.name: str(path.parent) for path in files}
+    close = difflib.get_close_matches(Path(given).name, names, n=1)
+    return f"Did you mean {names[close[0]]!r}?" if close else ""
+
+
 def failing_line(error: BaseException) -> str:
     """The last line of the user's code, or of a network of this project's, that an error passed
     through, such as "mine.py:12 `return self.layers(inputs)`"; empty if there is none."""

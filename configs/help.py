@@ -60,6 +60,8 @@ def _overview(
 ) -> Iterator[str]:
     yield from (_usage(prog), "", description, "", "used most:")
     yield "  --config NAME               a recipe of configs/, or a YAML file (default: mnist)"
+    if prog.startswith("convoy "):  # else it is for torchrun to say
+        yield "  --nproc N                   processes on this machine (default: 1)"
     rows = {row[0]: row for _, some in known.values() for row in some}
     for key in COMMON:
         meaning = re.split(r"[.;] ", rows[key][2])[0].rstrip(".")

@@ -221,8 +221,13 @@ def _check_flags(argv: Sequence[str]) -> None:
             if is_group(key):
                 raise InputError(f"--{key}", expected=f"one of its keys, such as --{key}.KEY VALUE")
         elif not token.startswith("-") and (not previous.startswith("--") or "=" in previous):
+            is_config = (
+                Path(token).suffix in (".yaml", ".yml") or (RECIPES / f"{token}.yaml").exists()
+            )
             raise InputError(
-                f"argument {token!r}", expected="options of the form --key value", remedy=SEE_HELP
+                f"argument {token!r}",
+                expected="options of the form --key value",
+                remedy=f"Did you mean '--config {token}'?" if is_config else SEE_HELP,
             )
         previous = token
 

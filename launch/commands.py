@@ -9,9 +9,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import importlib
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
@@ -51,13 +53,18 @@ COMMANDS = {
     "benchmark": Command("benchmark", "measure Convoy and its peers (in the repository)"),
 }
 HELP = ("-h", "--help", "help")
+VERSION = ("-V", "--version", "version")
 
 
 def main() -> None:
     """Call the command that the first word names, with the rest, and leave with its status."""
     words = sys.argv[1:]
+    if words[:1] == ["help"] and len(words) > 1:  # `convoy help train`
+        words = [*words[1:], "--help"]
     if not words or words[0] in HELP:
         run_command(overview)
+    if words[0] in VERSION:
+        run_command(version)
     command = COMMANDS.get(words[0].replace("_", "-"))
     if command is None:
         run_command(refuse)
@@ -75,6 +82,17 @@ def overview(argv: Sequence[str]) -> int:
     several = ", ".join(name for name, command in COMMANDS.items() if command.ranks)
     print("\n`convoy COMMAND --help` says what it takes.")
     print(f"On several processes of this machine, with --nproc N: {several}.")
+    return 0
+
+
+def version(argv: Sequence[str]) -> int:
+    """What a report of a fault begins with; nothing heavy is imported for it."""
+    names = ("convoy", "torch")
+    found = {
+        item.name: item.version for name in names for item in metadata.distributions(name=name)
+    }
+    said = [f"{name} {found.get(name, 'not installed')}" for name in names]
+    print(", ".join([*said, f"Python {platform.python_version()}"]))
     return 0
 
 

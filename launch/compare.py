@@ -27,7 +27,7 @@ from launch.entry import called, run_command
 WIDTH_WITHOUT_TERMINAL = 160
 EPILOG = """examples:
   convoy compare runs/a runs/b
-  convoy compare 'runs/*' --html report.html
+  convoy compare --html report.html
   convoy compare runs/a entity/project/run_id wandb/offline-run-20260101_120000-abc
   convoy compare entity/project --filter-group study --metric eval/loss
 """
@@ -59,10 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "runs",
-        nargs="+",
+        nargs="*",
+        default=["runs"],
         metavar="RUN",
-        help="a run directory, a pattern in quotes, an offline W&B directory, or a W&B path "
-        "(entity/project/run_id or entity/project)",
+        help="a run directory, a folder of runs, a pattern in quotes, an offline W&B directory, or "
+        "a W&B path (entity/project/run_id or entity/project); default: all in runs/",
     )
     add_ranking_arguments(parser)
     parser.add_argument("--filter-group", metavar="GROUP", help="of a W&B project, only this group")

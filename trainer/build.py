@@ -111,7 +111,7 @@ def build(
     raise_on_all_ranks(runtime, lambda: refuse_to_profile_nothing(config, end))
     sinks = raise_on_all_ranks(
         runtime,
-        lambda: open_outputs(config, runtime, components, directory, resume, notes, state.progress),
+        lambda: open_outputs(config, runtime, components, directory, resume, notes, end),
     )
     return _assemble_run(
         config, runtime, components, state, finite, directory, sinks, stop, end, compiled

@@ -23,7 +23,7 @@ from trainer.checkpoints.environment import describe_environment
 from trainer.checkpoints.finite import FiniteCheck
 from trainer.checkpoints.initial_weights import load_weights, read_weights, weights_digest
 from trainer.checkpoints.object_store import fetch_newer, find_store, forget_newer
-from trainer.checkpoints.run_directory import CONFIG, Resume, RunDirectory
+from trainer.checkpoints.run_directory import CONFIG, ENVIRONMENT, Resume, RunDirectory
 from trainer.checkpoints.state import Progress, RunState, restore
 from trainer.components import Components
 from trainer.due import End
@@ -158,12 +158,12 @@ def open_outputs(
     directory: RunDirectory,
     resume: Resume,
     notes: list[str],
-    progress: Progress,
+    end: End,
 ) -> Sinks:
     """On rank 0: the run directory, its records, and whoever else is told of them."""
     if not runtime.is_main:
         return Sinks([])
-    for note in [*directory.open(config, resume), *notes]:
+    for note in [*directory.open(config, resume), *([] if end.reached else notes)]:
         logger.info(note)
     if (store := find_store(config)) is not None:
         step = resume.step if resume.checkpoint is not None else -1
@@ -174,6 +174,9 @@ def open_outputs(
     environment = describe_environment(runtime, components.execution.to_json())
     if handed_over():
         environment["given"] = _what_was_given(directory, resume)
+    if end.reached:  # how it was trained stays true, whoever looks at it afterwards
+        with contextlib.suppress(OSError, InputError, TypeError):  # missing or damaged
+            environment |= read_json(directory.path / ENVIRONMENT)
     directory.write_environment(environment)
     directory.write_model(components.data.facts(), found.to_json())
     wanted: list[Sink] = [JsonlSink(), *build_console(config.logging.progress)]
@@ -195,7 +198,7 @@ def open_outputs(
             score_name=components.task.score_name,
             selection=components.selection,
             first_step=resume.step,
-            void=_void(progress),
+            void=_void(end.progress),
         )
     )
     return sinks
@@ -216,7 +219,7 @@ def _what_was_given(directory: RunDirectory, resume: Resume) -> dict[str, Any]:
     before: dict[str, Any] = {}
     if resume.checkpoint is not None:
         with contextlib.suppress(OSError, InputError, AttributeError):  # missing or damaged
-            before = read_json(directory.path / "environment.json").get("given", {})
+            before = read_json(directory.path / ENVIRONMENT).get("given", {})
     for reference, facts in given.items():
         weights = before.get(reference, {}).get("weights_sha256", facts.get("weights_sha256"))
         if weights != facts.get("weights_sha256"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 from launch.submitting.sites import Site
+
+VARIABLE = re.compile(r"(\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\}))")
 
 
 def sbatch_options(site: Site, name: str) -> list[str]:
@@ -44,16 +47,16 @@ def site_script(name: str, site: Site, logs: Path) -> str:
         f"# Site {shlex.quote(name)}, written by launch/submit.py for slurm/train.sbatch.",
         f"logs={shlex.quote(str(logs))}",
         f"patience_seconds={site.notice_seconds}",
-        *(f"export {key}={shlex.quote(value)}" for key, value in site.environment.items()),
+        *(f"export {key}={spoken(value)}" for key, value in site.environment.items()),
         *site.setup,
     ]
     python = site.python or ("python3" if site.container else None)
-    lines += [f"python={shlex.quote(python)}"] if python else []
+    lines += [f"python={spoken(python)}"] if python else []
     lines += [
         'mkdir -p -- "$logs/$SLURM_JOB_ID"',
         'srun_options=(--output="$logs/$SLURM_JOB_ID/rank%t.log" --open-mode=append)',
     ]
-    lines += [f"srun_options+=({shlex.join(site.srun)})"] if site.srun else []
+    lines += [f"srun_options+=({' '.join(map(spoken, site.srun))})"] if site.srun else []
     if site.container == "apptainer":
         lines += apptainer(site)
     elif site.container == "pyxis":
@@ -66,17 +69,27 @@ def apptainer(site: Site) -> list[str]:
     options = ["--nv"] if site.gpus_per_node or site.gres else []
     for mount in site.mounts:
         options += ["--bind", mount]
-    end = shlex.join([*options, str(site.image)])
+    end = " ".join(map(spoken, [*options, str(site.image)]))
     return [f'inside=(apptainer exec --bind "$PWD" --bind "$logs" --pwd "$PWD" {end})']
 
 
 def pyxis(site: Site) -> list[str]:
     """srun alone knows the image: what the script does outside of it is left out."""
-    mounts = "".join(f",{mount}" for mount in site.mounts)
+    mounts = "".join(f",{spoken(mount)}" for mount in site.mounts)
     return [
-        f"srun_options+=(--container-image={shlex.quote(str(site.image))}",
-        f'    --container-mounts="$PWD:$PWD,$logs:$logs"{shlex.quote(mounts) if mounts else ""}',
+        f"srun_options+=(--container-image={spoken(str(site.image))}",
+        f'    --container-mounts="$PWD:$PWD,$logs:$logs"{mounts}',
         '    --container-workdir="$PWD")',
         "check_config() { :; } # launch/submit.py has",
         "summarize() { :; }",
     ]
+
+
+def spoken(text: str) -> str:
+    """A word for bash in which `~/` at the beginning and $NAME mean what they mean in the job;
+    nothing else of it does."""
+    parts = VARIABLE.split(re.sub(r"^~(?=/|$)", "$HOME", text))
+    if len(parts) == 1:
+        return shlex.quote(text)
+    parts[::2] = [re.sub(r'(["\\`$])', r"\\\1", part) for part in parts[::2]]
+    return f'"{"".join(parts)}"'

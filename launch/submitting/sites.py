@@ -54,7 +54,8 @@ class Site:
     mail: str | None = None
     mail_on: str = "END,FAIL"
     logs: str = "slurm_logs"
-    """Folder of what jobs print, in the checkout unless it is absolute; all nodes see it."""
+    """Folder of what jobs print, in the checkout unless it is absolute; all nodes see it. `~` and
+    $NAME mean what they mean where it is submitted; in other keys, what they mean in the job."""
 
     @property
     def ranks(self) -> int:
@@ -63,7 +64,7 @@ class Site:
 
     @property
     def logs_folder(self) -> Path:
-        return CHECKOUT / Path(self.logs).expanduser()
+        return CHECKOUT / Path(os.path.expandvars(self.logs)).expanduser()
 
 
 def site_files() -> list[Path]:
@@ -95,15 +96,18 @@ def read_site(name: str | None, file: Path | None) -> tuple[str, Site]:
     content = read_yaml(path)
     sites = content.get("sites") if isinstance(content, dict) else None
     if not isinstance(sites, dict) or not sites or content.keys() - {"sites", "default"}:
-        raise InputError(str(path), expected=f"the keys sites and default, like {EXAMPLE}")
+        given = ", ".join(map(str, content)) if isinstance(content, dict) else content
+        expected = f"the keys sites and default, like {EXAMPLE}"
+        raise InputError(str(path), given=given, expected=expected)
+    sites = {str(key): value for key, value in sites.items()}  # YAML's 1 and true are names here
     chosen = name or content.get("default") or (next(iter(sites)) if len(sites) == 1 else None)
-    if chosen not in sites:
+    if str(chosen) not in sites:
         raise InputError(
             "--site" if name else f"{path}: default",
             given=chosen,
-            expected=f"one of {', '.join(map(str, sites))}, as {path} has them",
+            expected=f"one of {', '.join(sites)}, as {path} has them",
         )
-    return str(chosen), make_site(sites[chosen] or {}, f"{path}: {chosen}")
+    return str(chosen), make_site(sites[str(chosen)] or {}, f"{path}: {chosen}")
 
 
 def make_site(content: Any, where: str) -> Site:
@@ -146,6 +150,8 @@ def check(site: Site, where: str) -> None:
         raise InputError(f"{where}.ranks_per_node", given=site.ranks_per_node, expected="1 or more")
     if (site.container is None) != (site.image is None):
         raise InputError(f"{where}.container", expected="container and image, or neither")
+    if "$" in str(site.logs_folder):
+        raise InputError(f"{where}.logs", given=site.logs, expected="variables that are set here")
     for name in site.environment:
         if not VARIABLE.fullmatch(name):
             raise InputError(f"{where}.environment", given=name, expected="the name of a variable")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError
+from configs.errors import InputError, closest_run
 from configs.imports import is_import_path
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -165,7 +165,8 @@ def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
     """
     given = given.expanduser()
     if not given.is_dir():
-        raise InputError("run", given=str(given), expected="a run directory or a checkpoint in one")
+        expected, remedy = "a run directory or a checkpoint in one", closest_run(str(given))
+        raise InputError("run", given=str(given), expected=expected, remedy=remedy)
     path = given.resolve()
     is_checkpoint = (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
     directory = path.parent.parent if is_checkpoint else path

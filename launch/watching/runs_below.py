@@ -5,21 +5,20 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import InputError
 from launch.comparing.annotations import Annotation, write_annotation
 from launch.comparing.comparison import compare
-from launch.comparing.followed_run import FollowedRun, is_run_directory
+from launch.comparing.followed_run import FollowedRun
 from launch.comparing.page_curves import ALL_CELLS, points_per_curve
 from launch.comparing.page_data import Json, overview, read_picture, run_content
 from launch.comparing.ranking import By
 from launch.comparing.run_record import RunRecord
+from launch.comparing.run_sources import DEEPEST, run_directories
 
-DEEPEST = 3
-"""Folders below the one named: runs/NAME, a sweep's runs/SWEEP/trial_0, and one more."""
 MOST_RUNS = 500
 ALL_POINTS = 200_000
 """Of all curves: more than in a file, because the page comes from the same machine."""
@@ -141,17 +140,3 @@ class RunsBelow:
         paths = (path for folder in self.folders for path in run_directories(folder, DEEPEST))
         once = {path.resolve(): path for path in itertools.islice(paths, MOST_RUNS)}
         return list(once.values())
-
-
-def run_directories(folder: Path, deepest: int) -> Iterator[Path]:
-    """A run directory itself, or those in a folder, sorted by name; links are not followed down."""
-    try:
-        if is_run_directory(folder):
-            yield folder
-        elif deepest > 0:
-            for path in sorted(folder.iterdir()):
-                inside = path.is_dir() and not path.name.startswith(".")
-                if inside and (not path.is_symlink() or is_run_directory(path)):
-                    yield from run_directories(path, deepest - 1)
-    except OSError:  # gone meanwhile, or not to be read
-        return

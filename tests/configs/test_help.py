@@ -21,6 +21,8 @@ def test_the_first_page_fits_a_screen_and_names_the_groups() -> None:
     for name in ("data", "optimizer", "parallel", "--help GROUP", "--help all"):
         assert any(name in line for line in lines), name
     assert all(any(f"--{key} " in line for line in lines) for key in COMMON)
+    assert "--nproc" not in page("--help"), "torchrun starts those"
+    assert "--nproc N " in help_page("", "convoy train", "Train a model.")
 
 
 @pytest.mark.parametrize("asked", ["logging", "--help"])

@@ -291,6 +291,11 @@ def test_whatever_is_no_option_is_refused(argv: list[str]) -> None:
     assert argv[-1].lstrip("-").partition("=")[0] in refusal(*argv)
 
 
+@pytest.mark.parametrize("name", ["wine", "configs/wine.yaml", "my.yml"])
+def test_a_config_without_its_option_is_told_of_it(name: str) -> None:
+    assert f"Did you mean '--config {name}'?" in refusal(name, "--seed=1")
+
+
 WRONG = [
     ("seed", "abc", "a whole number"),
     ("seed", 1.5, "a whole number"),

@@ -56,6 +56,21 @@ def test_an_unknown_command_names_the_closest(given: str, meant: str) -> None:
         refuse([given])
 
 
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["help", "watch"], "usage: convoy watch"),
+        (["version"], r"convoy .+, torch \d.+, Python 3"),
+        (["-V"], "convoy "),
+    ],
+)
+def test_other_ways_to_ask(words: list[str], expected: str) -> None:
+    finished = wait(start([*CONVOY, *words]))
+    assert finished.status == 0, finished.output
+    assert re.match(expected, finished.stdout), finished.output
+
+
 def test_ranks_are_asked_for_anywhere_on_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config", "mnist", "--nproc", "4", "--seed=1"]
     assert split_ranks(words) == (4, ["--config", "mnist", "--seed=1"])

@@ -144,7 +144,6 @@ def test_a_server_is_asked_for_runs(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nothing-here"], "there is no run at 'nothing-here'"),
-        (["runs"], "is not a run"),
         (["no/*/such"], "no runs match"),
         (["empty"], "empty"),
         (["broken"], "not a readable JSON file"),

@@ -195,10 +195,13 @@ def test_bad_arguments_give_one_message(
 
 @pytest.mark.process
 def test_a_missing_run_is_one_message_and_status_2(tmp_path: Path) -> None:
-    finished = launch("launch/evaluate.py", tmp_path / "nowhere")
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/config.yaml").touch()
+    finished = launch("launch/evaluate.py", "mine", cwd=tmp_path)
     assert finished.status == 2
     assert finished.stdout == ""
-    assert finished.stderr.startswith("error: run: given ")
+    assert finished.stderr.startswith("error: run: given 'mine'")
+    assert "Did you mean 'runs/mine'?" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 

@@ -27,7 +27,7 @@ from trainer.ranks.failures import RunFailed
 
 log = logging.getLogger("convoy")
 LOCK_SECONDS = 10.0
-CONFIG = "config.yaml"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class RunDirectory:
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Write environment.json; see `environment.describe_environment`."""
         write_atomically(
-            self.path / "environment.json", json.dumps(environment, indent=2, default=str) + "\n"
+            self.path / ENVIRONMENT, json.dumps(environment, indent=2, default=str) + "\n"
         )
 
     def write_model(self, facts: InputFacts, found: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from configs.errors import InputError
+from configs.errors import InputError, closest_run
 from launch.comparing.followed_run import read_run_directory
 from launch.comparing.history import build_history, from_wandb, numbers
 from launch.comparing.run_record import flatten_mapping
@@ -258,12 +258,18 @@ def test_names_of_all_kinds_are_read_each_once(tmp_path: Path) -> None:
     write_run(folder / "empty", [])
     runs, notes = read_runs([str(folder / "b"), f"{folder}/*", str(folder / "b")])
     assert [run.name for run in runs] == ["b", "a", "c"]
-    assert [("not a run" in note or "empty" in note) for note in notes].count(True) == 2
+    assert ["empty" in notes[0], "not a run" in notes[1]] == [True, True]
     (write_run(folder / "broken") / "summary.json").write_text("{")
-    named = [str(folder / name) for name in ("empty", "a", "broken")]
+    (folder / "report.html").touch()
+    named = [str(folder / name) for name in ("empty", "a", "broken", "report.html", "not a run")]
     runs, notes = read_runs(named)
-    assert [run.name for run in runs] == ["a"], "the others are a line each"
-    assert ["empty" in notes[0], "summary.json" in notes[1]] == [True, True]
+    assert [run.name for run in runs] == ["a"], "the others are a line"
+    assert ["empty" in notes[0], "summary.json" in notes[1], "report.html" in notes[2]] == [
+        True
+    ] * 3
+    write_run(folder / "sweep/trial_1")
+    runs, _ = read_runs([str(folder)])
+    assert [run.name for run in runs] == ["a", "b", "c", "trial_1"], "a folder means its runs"
     with pytest.raises(InputError, match="empty"):
         read_runs(named[:1])
     with pytest.raises(InputError, match="there is no run"):
@@ -274,11 +280,9 @@ def test_a_name_that_means_nothing_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/a")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file.txt").write_text("text")
-    for name in ("folder", "file.txt", "missing", "no/*/match", "runs/typo", "runs"):
-        with pytest.raises(InputError) as caught:
+    for name in ("folder", "file.txt", "missing", "no/*/match", "runs/typo"):
+        with pytest.raises(InputError, match="run"):
             read_runs([str(tmp_path / name)])
-        assert "run" in str(caught.value)
-    assert "/*'" in str(caught.value), "the remedy is the pattern"
     with pytest.raises(InputError, match="--filter-group"):
         read_runs([str(tmp_path / "runs/a")], group="g")
 
@@ -286,7 +290,11 @@ def test_a_name_that_means_nothing_is_refused(tmp_path: Path) -> None:
 def test_a_missing_run_of_a_folder_that_exists_is_not_looked_for_at_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_run(tmp_path / "runs/a")
+    """Law: a run is close to what names it, with its folder or without."""
+    write_run(tmp_path / "runs/first")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="there is no run at 'runs/typo'"):
-        read_runs(["runs/typo"])
+    for name, remedy in (("runs/fisrt", r"Did you mean 'runs/first'\?"), ("runs/typo", r"\)$")):
+        with pytest.raises(InputError, match=f"there is no run at '{name}'.*{remedy}"):
+            read_runs([name])
+    for name in ("first", "runs/firs"):
+        assert closest_run(name) == "Did you mean 'runs/first'?"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -87,9 +89,42 @@ def test_variables_are_text_and_yaml_s_true_is_one() -> None:
     assert "export C='x y'" in site_script("s", site, LOGS).splitlines()
 
 
-def test_logs_lie_in_the_checkout_unless_they_are_absolute() -> None:
+ODD = ["~/a b", "$SCRATCH/x.sif:/x", "${SCRATCH}y", 'a$(id)`id`"$5\\', "a~b", "it's", "$", ""]
+
+
+@pytest.mark.process
+def test_home_and_variables_are_those_of_the_job_and_nothing_else_is_the_shell_s() -> None:
+    """Law: in every key whose words the job's shell reads."""
+    site = make_site(
+        {
+            "environment": {f"ODD{i}": text for i, text in enumerate(ODD)},
+            "srun": ODD,
+            "mounts": ODD,
+            "container": "apptainer",
+            "image": ODD[1],
+            "python": ODD[0],
+        },
+        "here",
+    )
+    expected = ["/home/me/a b", "/s p/x.sif:/x", "/s py", *ODD[3:]]
+    shown = 'printf "%s\n" "$python" "${srun_options[@]:2}" "${inside[@]:8}"'
+    shown += "".join(f' "$ODD{i}"' for i in range(len(ODD)))
+    script = "mkdir() { :; }\n" + site_script("s", site, LOGS) + shown
+    job = {"PATH": os.environ["PATH"], "HOME": "/home/me", "SCRATCH": "/s p", "SLURM_JOB_ID": "1"}
+    done = subprocess.run(["bash", "-eu"], input=script, env=job, capture_output=True, text=True)
+    mounts = [word for mount in expected for word in ("--bind", mount)]
+    said = [expected[0], *expected, *mounts, expected[1], *expected]
+    assert done.stdout.splitlines() == said, done.stderr
+
+
+def test_where_logs_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the checkout unless that is an absolute folder; a variable is known before the job."""
     assert make_site({}, "here").logs_folder == CHECKOUT / "slurm_logs"
     assert make_site({"logs": "/scratch/x"}, "here").logs_folder == Path("/scratch/x")
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert make_site({"logs": "$SCRATCH/x"}, "here").logs_folder == Path("/scratch/me/x")
+    with pytest.raises(InputError, match=r"here.logs: given .*, expected variables that are set"):
+        make_site({"logs": "$NOT_SET_HERE/x"}, "here")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +164,12 @@ def test_where_sites_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.write_text("sites: {one: {}, two: {}}\n")
     with pytest.raises(InputError, match="default: expected one of one, two"):
         read_site(None, None)
+    file.write_text("sites: {1: {nodes: 2}}\ndefault: 1\n")
+    assert read_site(None, None) == read_site("1", None) == ("1", Site(nodes=2))
+    file.write_text("sites: {one: {}}\ndefault: [one]\n")
+    with pytest.raises(InputError, match=r"default: given \['one'\], expected one of one"):
+        read_site(None, None)
     for wrong in ("one: {nodes: 3}\n", "sites: []\n", "sites: {a: {}}\nmore: 1\n"):
         file.write_text(wrong)
-        with pytest.raises(InputError, match="expected the keys sites and default"):
+        with pytest.raises(InputError, match=r"given .*, expected the keys sites and default"):
             read_site(None, None)
