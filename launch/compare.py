@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # A script's own folder comes first on sys.path; its neighbours must not shadow other packages.
@@ -21,10 +22,19 @@ from configs.errors import InputError
 from configs.visible import plain, visible
 from launch.comparing.comparison import Comparison, compare
 from launch.comparing.ranking import add_ranking_arguments
-from launch.comparing.tables import Table, differences_table, explain, results_table, to_rich
+from launch.comparing.tables import Cell, Table, differences_table, explain, results_table, to_rich
 from launch.entry import called, run_command
 
 WIDTH_WITHOUT_TERMINAL = 160
+FEW = 3
+"""As many runs stand side by side, whatever the width."""
+LEAST = (
+    *("slowest rank", "git commit", "hardware", "step", "samples/s", "seeds", "training time"),
+    "status",
+)
+"""Columns that a narrow terminal does without, the first ones first."""
+LONG_NAME = 32
+"""Letters of a run's name that are worth a column; a longer one is folded."""
 EPILOG = """examples:
   convoy compare runs/a runs/b
   convoy compare --html report.html
@@ -84,28 +94,46 @@ def check_output(option: str, path: Path | None) -> None:
 
 
 def show(comparison: Comparison, notes: Sequence[str]) -> None:
-    """Print the tables; one that is too wide for the terminal is turned."""
+    """Print the tables, as much of each as the terminal holds."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
     for table in (results_table(comparison), differences_table(comparison)):
-        console.print(to_rich(fit(table, console.width)))
+        ranks_by = f"{comparison.by} {comparison.metric}"
+        shown, left_out = fit(table, console.width, keep=ranks_by)
+        console.print(to_rich(shown))
+        if left_out:
+            text = f"No room here for: {', '.join(left_out)}. A wider terminal, --html and --csv "
+            console.print(plain(f"{text}have them.\n"))
     for line in (explain(comparison), *comparison.notes, *notes):
         console.print(plain(line))
 
 
-def fit(table: Table, width: int) -> Table:
-    """The table as it is, or turned if only that is narrow enough."""
+def fit(table: Table, width: int, *, keep: str) -> tuple[Table, list[str]]:
+    """The table as it is; or turned, if that is narrow enough; or without the columns that matter
+    least, whose names are returned, so that none is folded to a few letters. The column that begins
+    with `keep` stays."""
     from rich.console import Console
 
     def needed(table: Table) -> int:
+        rows = [[Cell(row[0].text[:LONG_NAME]), *row[1:]] for row in table.rows]
         console = Console(width=10_000)
-        return console.measure(to_rich(table)).maximum
+        return console.measure(to_rich(replace(table, rows=rows))).maximum
 
     turned = table.turned()
-    return turned if needed(turned) < needed(table) and needed(table) > width else table
+    if needed(table) <= width:
+        return table, []
+    if needed(turned) <= width or len(table.rows) <= FEW:
+        return turned, []
+    left_out: list[str] = []
+    while needed(table) > width and len(table.columns) > 2:
+        others = [name for name in table.columns[1:] if not name.startswith(keep)]
+        name = next((name for name in LEAST if name in others), others[-1])
+        table = table.without(name)
+        left_out.append(name)
+    return table, left_out
 
 
 def write(comparison: Comparison, outputs: dict[str, Path | None]) -> None:

@@ -62,6 +62,12 @@ class Table:
         ]
         return Table(self.title, [corner, *(row[0].text for row in self.rows)], rows)
 
+    def without(self, column: str) -> Table:
+        """All but one column."""
+        place = self.columns.index(column)
+        rows = [[*row[:place], *row[place + 1 :]] for row in self.rows]
+        return Table(self.title, [*self.columns[:place], *self.columns[place + 1 :]], rows)
+
 
 def results_table(comparison: Comparison, now: float | None = None) -> Table:
     """Status, metrics, speed and time of every group, the best values marked."""
@@ -179,6 +185,8 @@ def duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds) // 60
+    if minutes >= 72 * 60:
+        return f"{minutes // (24 * 60):,} days"
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 

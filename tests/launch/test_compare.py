@@ -279,8 +279,25 @@ def test_the_page_works_in_a_browser_without_a_network(page: Path, tmp_path: Pat
         assert browser.evaluate("document.querySelectorAll('script').length") == 2
         pictures = browser.evaluate("[...document.images].map((e) => e.naturalWidth)")
         assert pictures == [40], "the one in a run's directory, and none out of a text"
+        long = "very_long_name_" + "x" * 65
+        browser.open(odd_page(tmp_path, long).as_uri(), width=390)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+        assert browser.evaluate("[...document.querySelectorAll('.name')].at(-1).title") == long
+        assert browser.evaluate("[...document.querySelectorAll('.name')].at(-1).clientWidth") > 99
+        known = "the numbers of a key, though one run has no config, and a word is another key's"
+        assert browser.evaluate("scatter.x") == "config optimizer.lr", known
     finally:
         browser.close()
+
+
+def odd_page(folder: Path, long: str) -> Path:
+    """A page of runs of which one has a long name and maps of its layers, and one no config."""
+    records = layers(rows(30, accuracy=0.5))
+    write_run(folder / "odd/a", config={"a": {"word": "x"}})
+    write_run(folder / "odd/b", records, config={"name": long, "optimizer": {"lr": 0.5}})
+    (write_run(folder / "odd/c") / "config.yaml").unlink()
+    assert main([str(folder / "odd"), "--html", str(folder / "odd.html")]) == 0
+    return folder / "odd.html"
 
 
 def use_the_page(browser: Browser) -> None:

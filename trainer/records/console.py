@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from configs.visible import plain, visible
@@ -18,6 +20,9 @@ PERCENTAGES = (
     *("accuracy", "label_accuracy", "token_accuracy", "f1", "precision", "recall", "exact_match"),
 )
 """Metrics that are printed as percentages."""
+SHORTEST_BAR = 4
+NO_CURSOR = ("dumb", "unknown")
+"""Terminals (TERM) on which rich shows nothing before the end."""
 SLOW = 1.5
 """Times the median step of all ranks, from which on the slowest rank is named."""
 EVALUATIONS = {
@@ -30,10 +35,12 @@ EVALUATIONS = {
 
 
 def build_console(progress: Literal["auto", "rich", "plain", "off"]) -> list[Sink]:
-    """The display that `logging.progress` asks for; auto: live on a terminal, else plain lines."""
+    """The display that `logging.progress` asks for; auto: live on a terminal that can move its
+    cursor, else plain lines."""
     if progress == "off":
         return []
-    live = progress == "rich" or (progress == "auto" and sys.stdout.isatty())
+    terminal = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in NO_CURSOR
+    live = progress == "rich" or (progress == "auto" and terminal)
     return [RichSink() if live else PlainSink()]
 
 
@@ -54,13 +61,14 @@ class RichSink:
             TextColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]:.2f}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),  # only the bar may shrink
             TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             expand=True,
         )
         self.task = self.progress.add_task(
@@ -75,9 +83,13 @@ class RichSink:
         for line in evaluation_lines(record, self.facts):
             self.progress.console.print(plain(line))
         if "train/loss" in record:
-            metrics = (
-                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}{_pace(record)}"
+            parts = [f"loss {record['train/loss']:.4f}", _score(record, self.facts).strip()]
+            total = self.facts.total_steps
+            beside = len(
+                f"epoch {record['epoch']:.2f} {'-' * SHORTEST_BAR} {total}/{total}  0:00:00"
             )
+            room = self.progress.console.width - beside
+            metrics = fitted([*filter(None, parts), *_pace(record).split("  ")], room)
             self.progress.update(
                 self.task, completed=record["step"], epoch=record["epoch"], metrics=metrics
             )
@@ -129,6 +141,15 @@ class PlainSink:
 
     def finish(self, status: str) -> None:
         pass
+
+
+def fitted(parts: Sequence[str], room: int) -> str:
+    """As many of the parts as so many columns hold: else rich would cut steps and time left."""
+    line = ""
+    for part in parts:
+        longer = f"{line}  {part}" if line else part
+        line = longer if len(longer) <= room else line
+    return line
 
 
 def say(line: str) -> None:

@@ -6,7 +6,7 @@ const brushes = new Map(); // variable -> [from, to] in parts of its axis
 function configBar() {
   const names = variables();
   const config = names.filter((name) => name.startsWith("config "));
-  if (!names.includes(scatter.x)) scatter.x = config[0] ?? names[0];
+  if (!names.includes(scatter.x)) scatter.x = firstAcross(config) ?? names[0];
   if (!names.includes(scatter.y)) scatter.y = state.page.metric;
   const options = names.map((name) => [name, name]);
   const set = (side) => (value) => {
@@ -15,6 +15,13 @@ function configBar() {
   };
   fill("scatter-bar", select("across", options, scatter.x, set("x")), select("up", options, scatter.y, set("y")));
   at("config").hidden = state.runs.size < 2 || config.length === 0;
+}
+
+// What says most of a metric before anybody has chosen: a key of numbers, which is no seed.
+function firstAcross(config) {
+  const runs = [...state.runs.values()];
+  const others = config.filter((name) => !SEED.test(name));
+  return others.find((name) => axisOf(runs, name)?.words === null) ?? others[0] ?? config[0];
 }
 
 // [low, high] of an axis with room at its ends.
@@ -50,9 +57,10 @@ function paintScatter(self) {
 }
 
 const GAP = 118; // pixels between two axes
+const SEED = /(^|[ .])(random_|manual_)?seed$/;
 
 function parallelVariables() {
-  const config = state.page.differing.filter((key) => !/(^|\.)(random_|manual_)?seed$/.test(key)).map((key) => `config ${key}`);
+  const config = tellingKeys().filter((key) => !SEED.test(key)).map((key) => `config ${key}`);
   return [...config.slice(0, 11), state.page.metric];
 }
 

@@ -65,12 +65,18 @@ function lookUp(run, key) {
   return metric === undefined ? undefined : run.metrics[metric][0];
 }
 
-// The variables that a run may be placed by: config keys that differ, and metrics.
+// Config keys of which at least two values are known: a run that lacks a key says nothing of it.
+function tellingKeys() {
+  const values = (key) => [...state.runs.values()].map((run) => valueOf(run, `config ${key}`)).filter((value) => value !== undefined);
+  return state.page.differing.filter((key) => new Set(values(key)).size > 1);
+}
+
+// The variables that a run may be placed by: config keys that tell runs apart, and metrics.
 function variables() {
   const names = new Set(shownRuns().flatMap((run) => Object.keys(run.metrics)).filter((name) => !name.startsWith("gradients/")));
   const metric = state.page.metric;
   const metrics = [metric, ...[...names].filter((name) => name !== metric)];
-  return [...state.page.differing.map((key) => `config ${key}`), ...metrics];
+  return [...tellingKeys().map((key) => `config ${key}`), ...metrics];
 }
 
 function valueOf(run, variable) {

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
+from launch.compare import fit
 from launch.comparing.comparison import ABSENT, compare
 from launch.comparing.metric_names import default_metric, lower_is_better
 from launch.comparing.run_record import RunRecord
+from launch.comparing.tables import Cell, Table
 
 
 def run(name: str, values: list[float], metric: str = "eval/accuracy", **config: Any) -> RunRecord:
@@ -177,3 +179,30 @@ def test_every_group_is_tested_against_the_best() -> None:
     assert bad.difference == pytest.approx(0.8)
     assert alone is None
     assert found.tests[2].counts == (3, 1)
+
+
+# ------------------------------------------------------------------ the terminal
+
+
+def many_columns(rows: int) -> Table:
+    names = ["run", "status", "best a", "final a", "step", "samples/s", "final b"]
+    long = [[Cell(name * 3) for name in names] for _ in range(rows - 1)]
+    return Table("Results", names, [*long, [Cell("x" * 80), *(Cell("y") for _ in names[1:])]])
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (300, []),
+        (110, ["step", "samples/s", "status"]),
+        (90, ["step", "samples/s", "status", "final b"]),
+        (20, ["step", "samples/s", "status", "final b", "best a"]),
+    ],
+)
+def test_a_narrow_terminal_gets_the_columns_that_matter(width: int, left_out: list[str]) -> None:
+    """Law: the metric that ranks stays; and few runs stand side by side."""
+    table, missing = fit(many_columns(20), width, keep="final a")
+    assert missing == left_out
+    assert table.columns == [name for name in many_columns(1).columns if name not in left_out]
+    turned, missing = fit(many_columns(3), width, keep="final a")
+    assert (len(turned.rows), missing) == ((3, []) if width == 300 else (6, []))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,8 +127,11 @@ def test_without_a_terminal_the_display_is_plain_unless_asked_for(
 
 def test_on_a_terminal_the_display_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     assert [type(sink) for sink in build_console("auto")] == [RichSink]
     assert [type(sink) for sink in build_console("plain")] == [PlainSink]
+    monkeypatch.setenv("TERM", "dumb")
+    assert [type(sink) for sink in build_console("auto")] == [PlainSink]
 
 
 def test_the_display_may_be_off() -> None:
@@ -209,6 +213,34 @@ def test_the_live_display_runs_without_a_terminal_too(
     assert "epoch 1  step 10  test accuracy 93.12%" in out
     assert "100/100" in out
     assert "loss 0.0100" in out
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [(50, "loss 0.0100"), (60, "loss 0.0100  acc 50.00%"), (80, "samples/s"), (140, "is slow")],
+)
+def test_steps_and_time_left_are_whole_in_any_terminal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    columns: int,
+    shown: str,
+) -> None:
+    """Law: what a narrow one has no room for is left out, and nothing is cut."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    sink = RichSink()
+    sink.start(replace(facts(tmp_path), total_steps=93_800))
+    slow = {
+        "system/step_seconds": 1.0,
+        "system/slowest_step_seconds": 9.0,
+        "system/slowest_rank": 1,
+    }
+    sink.record(training(100) | slow)
+    sink.finish("completed")
+    *_, line = capsys.readouterr().out.splitlines()
+    assert re.search(r"  100/93800 .*(\d:\d\d:\d\d|-:--:--)$", line.rstrip()), line
+    assert shown in line, line
+    assert "…" not in line
 
 
 def test_a_sink_that_was_never_started_is_finished_without_a_word_or_a_file(
