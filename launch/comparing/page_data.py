@@ -45,9 +45,10 @@ def overview(comparison: Comparison | None, left_out: Sequence[str], now: float)
         left_out: A line for each run that cannot be shown.
         now: Seconds since 1970.
     """
-    content: Json = {"colours": COLOURS, "left_out": list(left_out), "groups": [], "panels": []}
+    lists = ("groups", "panels", "columns", "notes", "differing")
+    content: Json = {"colours": COLOURS, "left_out": list(left_out), **{name: [] for name in lists}}
     if comparison is None:
-        return content | {"columns": [], "notes": [], "explain": ""}
+        return content | {"rows": {}, "metric": "", "explain": ""}
     results = results_table(comparison, now)
     differences = differences_table(comparison)
     alone = every_run(comparison, results.columns[1:], now)

@@ -61,6 +61,14 @@ def test_a_record_is_on_the_page_within_two_seconds(
         browser.evaluate("document.querySelector('dialog input[type=text]').value = 'a, b'")
         browser.evaluate("[...document.querySelectorAll('dialog button')].at(-1).click()")
         browser.wait_for("document.querySelectorAll('#table .tag').length === 2")
+        for name in ("going", "another"):
+            (tmp_path / "runs" / name / "metrics.jsonl").write_text("")
+        no_runs = (
+            "document.getElementById('subtitle').textContent.startsWith('no run has recorded')"
+        )
+        browser.wait_for(no_runs)
+        assert browser.evaluate("document.getElementById('main').hidden")
+        assert len(browser.evaluate("state.page.left_out")) == 3
         assert browser.errors == []
         assert all(request.startswith((address, "data:")) for request in browser.requests)
     finally:

@@ -62,24 +62,25 @@ async function poll() {
     setTimeout(poll, 100);
     return;
   }
-  let wait = document.hidden ? HIDDEN_MILLISECONDS : POLL_MILLISECONDS;
+  let found;
   try {
     const answer = await fetch(`data?since=${version}`, { cache: "no-store" });
     if (!answer.ok) throw new Error(String(answer.status));
-    const found = await answer.json();
-    if (found.page) {
-      receive(found);
-      refresh();
-    }
-    const running = [...state.runs.values()].filter((run) => run.status === "running").length;
-    const count = state.runs.size;
-    const empty = count === 0 ? "no run has recorded anything yet" : `${count} run${count > 1 ? "s" : ""}, ${running} running`;
-    at("subtitle").textContent = `${empty} · live, ${new Date().toLocaleTimeString()}`;
+    found = await answer.json();
   } catch {
     at("subtitle").textContent = "The command that serves this page has ended; what is shown is what it sent last.";
-    wait = HIDDEN_MILLISECONDS;
+    setTimeout(poll, HIDDEN_MILLISECONDS);
+    return;
   }
-  setTimeout(poll, wait);
+  setTimeout(poll, document.hidden ? HIDDEN_MILLISECONDS : POLL_MILLISECONDS);
+  if (found.page) {
+    receive(found);
+    refresh();
+  }
+  const running = [...state.runs.values()].filter((run) => run.status === "running").length;
+  const count = state.runs.size;
+  const empty = count === 0 ? "no run has recorded anything yet" : `${count} run${count > 1 ? "s" : ""}, ${running} running`;
+  at("subtitle").textContent = `${empty} · live, ${new Date().toLocaleTimeString()}`;
 }
 
 function start() {
