@@ -167,11 +167,15 @@ def _find_recipe(given: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    own = [
+        path for path in (Path(f"{given}.yaml"), Path("configs", f"{name}.yaml")) if path.is_file()
+    ]
+    closest = f"; did you mean '{own[0]}'?" if own else _closest(name, known)
     raise InputError(
         "--config",
         given=given,
         expected="a YAML file",
-        remedy=f"No such file{_closest(name, known)} Recipes in configs/: {', '.join(known)}.",
+        remedy=f"No such file{closest} Recipes in configs/: {', '.join(known)}.",
     )
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -57,7 +58,15 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         made = [made]
     elif not (isinstance(made, Sequence) and len(made) in (2, 3)):
         _refuse_stream(f"data.dataset {config.dataset}", made)
+        if isinstance(made, Dataset):
+            raise InputError(
+                f"data.dataset {config.dataset}",
+                given=f"one data set, a {type(made).__name__}",
+                expected="(train, test) or (train, validation, test)",
+                remedy="Or let `data.test` take the test set out of it, such as a part of 0.1.",
+            )
         raise refusal
+    _refuse_columns(f"data.dataset {config.dataset}", made)
     classes = getattr(made[0], "classes", None) or ()
     num_classes = getattr(made[0], "num_classes", None) or len(classes)
     made = [_held(part) for part in made]
@@ -91,6 +100,24 @@ def _from_sets(config: DataConfig, made: Any) -> Datasets:
         dtype="" if held is None else dtype_name(held),
         structure=outline(split(sample)[0]) if held is None else "",
     )
+
+
+def _refuse_columns(name: str, parts: Sequence[Any]) -> None:
+    """Refuse inputs beside their targets, as `fit(x, y)` of other programs takes them.
+
+    Raises:
+        InputError: With what puts them together.
+    """
+    kinds = Tensor, np.ndarray
+    pairs = any(isinstance(p, tuple) and all(isinstance(c, kinds) for c in p) for p in parts)
+    alone = all(isinstance(part, kinds) for part in parts)
+    if pairs or (alone and len({tuple(part.shape[1:]) for part in parts}) > 1):
+        raise InputError(
+            name,
+            given="inputs beside targets",
+            expected="data sets, which give both sample by sample",
+            remedy="Put tensors together: torch.utils.data.TensorDataset(inputs, targets).",
+        )
 
 
 def _refuse_stream(name: str, part: Any) -> None:

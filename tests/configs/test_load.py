@@ -291,6 +291,15 @@ def test_whatever_is_no_option_is_refused(argv: list[str]) -> None:
     assert argv[-1].lstrip("-").partition("=")[0] in refusal(*argv)
 
 
+def test_a_config_of_one_s_own_folder_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/own.yaml").touch()
+    assert "No such file; did you mean 'configs/own.yaml'?" in refusal("--config", "own")
+
+
 @pytest.mark.parametrize("name", ["wine", "configs/wine.yaml", "my.yml"])
 def test_a_config_without_its_option_is_told_of_it(name: str) -> None:
     assert f"Did you mean '--config {name}'?" in refusal(name, "--seed=1")

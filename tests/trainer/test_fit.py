@@ -308,6 +308,9 @@ def test_data_sets_may_have_names(tmp_path: Path) -> None:
         ({"model": 3.5}, "model.name"),
         ({"model": torch.zeros(3)}, "model.name: given 'Tensor', expected a name, an import path"),
         ({"data": (Stream(), Stream())}, "a stream"),
+        ({"data": ((torch.rand(9, 5), torch.arange(9)),) * 2}, "TensorDataset(inputs, targets)"),
+        ({"data": (np.ones((9, 5)), np.ones(9))}, "given 'inputs beside targets'"),
+        ({"data": sets()[0]}, "given 'one data set, a TensorDataset', expected (train, test)"),
         ({"data": iter([])}, "given 'list_iterator, a stream'"),
         (
             {

@@ -228,6 +228,7 @@ def test_steps_and_time_left_are_whole_in_any_terminal(
 ) -> None:
     """Law: what a narrow one has no room for is left out, and nothing is cut."""
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("rich._console", None)  # made once, as wide as it was then
     sink = RichSink()
     sink.start(replace(facts(tmp_path), total_steps=93_800))
     slow = {
