@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     submission = plan(given, arguments)
     if given.dry_run:
-        print(submission.shown(given.after))
+        print(submission.shown(given.after, given.chain or 1))
         return 0
     say(submission.tested(given.after))
     if not given.test_only:

@@ -106,6 +106,7 @@ def read_site(name: str | None, file: Path | None) -> tuple[str, Site]:
             "--site" if name else f"{path}: default",
             given=chosen,
             expected=f"one of {', '.join(sites)}, as {path} has them",
+            remedy=did_you_mean(str(chosen), sites),
         )
     return str(chosen), make_site(sites[str(chosen)] or {}, f"{path}: {chosen}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -84,13 +85,21 @@ class Submission:
             *self.arguments,
         ]
 
-    def shown(self, after: Sequence[str] = ()) -> str:
-        """All that `submit` does, as a script for a shell."""
+    def shown(self, after: Sequence[str] = (), chain: int = 1) -> str:
+        """All that `submit` does, as a script for a shell; each job of a chain after the one
+        before."""
         variables = shlex.join(f"{name}={value}" for name, value in self.variables.items())
+        first, later = (
+            f"env {variables} \\\n    {shlex.join(self.command(jobs))}"
+            for jobs in (after, [*after, "BEFORE"])
+        )
+        if chain > 1:
+            later = re.sub(r"(--dependency=\S*)BEFORE", r'"\1${job%%;*}"', later)
+            first = "\n".join(f"job=$({job})" for job in (first, *[later] * (chain - 1)))
         return (
             f"mkdir -p -- {shlex.quote(str(self.logs))}\n"
             f"cat >{shlex.quote(str(self.site_file))} <<'END_OF_SITE'\n{self.script}END_OF_SITE\n"
-            f"env {variables} \\\n    {shlex.join(self.command(after))}"
+            f"{first}"
         )
 
     def tested(self, after: Sequence[str] = ()) -> str:

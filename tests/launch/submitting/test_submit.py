@@ -123,8 +123,13 @@ def test_a_chain_waits_for_the_job_before_and_starts_nothing_again(
     found = [[word for word in call if "dependency" in word] for call in calls(said)]
     assert found == [[f"--dependency=afterany:{jobs}"] for jobs in ("9", "9:41", "9:42")]
     assert "--summary 41 42 43" in capsys.readouterr().out
-    assert main([*site(tmp_path), "--chain=3", "--dry_run"]) == 0
-    assert "CONVOY_MOST_RESTARTS=0 " in capsys.readouterr().out
+    assert main([*site(tmp_path), "--chain=3", "--after=9", "--dry_run"]) == 0
+    script = capsys.readouterr().out
+    assert script.count("CONVOY_MOST_RESTARTS=0 ") == 3
+    by_command = calls(said)
+    said.write_text("")
+    subprocess.run(["bash", "-c", script], check=True, capture_output=True)
+    assert calls(said) == by_command, "and by hand"
 
 
 @pytest.mark.process
