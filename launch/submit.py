@@ -178,7 +178,8 @@ def read_lines(path: Path) -> list[list[str]]:
             "--sweep",
             given=str(path),
             expected="a file with a line of overrides for each task",
-            remedy=f"Submit W&B's kind with: python launch/sweep.py {path} --slurm",
+            remedy="Submit W&B's kind with: "
+            + shlex.join(["python", "launch/sweep.py", str(path), "--slurm"]),
         )
     try:
         lines = [line for line in read_text(path).splitlines() if line.split("#")[0].strip()]

@@ -216,7 +216,7 @@ def conclude(
         spread = f" ± {best['std']:.2g}" if best["std"] is not None else ""
         names = ", ".join(best["trials"])
         say(f"Best: {names} ({metric} {best['mean']:.4g}{spread})\n    {command}")
-    say(f"Written to {folder / RESULT}; look at it with: convoy compare {folder}")
+    say(f"Written to {folder / RESULT}; look at it with: convoy compare {shlex.quote(str(folder))}")
     return EXIT_FAILED if failures else 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import torch
 
 from configs.idle_keys import Setting, unused_keys
@@ -108,7 +110,7 @@ def _reached(run: Run) -> str:
 
 
 def _next(run: Run) -> str:
-    path = run.directory.path
+    path = shlex.quote(str(run.directory.path))
     return (
         f"Next: convoy evaluate {path} for details, convoy compare {path} OTHER, convoy predict, "
         "convoy export; --train.epochs N trains on."

@@ -28,9 +28,10 @@ Arguments = Callable[..., list[str]]
 
 
 def test_a_run_leaves_the_files_of_the_contract(small: Arguments, tmp_path: Path) -> None:
-    finished = train(*small("run", "--checkpoint.every_steps=10", "--checkpoint.keep=2"))
-    run = tmp_path / "run"
-    assert re.search(r"Final test accuracy \d+\.\d\d% .*run directory .*/run", finished.stdout)
+    finished = train(*small("a run", "--checkpoint.every_steps=10", "--checkpoint.keep=2"))
+    run = tmp_path / "a run"
+    assert re.search(r"Final test accuracy \d+\.\d\d% .*run directory .*/a run", finished.stdout)
+    assert f"Next: convoy evaluate '{run}' for" in finished.stdout, "as a shell takes it"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["train"]["global_batch_size"] == 24
     facts = json.loads((run / "environment.json").read_text())
