@@ -90,6 +90,8 @@ def become(
     os.environ.update(request["env"])
     sys.argv, sys.orig_argv = request["argv"], [sys.executable, *request["argv"]]
     random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
     tempfile.tempdir = None  # known of the server's environment
     return request | {"server": server}
 
