@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from forked import ForkedRank  # this file's folder comes first on the path
 
 FDS = 4
@@ -90,8 +92,8 @@ def become(
     os.environ.update(request["env"])
     sys.argv, sys.orig_argv = request["argv"], [sys.executable, *request["argv"]]
     random.seed()
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
+    np.random.seed()
+    torch.default_generator.seed()
     tempfile.tempdir = None  # known of the server's environment
     return request | {"server": server}
 
@@ -123,7 +125,6 @@ def fork_ranks(server: socket.socket) -> None:
 
 def main() -> None:
     import jsonargparse  # noqa: F401
-    import numpy  # noqa: F401
     import rich.console  # noqa: F401
     import safetensors.torch  # noqa: F401
     import torch._dynamo  # an optimizer imports it
