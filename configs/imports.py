@@ -204,12 +204,17 @@ def import_extra(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        whole = f"'convoy[{extra}]'" if PREFIX else f"-c constraints.txt -e '.[{extra}]'"
         raise MissingExtra(
             f"{error.name} is not installed for {sys.executable}",
             expected=f"the extra `{extra}`",
-            remedy=f"Run `pip install {whole}`.",
+            remedy=f"Run `{pip_line(extra)}`.",
         ) from None
+
+
+def pip_line(extra: str) -> str:
+    """The command that installs an extra, beside this package or into this checkout."""
+    whole = f"'convoy[{extra}]'" if PREFIX else f"-c constraints.txt -e '.[{extra}]'"
+    return f"pip install {whole}"
 
 
 def call_with(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from launch.comparing.metric_names import all_metrics, default_metric, lower_is_better
 from launch.comparing.ranking import By, Group, default_by, rank, reservations, scores
 from launch.comparing.run_record import RunRecord
@@ -90,7 +90,8 @@ def compare(
     metric = metric or default_metric(runs)
     if not any(metric in run.metrics for run in runs):
         known = all_metrics(runs)
-        raise InputError("--metric", given=metric, expected=f"one of {', '.join(known)}")
+        expected, remedy = f"one of {', '.join(known)}", did_you_mean(metric, known)
+        raise InputError("--metric", given=metric, expected=expected, remedy=remedy)
     by = by or default_by(metric)
     groups, notes = group_runs(runs, by_seed=by_seed)
     lower = lower_is_better(metric) if lower is None else lower

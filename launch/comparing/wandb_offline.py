@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.imports import pip_line
 from configs.read_files import parse_json
 from launch.comparing.history import build_history, from_wandb
 from launch.comparing.run_record import (
@@ -28,7 +29,7 @@ from launch.comparing.run_record import (
 MAGIC, FILE_HEADER_BYTES, BLOCK_BYTES = b":W&B", 7, 32768
 CHUNK_HEADER = struct.Struct("<IHB")
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-INSTALL = "Install it with `pip install -e '.[wandb]'`."
+INSTALL = f"Install it with `{pip_line('wandb')}`."
 
 
 @dataclass(slots=True)

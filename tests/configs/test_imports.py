@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
-from configs.imports import call_with, find_beside, import_object, is_import_path
+from configs.imports import call_with, find_beside, import_object, is_import_path, pip_line
 from tests.support.processes import ROOT
+from tests.support.source_code import sources
 
 NUMBERS = itertools.count()
 
@@ -306,3 +307,16 @@ def test_arguments_of_something_else_are_answered_with_the_way_to_drop_them() ->
     assert refused("model.kwargs", {"hiddenSize": 1, "dropout": 0.2}).endswith(drop)
     assert "--model.kwargs" not in refused("model.kwargs", {}), "it lacks one, and has none to drop"
     assert "--data.dataset" not in refused("data.dataset", {"dropout": 0.2}), "no such option"
+
+
+def test_what_installs_an_extra_is_told_in_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: beside the package, which has no constraints.txt, as in a checkout."""
+    assert pip_line("wandb") == "pip install -c constraints.txt -e '.[wandb]'"
+    monkeypatch.setattr("configs.imports.PREFIX", "convoy.")
+    assert pip_line("wandb") == "pip install 'convoy[wandb]'"
+    told = {
+        path.as_posix()
+        for path in sources("configs", "data", "trainer", "launch")
+        if "'.[" in (ROOT / path).read_text()
+    }
+    assert told == {"configs/imports.py"}

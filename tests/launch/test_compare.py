@@ -147,7 +147,7 @@ def test_a_server_is_asked_for_runs(tmp_path: Path) -> None:
         (["no/*/such"], "no runs match"),
         (["empty"], "empty"),
         (["broken"], "not a readable JSON file"),
-        (["runs/lr0.1-s0", "--metric=acc"], "--metric: given 'acc'"),
+        (["runs/lr0.1-s0", "--metric=accuracy"], "Did you mean 'eval/accuracy'?"),
         (["runs/lr0.1-s0", "--csv=missing/a.csv"], "--csv"),
         (["runs/lr0.1-s0", "--filter-tag=t"], "--filter-tag"),
         (["team/project/abc"], "WANDB_API_KEY"),

@@ -115,9 +115,10 @@ class Sharing:
         self.shared += wanted
         if not wanted or self.shared != SAID_AFTER:
             return ""
+        mine = f"{self.threads} thread{'s'[: self.threads != 1]}"
         return (
             f"this machine is shared: other processes (data workers and compilers count) keep "
-            f"{others:.1f} of {self.cores} cores busy, beside {self.threads} threads of this rank"
+            f"{others:.1f} of {self.cores} cores busy, beside {mine} of this rank"
             f" ({self.ranks} on this machine). A step waits for its slowest thread: end what else "
             "runs here, or take fewer threads (parallel.threads, which changes the last bits)"
         )

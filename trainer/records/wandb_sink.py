@@ -13,7 +13,7 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.identity import nest
-from configs.imports import import_extra
+from configs.imports import import_extra, pip_line
 from configs.read_files import read_json
 from configs.schema_records import WandbConfig
 from trainer.checkpoints.atomic_files import write_atomically
@@ -64,7 +64,7 @@ class WandbSink:
                 raise RuntimeError("no API key: set WANDB_API_KEY or run `wandb login`")
             self.run = self._open(wandb, mode, run_id, facts)
         except ImportError as error:
-            self._give_up("is not installed: pip install -c constraints.txt -e '.[wandb]'", error)
+            self._give_up(f"is not installed: {pip_line('wandb')}", error)
         except Exception as error:
             if mode != "online":
                 self._give_up("could not start", error)
