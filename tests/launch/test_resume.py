@@ -97,7 +97,14 @@ def test_a_signal_to_one_rank_stops_all_of_them_together(
     assert manifest["step"] == summary["step"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGKILL,
+        *(pytest.param(n, marks=SLOW) for n in (signal.SIGINT, signal.SIGUSR1)),
+    ],
+)
 def test_a_signal_to_the_launcher_stops_the_ranks(
     small: Arguments, tmp_path: Path, number: signal.Signals
 ) -> None:
