@@ -35,14 +35,28 @@ class InputError(ValueError):
         parts = [f"given {given!r}"] if given is not None else []
         parts += [f"expected {expected}"] if expected else []
         message = what + (": " + ", ".join(parts) if parts else "")
-        super().__init__(visible(message + (f". {remedy}" if remedy else "")))
+        super().__init__(visible(message + (f". {remedy.strip()}" if remedy else "")))
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A remedy for a name that is not known, whatever its case; empty if none is close to it."""
+def closest(given: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names that are most like one that is not, whatever its case; the best first.
+
+    Args:
+        given: The name that is not known.
+        known: Those that are.
+        most: How many of them at most.
+        cutoff: How like it they must be, from 0 to 1 (`difflib.get_close_matches`).
+    """
     spelled = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(given.lower(), spelled, n=1)
-    return f"Did you mean {spelled[close[0]]!r}?" if close else ""
+    return [spelled[n] for n in difflib.get_close_matches(given.lower(), spelled, most, cutoff)]
+
+
+def did_you_mean(
+    given: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6, prefix: str = ""
+) -> str:
+    """A remedy for a name that is not known: what is closest, after `prefix`; empty if nothing."""
+    names = [repr(prefix + name) for name in closest(given, known, most, cutoff)]
+    return f"Did you mean {' or '.join(names)}?" if names else ""
 
 
 def failing_line(error: BaseException) -> str:

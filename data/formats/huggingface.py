@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.errors import InputError, expect
+from configs.errors import InputError, did_you_mean, expect
 from configs.imports import import_extra
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
@@ -210,13 +209,12 @@ def _names(
 
 def _column(rows: Any, name: str) -> str:
     if name not in rows.column_names:
-        close = difflib.get_close_matches(name, rows.column_names, n=1, cutoff=0.4)
         raise InputError(
             "columns of the data set",
             given=", ".join(rows.column_names),
             expected=repr(name),
-            remedy="Name them with data.kwargs.input and data.kwargs.target"
-            + (f"; did you mean {close[0]!r}?" if close else "."),
+            remedy="Name them with data.kwargs.input and data.kwargs.target. "
+            + did_you_mean(name, rows.column_names),
         )
     return name
 
