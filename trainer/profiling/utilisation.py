@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.engines.dtensor import is_sharded
-from trainer.profiling.profiler import Forward, count_flops
+from trainer.profiling.flops import Forward, count_flops
 from trainer.ranks.precision import Precision
 from trainer.ranks.rng import capture_rng, restore_rng
 
