@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -122,7 +123,9 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _report(error)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the status is decided: let it through
-    if status_file is not None and is_main_process():
+    if status_file is not None and os.getppid() != LAUNCHER:  # killed: it cannot clear up
+        shutil.rmtree(Path(status_file).parent, ignore_errors=True)
+    elif status_file is not None and is_main_process():
         Path(status_file).write_text(str(status))
     if num_ranks() > 1:
         _leave(status)
