@@ -20,15 +20,8 @@ from configs.imports import import_extra
 from configs.schema import RunConfig
 from configs.visible import visible
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_directory
-from trainer.checkpoints.checkpoint import (
-    MANIFEST,
-    NAME,
-    Refused,
-    step_of,
-    unfinished,
-    verify_checkpoint,
-)
-from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good
+from trainer.checkpoints.checkpoint import MANIFEST, NAME, Refused, step_of, unfinished
+from trainer.checkpoints.checkpoint_folder import Good, list_checkpoints, newest_good
 
 log = logging.getLogger("convoy")
 RUN_FILES = ("config.yaml", "model.json")
@@ -102,8 +95,8 @@ class ObjectStore:
         if self.files.exists(target):
             self.files.rm(target, recursive=True)
 
-    def get(self, name: str, folder: Path) -> Path:
-        """Fetch a checkpoint into a folder of checkpoints, where it appears when it verifies.
+    def get(self, name: str, folder: Path) -> Good:
+        """Fetch a checkpoint into a folder of checkpoints, where it appears when it is good.
 
         Raises:
             Refused: If it does not.
@@ -119,7 +112,8 @@ class ObjectStore:
                 own = str(path).rpartition("/")[2]
                 self.files.get_file(f"{source}/{own}", str(temporary / own))
                 flush_to_disk(temporary / own)
-            if verify_checkpoint(temporary)["step"] != step_of(final):
+            fetched = Good.at(temporary)
+            if fetched.manifest["step"] != step_of(final):
                 raise Refused(f"{MANIFEST} is of another step")
             for own in RUN_FILES:
                 wanted = folder.parent / own
@@ -128,7 +122,7 @@ class ObjectStore:
             replace_directory(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return final
+        return fetched._replace(path=final)
 
     def prune(self, kept: Container[str], *, keep: int) -> None:
         """Delete what is neither among the newest ones nor kept, and what was never completed."""
@@ -164,28 +158,32 @@ def find_store(config: RunConfig) -> ObjectStore | None:
     return None if url is None else ObjectStore(url, config.name)
 
 
-def fetch_newer(store: ObjectStore, folder: Path) -> None:
-    """Fetch the newest checkpoint that verifies, if it is newer than every good one on disk.
+def fetch_newer(store: ObjectStore, folder: Path) -> tuple[Good | None, list[str]]:
+    """Fetch the newest good checkpoint, if it is newer than every good one on disk.
+
+    Returns:
+        As `newest_good` of the folder, with what was fetched.
 
     Raises:
         InputError: If the store cannot be reached, and there is nothing on disk to go on from.
     """
-    local, _ = newest_good(folder)
-    known = step_of(local) if local else -1
+    local, rejected = newest_good(folder)
+    known = step_of(local.path) if local else -1
     try:
         newer = [name for name in store.checkpoints() if _step(name) > known]
     except Exception as error:  # of any of fsspec's file systems
         if local is None:
             raise _refused(store.url, _line(error)) from None
         log.warning(f"{visible(store.url)} cannot be reached ({_line(error)}): going on from disk")
-        return
+        return local, rejected
     for name in reversed(newer):
         try:
-            store.get(name, folder)
+            fetched = store.get(name, folder)
             log.info(f"fetched {name} from {visible(store.url)}")
-            return
+            return fetched, rejected
         except Exception as error:
             log.warning(f"{name} in {visible(store.url)} rejected: {_line(error)}")
+    return local, rejected
 
 
 def forget_newer(store: ObjectStore, step: int, *, lenient: bool) -> None:

@@ -20,9 +20,14 @@ from configs.schema import RunConfig
 from data.facts import InputFacts, read_model
 from data.lock_file import lock_of
 from data.vocabulary import TOKENIZER
-from trainer.checkpoints.atomic_files import recover_directories, write_atomically
-from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
-from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
+from trainer.checkpoints.atomic_files import follow, recover_directories, write_atomically
+from trainer.checkpoints.checkpoint import Refused
+from trainer.checkpoints.checkpoint_folder import (
+    Good,
+    list_checkpoints,
+    newest_good,
+    set_aside_newer,
+)
 from trainer.ranks.failures import RunFailed
 
 log = logging.getLogger("convoy")
@@ -42,6 +47,8 @@ class Resume:
     """Lines for the log: rejected checkpoints, an older run moved aside."""
     facts: InputFacts | None = None
     """What the weights know of their inputs, if the run that saved them had the same data."""
+    best_step: int = 0
+    """Step of the best evaluation until then, 0 without one."""
 
 
 class RunDirectory:
@@ -58,8 +65,14 @@ class RunDirectory:
         self.identity = identity(config)
         self.digest = digest(config)
 
-    def decide_resume(self, config: RunConfig) -> Resume:
+    def decide_resume(
+        self, config: RunConfig, newest: tuple[Good | None, list[str]] | None = None
+    ) -> Resume:
         """Decide what this config continues from, by `checkpoint.resume`; changes nothing on disk.
+
+        Args:
+            config: The run that starts.
+            newest: What `newest_good` finds here, if the caller has asked already.
 
         Raises:
             InputError: If an explicit path is wrong, no checkpoint verifies, or the unfinished run
@@ -70,7 +83,7 @@ class RunDirectory:
             return Resume(None, 0, [])
         if mode != "auto":
             return self._explicit(Path(mode).expanduser())
-        chosen, rejected = newest_good(self.checkpoints)
+        chosen, rejected = newest or newest_good(self.checkpoints)
         if chosen is None:
             if rejected:
                 raise InputError(
@@ -79,10 +92,9 @@ class RunDirectory:
                     remedy="Use --checkpoint.resume never to start afresh; the old files are kept.",
                 )
             return Resume(None, 0, [])
-        manifest = verify_checkpoint(chosen)
-        changed = differences(manifest["identity"], identity(config))
+        changed = differences(chosen.manifest["identity"], identity(config))
         if not changed:
-            return self._continued(chosen, manifest, rejected)
+            return self._continued(chosen, rejected)
         if self.status() == "completed":
             return Resume(None, 0, [f"{self.path} holds a finished run with {changed}"])
         raise InputError(
@@ -137,7 +149,7 @@ class RunDirectory:
                 self.checkpoints.resolve()
             )
             if inside and resume.checkpoint is not None:
-                set_aside_newer(self.checkpoints, resume.checkpoint.resolve())
+                set_aside_newer(self.checkpoints, resume.checkpoint, resume.best_step)
             elif list_checkpoints(self.checkpoints) or self.status() is not None:
                 notes.append(f"the earlier run was moved to {self._move_aside()}")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -188,15 +200,12 @@ class RunDirectory:
 
     def _explicit(self, given: Path) -> Resume:
         """Continue from a checkpoint directory, or from the newest good one of a run directory."""
-        path = given.resolve()
+        path, newest = follow(given), None
         rejected: list[str] = []
         if (path / "checkpoints").is_dir():
             newest, rejected = newest_good(path / "checkpoints")
-            path = newest or path
         try:
-            manifest = verify_checkpoint(path)
-            verify_numbers(path, manifest)
-            return self._continued(path, manifest, rejected)
+            return self._continued(newest or Good.at(path), rejected)
         except Refused as reason:
             raise InputError(
                 "checkpoint.resume",
@@ -205,17 +214,18 @@ class RunDirectory:
                 remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
             ) from None
 
-    def _continued(self, path: Path, manifest: dict[str, Any], notes: list[str]) -> Resume:
-        """From a verified checkpoint, with the facts that its run recorded beside it.
+    def _continued(self, chosen: Good, notes: list[str]) -> Resume:
+        """From a checkpoint, with the facts that its run recorded beside it.
 
         Raises:
             InputError: If model.json is damaged.
         """
+        path, manifest = chosen
         content, facts = path.resolve().parents[1] / "model.json", None
         others = changes(manifest["identity"], self.identity)
         if content.is_file() and not any(key.startswith("data.") for key in others):
             facts = read_model(content)[0]
-        return Resume(path, manifest["step"], notes, facts)
+        return Resume(path, manifest["step"], notes, facts, manifest["best_step"])
 
     def check_there(self) -> None:
         """Fail if the directory is not there any more: nobody would find what goes into it.

@@ -16,7 +16,7 @@ from configs.identity import nest
 from configs.imports import import_extra
 from configs.read_files import read_json
 from configs.schema_records import WandbConfig
-from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.atomic_files import follow, write_atomically
 from trainer.objective.selection import Selection
 from trainer.ranks.stop_signals import EXIT_PREEMPTED
 from trainer.records.sinks import Note, Record, RunFacts
@@ -154,7 +154,7 @@ class WandbSink:
         """Upload the best checkpoint as artifact NAME of type `model`, under the alias `best`."""
         import wandb
 
-        checkpoint = (self.directory / "checkpoints" / "best").resolve()
+        checkpoint = follow(self.directory / "checkpoints" / "best")
         if not checkpoint.is_dir():
             return
         artifact = wandb.Artifact(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from configs.schema_execution import CompileConfig
 from configs.schema_records import EvaluateConfig, LoggingConfig
 from configs.schema_training import OptimizerConfig, TrainConfig
 from tests.support.checkpoints import contents
-from tests.support.run_directories import earlier_run
+from tests.support.run_directories import earlier_run, release
+from trainer.beginning import decide_resume
 from trainer.checkpoints.checkpoint import step_of
-from trainer.checkpoints.checkpoint_folder import list_checkpoints
+from trainer.checkpoints.checkpoint_folder import list_checkpoints, set_aside_newer
+from trainer.checkpoints.object_store import ObjectStore
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.ranks.runtime import Runtime
 
@@ -216,6 +220,36 @@ def test_continuing_another_run_leaves_that_run_alone(
     directory.open(given, directory.decide_resume(given))
     assert contents(tmp_path / "run") == old
     assert list_checkpoints(directory.checkpoints) == []
+
+
+@pytest.mark.parametrize("below", [None, "", "checkpoints/latest"])
+def test_a_start_reads_every_file_once_to_verify_it(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str | None
+) -> None:
+    """Law: of the checkpoint that it takes, be it from storage, and of each that it passes over."""
+    config = changed(config, resume="auto" if below is None else tmp_path / "run" / below)
+    paths = earlier_run(config, "running")
+    if below is None:
+        store = f"file://{tmp_path / 'store'}"
+        checkpoint = dataclasses.replace(config.checkpoint, upload=store)
+        config = dataclasses.replace(config, checkpoint=checkpoint)
+        ObjectStore(store, config.name).put(paths.pop())
+        set_aside_newer(RunDirectory(config).checkpoints, paths[-1], best_step=0)
+    digest, read = hashlib.file_digest, Counter[tuple[str, str]]()
+
+    def counted(file: Any, name: str) -> Any:
+        read[Path(file.name).parent.name, Path(file.name).name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    directory = RunDirectory(config)
+    resume = decide_resume(config, directory)
+    directory.open(config, resume)
+    release(directory)
+    assert resume.step == 20
+    assert set(read.values()) == {1}
+    folders = {"step_00000010", ".writing-step_00000020"} if below is None else {"step_00000020"}
+    assert read.keys() == {(f, n) for f in folders for n in ("model.safetensors", "trainer.pt")}
 
 
 def test_an_explicit_run_with_a_broken_checkpoint_falls_back_and_says_so(
