@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -43,7 +44,8 @@ def build_mesh(runtime: Runtime, config: ParallelConfig) -> DeviceMesh:
     names = ("copies", "parts")[-len(shape) :]
     mesh = init_device_mesh(runtime.device.type, shape, mesh_dim_names=names)
     for group in mesh.get_all_groups():
-        share_timeout(group)
+        if group is not dist.group.WORLD:
+            share_timeout(group)
     return mesh
 
 
