@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from configs.identity import changes, differences, identity
 from configs.read_files import read_yaml
 from configs.schema import RunConfig
+from data.facts import read_model
 from data.normalize import Normalize
 from trainer.cards import GO_ON
-from trainer.checkpoints.checkpoint import load_checkpoint, wait_until_visible
+from trainer.checkpoints.atomic_files import follow
+from trainer.checkpoints.checkpoint import Refused, load_checkpoint, wait_until_visible
+from trainer.checkpoints.checkpoint_folder import Good, newest_good
 from trainer.checkpoints.initial_weights import load_weights, read_weights, weights_digest
 from trainer.checkpoints.object_store import fetch_newer, find_store
 from trainer.checkpoints.run_directory import CONFIG, Resume, RunDirectory
@@ -27,7 +31,7 @@ from trainer.records.tensorboard import check_tensorboard
 logger = logging.getLogger("convoy")
 
 
-def decide_resume(config: RunConfig, directory: RunDirectory) -> Resume:
+def claim_and_decide(config: RunConfig, directory: RunDirectory) -> Resume:
     """What to continue from, decided under the lock: nobody may save in between."""
     check_tensorboard(config.logging)
     store = find_store(config)
@@ -35,7 +39,81 @@ def decide_resume(config: RunConfig, directory: RunDirectory) -> Resume:
     newest = None
     if store is not None and config.checkpoint.resume == "auto":
         newest = fetch_newer(store, directory.checkpoints)
-    return directory.decide_resume(config, newest)
+    return decide_resume(config, directory, newest)
+
+
+def decide_resume(
+    config: RunConfig,
+    directory: RunDirectory,
+    newest: tuple[Good | None, list[str]] | None = None,
+) -> Resume:
+    """Decide what a config continues from, by `checkpoint.resume`; changes nothing on disk.
+
+    Args:
+        config: The run that starts.
+        directory: Of that run.
+        newest: What `newest_good` finds there, if the caller has asked already.
+
+    Raises:
+        InputError: If an explicit path is wrong, no checkpoint verifies, or the unfinished run in
+            the directory is another one.
+    """
+    mode, path = config.checkpoint.resume, directory.path
+    if mode == "never":
+        return Resume(None, 0, [])
+    if mode != "auto":
+        return _explicit(config, Path(mode).expanduser())
+    chosen, rejected = newest or newest_good(directory.checkpoints)
+    if chosen is None:
+        if rejected:
+            raise InputError(
+                f"no checkpoint in {directory.checkpoints} can be trusted ({'; '.join(rejected)})",
+                expected="one that verifies",
+                remedy="Use --checkpoint.resume never to start afresh; the old files are kept.",
+            )
+        return Resume(None, 0, [])
+    changed = differences(chosen.manifest["identity"], identity(config))
+    if not changed:
+        return _continued(config, chosen, rejected)
+    if directory.status() == "completed":
+        return Resume(None, 0, [f"{path} holds a finished run with {changed}"])
+    raise InputError(
+        f"{path} holds an unfinished run with another config ({changed})",
+        expected="the same config to continue it",
+        remedy="Choose another --name; or --checkpoint.resume never to start afresh (the old run "
+        f"is moved aside); or --checkpoint.resume {path} to continue it as changed.",
+    )
+
+
+def _explicit(config: RunConfig, given: Path) -> Resume:
+    """Continue from a checkpoint directory, or from the newest good one of a run directory."""
+    path, newest = follow(given), None
+    rejected: list[str] = []
+    if (path / "checkpoints").is_dir():
+        newest, rejected = newest_good(path / "checkpoints")
+    try:
+        return _continued(config, newest or Good.at(path), rejected)
+    except Refused as reason:
+        raise InputError(
+            "checkpoint.resume",
+            given=str(given),
+            expected="auto, never, or the path of a checkpoint or run directory",
+            remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
+        ) from None
+
+
+def _continued(config: RunConfig, chosen: Good, notes: list[str]) -> Resume:
+    """From a checkpoint, with the facts that its run recorded beside it.
+
+    Raises:
+        InputError: If model.json is damaged.
+    """
+    path, manifest = chosen
+    content, facts = path.resolve().parents[1] / "model.json", None
+    others = changes(manifest["identity"], identity(config))
+    if content.is_file() and not any(key.startswith("data.") for key in others):
+        facts = read_model(content)[0]
+    return Resume(path, manifest["step"], notes, facts, manifest["best_step"])
 
 
 def normalised_as_before(components: Components, resume: Resume) -> Components:

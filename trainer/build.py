@@ -11,8 +11,8 @@ from data.loading.order import Plan
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.compile_watch import CompileWatch
 from trainer.beginning import (
+    claim_and_decide,
     continue_from,
-    decide_resume,
     identify_weights,
     normalised_as_before,
     refuse_to_profile_nothing,
@@ -92,7 +92,7 @@ def build(
         runtime,
         raise_on_all_ranks(
             runtime,
-            lambda: decide_resume(config, directory) if runtime.is_main else Resume(None, 0, []),
+            lambda: claim_and_decide(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
     compiled = None

@@ -24,7 +24,7 @@ from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import Plan
 from data.splits import cut
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
-from trainer.beginning import continue_from
+from trainer.beginning import continue_from, decide_resume
 from trainer.build_step import build_state
 from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
@@ -208,7 +208,7 @@ def _decide(config: RunConfig, state: RunState) -> str:
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         number = errno.EACCES if above.is_dir() else errno.ENOTDIR
         raise directory.unwritable(OSError(number, os.strerror(number)))
-    resume = directory.decide_resume(config)
+    resume = decide_resume(config, directory)
     continue_from(config, resume, state)
     if resume.checkpoint is not None:
         return f"{directory.path}: would continue from {resume.checkpoint} (step {resume.step})"

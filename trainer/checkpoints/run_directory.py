@@ -1,4 +1,4 @@
-"""A run directory, OUTPUT_DIR/NAME/: what lies in it, who may write to it, what is continued."""
+"""A run directory, OUTPUT_DIR/NAME/: what lies in it, and who may write to it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from configs.errors import InputError
-from configs.identity import changes, differences, digest, flatten, identity, nest
+from configs.identity import digest, flatten, identity, nest
 from configs.read_files import read_json
 from configs.schema import RunConfig
-from data.facts import InputFacts, read_model
+from data.facts import InputFacts
 from data.lock_file import lock_of
 from data.vocabulary import TOKENIZER
-from trainer.checkpoints.atomic_files import follow, recover_directories, write_atomically
-from trainer.checkpoints.checkpoint import Refused
-from trainer.checkpoints.checkpoint_folder import (
-    Good,
-    list_checkpoints,
-    newest_good,
-    set_aside_newer,
-)
+from trainer.checkpoints.atomic_files import recover_directories, write_atomically
+from trainer.checkpoints.checkpoint_folder import list_checkpoints, set_aside_newer
 from trainer.ranks.failures import RunFailed
 
 log = logging.getLogger("convoy")
@@ -64,45 +58,6 @@ class RunDirectory:
         """Take over what was found out since: a batch that fits, the digest of weights given."""
         self.identity = identity(config)
         self.digest = digest(config)
-
-    def decide_resume(
-        self, config: RunConfig, newest: tuple[Good | None, list[str]] | None = None
-    ) -> Resume:
-        """Decide what this config continues from, by `checkpoint.resume`; changes nothing on disk.
-
-        Args:
-            config: The run that starts.
-            newest: What `newest_good` finds here, if the caller has asked already.
-
-        Raises:
-            InputError: If an explicit path is wrong, no checkpoint verifies, or the unfinished run
-                in this directory is another one.
-        """
-        mode = config.checkpoint.resume
-        if mode == "never":
-            return Resume(None, 0, [])
-        if mode != "auto":
-            return self._explicit(Path(mode).expanduser())
-        chosen, rejected = newest or newest_good(self.checkpoints)
-        if chosen is None:
-            if rejected:
-                raise InputError(
-                    f"no checkpoint in {self.checkpoints} can be trusted ({'; '.join(rejected)})",
-                    expected="one that verifies",
-                    remedy="Use --checkpoint.resume never to start afresh; the old files are kept.",
-                )
-            return Resume(None, 0, [])
-        changed = differences(chosen.manifest["identity"], identity(config))
-        if not changed:
-            return self._continued(chosen, rejected)
-        if self.status() == "completed":
-            return Resume(None, 0, [f"{self.path} holds a finished run with {changed}"])
-        raise InputError(
-            f"{self.path} holds an unfinished run with another config ({changed})",
-            expected="the same config to continue it",
-            remedy="Choose another --name; or --checkpoint.resume never to start afresh (the old "
-            f"run is moved aside); or --checkpoint.resume {self.path} to continue it as changed.",
-        )
 
     def claim(self) -> None:
         """Lock the directory against every other process, for as long as this one lives.
@@ -197,35 +152,6 @@ class RunDirectory:
             with path.open("r+b") as file:
                 file.write(content.encode())
                 file.truncate()
-
-    def _explicit(self, given: Path) -> Resume:
-        """Continue from a checkpoint directory, or from the newest good one of a run directory."""
-        path, newest = follow(given), None
-        rejected: list[str] = []
-        if (path / "checkpoints").is_dir():
-            newest, rejected = newest_good(path / "checkpoints")
-        try:
-            return self._continued(newest or Good.at(path), rejected)
-        except Refused as reason:
-            raise InputError(
-                "checkpoint.resume",
-                given=str(given),
-                expected="auto, never, or the path of a checkpoint or run directory",
-                remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
-            ) from None
-
-    def _continued(self, chosen: Good, notes: list[str]) -> Resume:
-        """From a checkpoint, with the facts that its run recorded beside it.
-
-        Raises:
-            InputError: If model.json is damaged.
-        """
-        path, manifest = chosen
-        content, facts = path.resolve().parents[1] / "model.json", None
-        others = changes(manifest["identity"], self.identity)
-        if content.is_file() and not any(key.startswith("data.") for key in others):
-            facts = read_model(content)[0]
-        return Resume(path, manifest["step"], notes, facts, manifest["best_step"])
 
     def check_there(self) -> None:
         """Fail if the directory is not there any more: nobody would find what goes into it.
