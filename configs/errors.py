@@ -59,6 +59,18 @@ def did_you_mean(
     return f"Did you mean {' or '.join(names)}?" if names else ""
 
 
+def one_line(error: BaseException, *, named: bool = False) -> str:
+    """What an error says, or of what type it is if it says nothing: in a line of 300 characters at
+    most, after its type if `named`, with control characters spelled out."""
+    said = f"{type(error).__name__}: {error}" if named else str(error)
+    return visible(" ".join(said.split())[:300] or type(error).__name__)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type if it says nothing. As `one_line` else."""
+    return visible((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
 def failing_line(error: BaseException) -> str:
     """The last line of the user's code, or of a network of this project's, that an error passed
     through, such as "mine.py:12 `return self.layers(inputs)`"; empty if there is none."""

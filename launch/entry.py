@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from configs.errors import InputError
+from configs.errors import InputError, first_line
 from configs.own_modules import PREFIX
 from configs.visible import visible
 from trainer.ranks.launcher import guess
@@ -189,7 +189,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, RunFailed):
         return _say(f"{error}.", EXIT_FAILED, shared=True)
     if num_ranks() > 1 and is_lost_contact(error):
-        reason = (visible(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         line = f"rank {rank()}: another rank is gone or silent ({reason})"
         print(line, file=sys.stderr, flush=True)
     elif os.environ.get("TORCHELASTIC_ERROR_FILE"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.errors import InputError, did_you_mean, expect
+from configs.errors import InputError, did_you_mean, expect, one_line
 from configs.imports import import_extra
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
@@ -177,7 +177,7 @@ def _open(library: Any, config: DataConfig, options: HuggingFaceOptions) -> Any:
                 options.path, options.name, revision=options.revision, cache_dir=config.root
             )
     except Exception as error:  # the network, the hub and its readers raise what they like
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(
             f"data set {str(source)!r} cannot be loaded ({type(error).__name__}: {reason})",
             expected="a folder that save_to_disk wrote, or a name on the hub as data.kwargs.path",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.imports import is_import_path
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -268,6 +268,6 @@ def _load_weights(
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             f"the weights in {path} do not fit the model of config.yaml",
-            given=" ".join(str(error).split())[:400],
+            given=one_line(error),
             expected="the model they were trained as",
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.schema_model import ModelConfig
 from trainer.checkpoints.atomic_files import follow
 from trainer.checkpoints.checkpoint import MANIFEST, WEIGHTS, Refused, load_checkpoint
@@ -43,7 +43,7 @@ def read_weights(given: str) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception as error:  # damaged bytes can make an unpickler raise almost anything
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(
             "model.weights", given=given, expected=EXPECTED, remedy=f"It says: {reason}."
         ) from None

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.imports import import_extra
 from configs.schema import RunConfig
 from configs.visible import visible
@@ -51,7 +51,7 @@ class ObjectStore:
         except ImportError as error:
             raise _refused(url, f"{error}. Install that package") from None
         except Exception as error:  # of any of its file systems
-            raise _refused(url, _line(error)) from None
+            raise _refused(url, one_line(error, named=True)) from None
         self.url = f"{url.rstrip('/')}/{name}"
         self.root = f"{root.rstrip('/')}/{name}"
 
@@ -173,8 +173,9 @@ def fetch_newer(store: ObjectStore, folder: Path) -> tuple[Good | None, list[str
         newer = [name for name in store.checkpoints() if _step(name) > known]
     except Exception as error:  # of any of fsspec's file systems
         if local is None:
-            raise _refused(store.url, _line(error)) from None
-        log.warning(f"{visible(store.url)} cannot be reached ({_line(error)}): going on from disk")
+            raise _refused(store.url, one_line(error, named=True)) from None
+        reason = one_line(error, named=True)
+        log.warning(f"{visible(store.url)} cannot be reached ({reason}): going on from disk")
         return local, rejected
     for name in reversed(newer):
         try:
@@ -182,7 +183,7 @@ def fetch_newer(store: ObjectStore, folder: Path) -> tuple[Good | None, list[str
             log.info(f"fetched {name} from {visible(store.url)}")
             return fetched, rejected
         except Exception as error:
-            log.warning(f"{name} in {visible(store.url)} rejected: {_line(error)}")
+            log.warning(f"{name} in {visible(store.url)} rejected: {one_line(error, named=True)}")
     return local, rejected
 
 
@@ -202,8 +203,8 @@ def forget_newer(store: ObjectStore, step: int, *, lenient: bool) -> None:
         store.set_aside_newer(step)
     except Exception as error:
         if not lenient:
-            raise _refused(store.url, _line(error)) from None
-        log.warning(f"{visible(store.url)} cannot be reached ({_line(error)})")
+            raise _refused(store.url, one_line(error, named=True)) from None
+        log.warning(f"{visible(store.url)} cannot be reached ({one_line(error, named=True)})")
 
 
 class Uploader:
@@ -247,10 +248,10 @@ class Uploader:
             _with_patience(lambda: self.store.put(checkpoint))
         except Exception as error:  # of any of fsspec's file systems
             if checkpoint == self.newest or checkpoint.exists():  # else deleted in the meantime
-                where = visible(self.store.url)
+                where, reason = visible(self.store.url), one_line(error, named=True)
                 log.error(
-                    f"{checkpoint.name} was not uploaded to {where} ({_line(error)}); it is on "
-                    "disk, and training goes on"
+                    f"{checkpoint.name} was not uploaded to {where} ({reason}); it is on disk, and "
+                    "training goes on"
                 )
             return
         with contextlib.suppress(Exception):  # the next one tries again
@@ -268,7 +269,3 @@ def _with_patience(work: Callable[[], Any]) -> None:
             if not left:
                 raise
             time.sleep(PAUSE_SECONDS * 2 ** (TRIES - 1 - left))
-
-
-def _line(error: Exception) -> str:
-    return visible(" ".join(f"{type(error).__name__}: {error}".split())[:200])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.errors import InputError, did_you_mean
+from configs.errors import InputError, did_you_mean, one_line
 from configs.imports import import_extra
 from configs.trust import require_trust
 
@@ -48,7 +48,7 @@ def timm_model(
         model: nn.Module = timm.create_model(name, **{**arguments, **kwargs})
         _try(model, input_shape)
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(
             f"model.name={PREFIX}{name} cannot be built for inputs {tuple(input_shape)}",
             given=kwargs or None,

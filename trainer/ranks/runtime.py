@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-from configs.errors import InputError
+from configs.errors import InputError, first_line
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
 from trainer.ranks.cores import fair_threads
@@ -171,7 +171,7 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
                     device_id=runtime.device if runtime.device.type == "cuda" else None,
                 )
     except (dist.DistError, ValueError, RuntimeError, TimeoutError) as error:
-        raise _not_connected(runtime, config, _first_line(error)) from None
+        raise _not_connected(runtime, config, first_line(error)) from None
     try:
         yield
     finally:
@@ -229,7 +229,3 @@ def _limit_wait(group: dist.ProcessGroup | None) -> None:
     public = getattr(dist, "set_timeout", None)
     set_timeout = public or dist.distributed_c10d._set_pg_timeout
     set_timeout(timedelta(seconds=_in_force[0]), group)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
