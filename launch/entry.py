@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from configs.errors import InputError
+from configs.errors import InputError, first_line
 from configs.own_modules import PREFIX
 from configs.visible import visible
 from trainer.ranks.launcher import guess
@@ -122,7 +123,9 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _report(error)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the status is decided: let it through
-    if status_file is not None and is_main_process():
+    if status_file is not None and os.getppid() != LAUNCHER:  # killed: it cannot clear up
+        shutil.rmtree(Path(status_file).parent, ignore_errors=True)
+    elif status_file is not None and is_main_process():
         Path(status_file).write_text(str(status))
     if num_ranks() > 1:
         _leave(status)
@@ -186,7 +189,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, RunFailed):
         return _say(f"{error}.", EXIT_FAILED, shared=True)
     if num_ranks() > 1 and is_lost_contact(error):
-        reason = (visible(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         line = f"rank {rank()}: another rank is gone or silent ({reason})"
         print(line, file=sys.stderr, flush=True)
     elif os.environ.get("TORCHELASTIC_ERROR_FILE"):

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
-from configs.load import known_keys, load_config
+from configs.keys import known_keys
+from configs.load import load_config
 from tests.support.commands import Command, all_commands, ends_well, find_commands
 from tests.support.processes import ROOT, start, wait
 

@@ -74,10 +74,11 @@ class SleepingThreads:
         self.over.wait()
 
 
-def find_openmp(maps: Path = Path("/proc/self/maps")) -> ctypes.CDLL | None:
+def find_openmp() -> ctypes.CDLL | None:
     """GCC's OpenMP, if torch has loaded it."""
     try:
-        paths = [line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line]
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        paths = [line.split()[-1] for line in maps if "libgomp" in line]
         return ctypes.CDLL(paths[0]) if paths else None
     except OSError:
         return None
