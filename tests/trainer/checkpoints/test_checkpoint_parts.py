@@ -140,7 +140,7 @@ def test_a_rank_that_cannot_write_fails_the_checkpoint_by_name(
 
     monkeypatch.setattr(module, "_write", full)
     with pytest.raises(OSError, match=f"rank 1 could not write {SECOND}: No space left"):
-        save_in_parts(tmp_path, 2)
+        save_in_parts(tmp_path, 2, threads=1)  # a rank that still writes may leave its folder
     assert newest_good(tmp_path) == (Good.at(before), [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", before.name]
 
