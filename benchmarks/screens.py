@@ -37,7 +37,7 @@ CONVOY = (sys.executable, "-m", "convoy")
 CONTROL = re.compile(r"\x1b\[(?:(\d*)A|(\d*)K|\?\d+[hl])|(\r?\n)|(\r)")
 """What a progress bar does besides colours: up, erase a line, hide the cursor, next line, back."""
 ENVIRONMENT = {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "PYTHONPATH": str(ROOT)}
-PAGE_COLOURS = 64
+PAGE_COLOURS = 160
 
 
 def on_terminal(command: str, folder: Path, stop_at: str | None = None) -> list[str]:
