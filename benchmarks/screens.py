@@ -135,7 +135,8 @@ def stop_and_continue(folder: Path) -> None:
 def doctor(folder: Path) -> None:
     command = "convoy doctor --config mnist --optimizer.lr 10"
     lines = on_terminal(command, folder)
-    training = next(at for at, line in enumerate(lines) if "training " in line)
+    plain = [Text.from_ansi(line).plain for line in lines]
+    training = next(at for at, line in enumerate(plain) if line.startswith("training "))
     draw(
         "doctor",
         "What the doctor says of a learning rate that is too high",
@@ -162,7 +163,7 @@ def page(folder: Path) -> None:
     """The page of the same runs, wide and as narrow as a telephone."""
     sweeps(folder)
     watch = subprocess.Popen(
-        [*CONVOY, "watch"],
+        [*CONVOY, "watch", "runs/a", "runs/b"],
         cwd=folder,
         env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
