@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, start, wait
+from tests.support.processes import ROOT, begin, wait
 
 PAGE = (ROOT / "docs/debugging.md").read_text(encoding="utf-8")
 APPENDIX = (ROOT / "docs/appendix_debugging.md").read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def test_every_command_works(line: str, small: Callable[..., list[str]], tmp_pat
     words[script] = str(ROOT / words[script])
     words += ["--checkpoint.every_epochs=null"] if "train.py" in words[script] else []
     words = ["--train.epochs=20" if "epochs=2" in word else word for word in words]
-    finished = wait(start(words, cwd=tmp_path))
+    finished = wait(begin(words, cwd=tmp_path))
     assert finished.status == 0, finished.output
 
 

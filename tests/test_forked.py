@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked import can_be_forked, fork
+from tests.support.forked import Forked, can_be_forked
 from tests.support.processes import environment, is_running, start, wait
 
 PROGRAM = """
@@ -40,7 +40,7 @@ def test_a_fork_is_what_a_start_is(tmp_path: Path) -> None:
     env = environment({"MINE": "yes", "PYTHONPATH": str(tmp_path / "more")})
     python = [sys.executable, str(tmp_path / "program.py"), "a", "--b"]
     for command in (python, [sys.executable, "-m", "program", "a"]):
-        forked = wait(fork(command, cwd=tmp_path, env=env))
+        forked = wait(Forked(command, tmp_path, env))
         started = wait(start(command, cwd=tmp_path, env=env))
         assert (forked.status, forked.stderr) == (started.status, started.stderr) == (7, "warned\n")
         assert json.loads(forked.stdout) == json.loads(started.stdout)
@@ -53,7 +53,7 @@ def test_a_fork_that_hangs_is_killed_and_one_that_dies_has_the_status_of_its_sig
     program = tmp_path / "program.py"
     program.write_text("import time; print('on', flush=True); time.sleep(600)")
     command = [sys.executable, str(program)]
-    hanging = fork(command, cwd=tmp_path, env=environment())
+    hanging = Forked(command, tmp_path, environment())
     with pytest.raises(AssertionError, match=r"no end after 2 s:\non"):
         wait(hanging, timeout=2)
     assert hanging.returncode == -9

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.processes import (
     ROOT,
+    begin,
     children,
     launch,
     python_command,
@@ -53,7 +54,7 @@ def test_the_example_is_killed_and_goes_on_bit_equal(tmp_path: Path, ranks: int)
     process.kill()
     wait(process)
     assert json.loads((killed / "summary.json").read_text())["status"] == "running"
-    finished = [wait(start(command(folder), env=HERE)) for folder in ("killed", "whole", "whole")]
+    finished = [wait(begin(command(folder), env=HERE)) for folder in ("killed", "whole", "whole")]
     assert [found.status for found in finished] == [0, 0, 0], finished[0].output
     assert "continuing from" in finished[0].stderr
     assert_same_bits(killed, tmp_path / "whole/own_script")

@@ -15,6 +15,7 @@ import torch._dynamo  # the first optimizer imports it, and it sets an environme
 from tests.support.processes import (
     ROOT,
     Finished,
+    begin,
     launch,
     python_command,
     start,
@@ -159,7 +160,7 @@ def test_a_refusal_exits_with_2_and_writes_nothing(small: Arguments, tmp_path: P
 
 def test_a_killed_run_goes_on_bit_for_bit(small: Arguments, tmp_path: Path) -> None:
     extra = [*EXTRA, ENGINE, "--train.epochs=4", "--checkpoint.every_steps=5"]
-    process = start(python_command("launch/train.py", *small("killed", *extra)))
+    process = begin(python_command("launch/train.py", *small("killed", *extra)))
     wait_for_step(tmp_path / "killed", 27, process)
     process.kill()
     assert wait(process).status == -signal.SIGKILL

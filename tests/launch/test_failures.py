@@ -20,6 +20,7 @@ from launch.entry import torchrun
 from tests.support.processes import (
     ROOT,
     Finished,
+    begin,
     children,
     environment,
     python_command,
@@ -76,7 +77,7 @@ def test_all_ranks_end_within_15_seconds(small: Arguments, tmp_path: Path, fault
     command = torchrun_command(
         2, "launch/train.py", *small("run"), *faulty(fault, at=20, sleep=0.01)
     )
-    process = start(command, env=PROGRAMS)
+    process = begin(command, env=PROGRAMS)
     wait_for_step(tmp_path / "run", 15, process)
     began = time.monotonic()
     finished = wait(process)
@@ -91,7 +92,7 @@ def test_a_hung_rank_is_given_up_on(small: Arguments, tmp_path: Path) -> None:
     """A stopped process cannot answer; rank 0 says so, and leaves when the time is over."""
     extra = ["--parallel.timeout_seconds=4"]
     command = torchrun_command(2, "launch/train.py", *small("run", *extra), *faulty("hang"))
-    finished = wait(start(command, env=PROGRAMS))
+    finished = wait(begin(command, env=PROGRAMS))
     assert finished.status != 0
     assert "rank 0: another rank is gone or silent" in finished.stderr
     assert status_of(tmp_path / "run") == "failed"
@@ -107,7 +108,7 @@ def test_a_hang_is_explained(small: Arguments, tmp_path: Path, fault: str) -> No
     """From the hang to the line of code: who is missing, at which collective of which step."""
     extra = ["--parallel.timeout_seconds=5", "--logging.every_steps=7"]
     command = torchrun_command(2, "launch/train.py", *small("run", *extra), *faulty(fault))
-    finished = wait(start(command, env=PROGRAMS))
+    finished = wait(begin(command, env=PROGRAMS))
     assert finished.status != 0
     folder = tmp_path / "run/hang"
     said = (folder / "explained.txt").read_text()
@@ -141,7 +142,7 @@ def test_max_restarts_resumes_by_itself(small: Arguments, tmp_path: Path, fault:
     options = faulty(fault, once=str(tmp_path / "happened"))
     command = torchrun_command(2, "launch/train.py", *small("run", *extra), *options)
     command.insert(command.index("--standalone"), "--max-restarts=2")
-    finished = wait(start(command, env=PROGRAMS))
+    finished = wait(begin(command, env=PROGRAMS))
     assert finished.status == 0, finished.output[-3000:]
     assert (tmp_path / "happened").exists()
     assert "continuing from" in finished.stderr
@@ -152,7 +153,7 @@ def test_max_restarts_resumes_by_itself(small: Arguments, tmp_path: Path, fault:
 def test_drift_names_the_rank_and_stops_the_run(small: Arguments, tmp_path: Path) -> None:
     extra = ["--parallel.drift_every_steps=10"]
     command = torchrun_command(3, "launch/train.py", *small("run", *extra), *faulty("drift"))
-    finished = wait(start(command, env=PROGRAMS))
+    finished = wait(begin(command, env=PROGRAMS))
     assert finished.status != 0
     assert "error: at step 30 the weights of rank 1 differ from the others'" in finished.stderr
     assert finished.stderr.count("error: at step") == 1
@@ -166,7 +167,7 @@ def test_no_drift_is_seen_where_there_is_none(small: Arguments, tmp_path: Path) 
 
 def test_a_second_signal_ends_at_once(small: Arguments, tmp_path: Path) -> None:
     """In a step that takes a minute, too."""
-    process = start(
+    process = begin(
         python_command("launch/train.py", *small("run"), *faulty("", sleep=60)), env=PROGRAMS
     )
     while not (tmp_path / "run/summary.json").exists():
@@ -264,7 +265,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(small: Arguments, tmp_pa
 def test_wandb_does_not_turn_a_stop_into_noise(small: Arguments, tmp_path: Path) -> None:
     """SIGINT to the whole process group, as Ctrl-C sends it."""
     extra = ["--logging.wandb.mode=offline", "--train.epochs=5000", "--data.workers=1"]
-    process = start(
+    process = begin(
         python_command("launch/train.py", *small("run", *extra)), env={"WANDB_SILENT": "true"}
     )
     wait_for_step(tmp_path / "run", 30, process)

@@ -20,7 +20,7 @@ from data.formats.tokens import TokenWindows
 from launch.evaluate import main as evaluate
 from launch.predict import main as predict
 from launch.using.trained import load_trained
-from tests.support.processes import python_command, start, train, wait_for_step
+from tests.support.processes import begin, python_command, train, wait_for_step
 from tests.support.runs import assert_same_bits, comparable, latest_weights, records, series
 from tests.support.texts import CONTEXT, make_text, text_arguments, train_text
 
@@ -222,7 +222,7 @@ def test_a_run_that_stopped_in_mid_epoch_ends_with_the_same_bits(
 @pytest.mark.process
 def test_a_killed_run_ends_with_the_same_bits(tokens: Path, tmp_path: Path) -> None:
     more = ("--train.epochs=20", "--checkpoint.every_steps=5")
-    process = start(
+    process = begin(
         python_command("launch/train.py", *text_arguments(tokens, tmp_path, "killed", *more))
     )
     wait_for_step(tmp_path / "killed", 12, process)

@@ -18,7 +18,7 @@ import torch
 
 from tests.support.odd_runs import ODD, arguments, run
 from tests.support.planting import PLACES, planted
-from tests.support.processes import ROOT, marked, start, torchrun_command, wait
+from tests.support.processes import ROOT, begin, marked, torchrun_command, wait
 from tests.support.runs import assert_same_bits, comparable, records
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.ranks.failures import Diverged
@@ -152,7 +152,7 @@ def test_ranks_end_together_and_a_restart_ends_as_one_left_alone(
         runs += [[command(way, f"{number}"), place, at], [command(way, f"{number}"), None, 0]]
     env = {"PYTHONPATH": str(ROOT)}
     command_line = torchrun_command(ranks, "tests/programs/spoilt.py", json.dumps(runs))
-    finished = wait(start(command_line, env=env), timeout=900)
+    finished = wait(begin(command_line, env=env), timeout=900)
     (found,) = marked(finished, "FAILURES ")
     assert not any(found[: len(ways)])
     failed, again = found[len(ways) :: 2], found[len(ways) + 1 :: 2]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.processes import (
     ROOT,
+    begin,
     children,
     launch,
     python_command,
@@ -62,7 +63,7 @@ def test_sigterm_to_one_process_saves_exits_75_and_continues(
     small: Arguments, tmp_path: Path
 ) -> None:
     extra = ["--train.epochs=200"]
-    process = start(python_command("launch/train.py", *small("stopped", *extra)))
+    process = begin(python_command("launch/train.py", *small("stopped", *extra)))
     wait_for_step(tmp_path / "stopped", 50, process)
     process.send_signal(signal.SIGTERM)
     stopped = wait(process)
@@ -113,7 +114,7 @@ def test_a_signal_to_the_launcher_stops_the_ranks(
 
 def test_sigkill_in_mid_epoch_loses_nothing(small: Arguments, tmp_path: Path) -> None:
     extra = ["--train.epochs=30", "--checkpoint.every_steps=5", "--checkpoint.every_epochs=null"]
-    process = start(python_command("launch/train.py", *small("killed", *extra)))
+    process = begin(python_command("launch/train.py", *small("killed", *extra)))
     wait_for_step(tmp_path / "killed", 77, process)
     process.kill()
     assert wait(process).status == -signal.SIGKILL
@@ -179,7 +180,7 @@ def test_an_evaluation_that_was_stopped_and_killed_is_recorded_once(
     options = ["--model.name=faulty:Net", "--evaluate.batch_size=1"]
     env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/programs'}"}
     command = small("run", *options, f"--model.kwargs={json.dumps(slow)}")
-    process = start(python_command("launch/train.py", *command), env=env)
+    process = begin(python_command("launch/train.py", *command), env=env)
     wait_for_step(tmp_path / "run", 22, process)
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
@@ -198,7 +199,7 @@ def test_an_evaluation_that_was_stopped_and_killed_is_recorded_once(
 def test_another_config_does_not_continue_an_unfinished_run(
     small: Arguments, tmp_path: Path
 ) -> None:
-    process = start(python_command("launch/train.py", *small("run", "--train.epochs=2000")))
+    process = begin(python_command("launch/train.py", *small("run", "--train.epochs=2000")))
     wait_for_step(tmp_path / "run", 20, process)
     process.send_signal(signal.SIGUSR1)
     assert wait(process).status == 75

@@ -12,7 +12,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.support.processes import ROOT, python_command, start, torchrun_command, wait
+from tests.support.processes import ROOT, begin, python_command, start, torchrun_command, wait
 
 pytestmark = pytest.mark.process
 
@@ -46,7 +46,7 @@ def test_a_rank_that_dies_in_its_start_ends_all_under_torchrun(
 ) -> None:
     """Law: no later than 15 seconds after its death."""
     env = {"PYTHONPATH": str(ROOT), "DIES": moment}
-    process = start(torchrun_command(2, PROGRAM, *small("run")), env=env)
+    process = begin(torchrun_command(2, PROGRAM, *small("run")), env=env)
     finished = wait(process)
     assert finished.status != 0
     # torchrun says when it saw each rank end; the start before that takes as long as it takes.

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.processes import (
     ROOT,
+    begin,
     environment,
     is_running,
     python_command,
@@ -159,7 +160,7 @@ def test_a_run_directory_that_is_deleted_is_missed_at_once(
     small: Arguments, tmp_path: Path
 ) -> None:
     """Law: the run fails with a word at its next record, and makes no second one."""
-    process = start(python_command("launch/train.py", *small("run", "--train.epochs=4000")))
+    process = begin(python_command("launch/train.py", *small("run", "--train.epochs=4000")))
     wait_for_step(tmp_path / "run", 5, process)
     (tmp_path / "run").rename(tmp_path / "bin")
     shutil.rmtree(tmp_path / "bin", ignore_errors=True)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 from data.catalogue.catalog import MNIST
 from data.formats.idx import read_idx, write_idx
 from tests.support.data_sets import make_idx
-from tests.support.processes import ROOT, launch, start, train, wait
+from tests.support.processes import ROOT, begin, launch, python_command, start, train, wait
 from tests.support.runs import latest_weights, records, series
 
 pytestmark = pytest.mark.process
@@ -296,13 +297,11 @@ def test_wandb_out_of_reach_does_not_stop_a_run(small: Arguments, tmp_path: Path
 
 
 def test_two_runs_in_one_folder_are_refused(small: Arguments, tmp_path: Path) -> None:
-    first = start(
-        [sys.executable, str(ROOT / "launch/train.py"), *small("run", "--train.epochs=99999")]
-    )
+    first = begin(python_command("launch/train.py", *small("run", "--train.epochs=99999")))
     while not (tmp_path / "run/metrics.jsonl").exists():
         assert first.poll() is None
     second = launch("launch/train.py", *small("run", "--train.epochs=99999"))
-    first.terminate()
+    first.send_signal(signal.SIGTERM)
     assert wait(first).status == 75
     assert second.status == 2
     assert "another process is training in" in second.stderr

@@ -9,6 +9,7 @@ the interpreter and of OpenMP), and what tests the start itself, is started for 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -20,8 +21,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-FDS = 3
-"""Of a request: standard output, standard error, and where pid and status are written to."""
+import numpy as np
+import torch
+from forked import ForkedRank  # this file's folder comes first on the path
+
+FDS = 4
+"""Of a request: standard output, standard error, where pid and status are written to; and for
+torchrun the connection by which it may ask for its ranks."""
 MAX_REQUEST_BYTES = 1 << 17
 
 
@@ -48,10 +54,9 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
                     for other_fd, (_, other) in running.items():
                         os.close(other_fd)
                         os.close(other)
-                    become(json.loads(data), *fds)
-                    return json.loads(data)
+                    return become(json.loads(data), *fds)
                 report(fds[2], pid)
-                for fd in fds[:2]:
+                for fd in (*fds[:2], *fds[3:]):
                     os.close(fd)
                 pidfd = os.pidfd_open(pid)
                 running[pidfd] = pid, fds[2]
@@ -65,8 +70,10 @@ def report(fd: int, number: int) -> None:
         return
 
 
-def become(request: dict[str, Any], stdout: int, stderr: int, status: int) -> None:
-    """What the interpreter does before it runs a script."""
+def become(
+    request: dict[str, Any], stdout: int, stderr: int, status: int, server: int | None = None
+) -> dict[str, Any]:
+    """What the interpreter does before it runs a script; returns the request, and the server."""
     os.close(status)
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
@@ -74,20 +81,29 @@ def become(request: dict[str, Any], stdout: int, stderr: int, status: int) -> No
         os.dup2(fd, number)
         os.close(fd)
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    if request["unbuffered"]:
+        raw = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(raw, write_through=True)
+    else:
+        sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     sys.argv, sys.orig_argv = request["argv"], [sys.executable, *request["argv"]]
     random.seed()
+    np.random.seed()
+    torch.default_generator.seed()
     tempfile.tempdir = None  # known of the server's environment
+    return request | {"server": server}
 
 
 def run(request: dict[str, Any]) -> None:
     """The script, or the module, as `__main__`."""
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [str(Path(folder).resolve()) for folder in folders if folder]
+    if request["server"] is not None:
+        fork_ranks(socket.socket(fileno=request["server"]))
     if module := request["module"]:
         sys.path[0] = request["cwd"]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -96,12 +112,24 @@ def run(request: dict[str, Any]) -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def fork_ranks(server: socket.socket) -> None:
+    """Let this torchrun have forks as ranks, where it would have started interpreters."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    def popen(handler: Any, words: list[str], env: dict[str, str]) -> ForkedRank:
+        streams = [handler._stdout or sys.stdout, handler._stderr or sys.stderr]
+        return ForkedRank(server, words, Path.cwd(), env, [stream.fileno() for stream in streams])
+
+    SubprocessHandler._popen = popen  # type: ignore[method-assign, assignment]
+
+
 def main() -> None:
     import jsonargparse  # noqa: F401
-    import numpy  # noqa: F401
     import rich.console  # noqa: F401
     import safetensors.torch  # noqa: F401
-    import torch.distributed  # noqa: F401
+    import torch._dynamo  # an optimizer imports it
+    import torch.distributed.fsdp
+    import torch.distributed.run  # noqa: F401
     import yaml  # noqa: F401
 
     threads = os.listdir("/proc/self/task")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.forked import can_be_forked, fork
+from tests.support.forked import Forked, can_be_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 240
@@ -60,6 +60,16 @@ def start(command: list[str], *, cwd: Path = ROOT, env: dict[str, str] | None = 
         text=True,
         start_new_session=True,
     )
+
+
+def begin(command: list[str], *, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Any:
+    """`start`, where it is not the start that matters: a fork that has imported torch already.
+
+    The ranks of a torchrun are forks as well then, and not its children.
+    """
+    if can_be_forked(env or {}):
+        return Forked(command, cwd, environment(env))
+    return start(command, cwd=cwd, env=env)
 
 
 def wait(process: Any, timeout: float = TIMEOUT_SECONDS) -> Finished:
@@ -108,17 +118,13 @@ def launch(
     cwd: Path = ROOT,
     env: dict[str, str] | None = None,
 ) -> Finished:
-    """Run a script of the project to its end: plain python for one rank, torchrun for more.
-
-    It, or torchrun, is a fork of a process that has imported torch (`fork_server`).
-    """
+    """Run a script of the project to its end: plain python for one rank, torchrun for more."""
     command = (
         python_command(script, *arguments)
         if ranks == 1
         else torchrun_command(ranks, script, *arguments)
     )
-    begin = fork if can_be_forked(env or {}) else start
-    return wait(begin(command, cwd=cwd, env=environment(env)))
+    return wait(begin(command, cwd=cwd, env=env))
 
 
 def train(*arguments: object, ranks: int = 1, env: dict[str, str] | None = None) -> Finished:

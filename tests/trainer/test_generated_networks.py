@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from launch.train import main as train
 from tests.support.generated_cases import Case, cases
 from tests.support.generated_networks import FEATURES
-from tests.support.processes import ROOT, start, torchrun_command, wait
+from tests.support.processes import ROOT, begin, torchrun_command, wait
 
 ONE = cases(24, ranks=1, engines=("native", "exact", "native", "accelerate"))
 SEVERAL = {
@@ -83,7 +83,7 @@ def test_several_ranks_learn_what_the_plain_loop_does(ranks: int, tmp_path: Path
     several = SEVERAL[ranks]
     commands = json.dumps([case.arguments(tmp_path) for case in several])
     command = torchrun_command(ranks, "tests/programs/several.py", commands)
-    finished = wait(start(command, env={"PYTHONPATH": str(ROOT)}), timeout=900)
+    finished = wait(begin(command, env={"PYTHONPATH": str(ROOT)}), timeout=900)
     assert finished.status == 0, finished.output[-4000:]
     for case in several:
         rounding = (0.0, 0.0) if case.engine == "exact" else CLOSE[case.dtype]

@@ -15,7 +15,7 @@ import yaml
 
 from configs.errors import InputError
 from launch.sweep import main
-from tests.support.processes import Finished, launch, python_command, start, wait
+from tests.support.processes import Finished, begin, launch, python_command, wait
 from tests.support.runs import assert_same_bits, records, series
 
 Arguments = Callable[..., list[str]]
@@ -44,7 +44,7 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(
     options = arguments(small, tmp_path, "--seeds=0..1", "--train.epochs=3")
     whole = sweep(*options, "--name=whole")
     assert whole.status == 0, whole.output
-    killed = start(python_command("launch/sweep.py", *options, "--name=cut"))
+    killed = begin(python_command("launch/sweep.py", *options, "--name=cut"))
     run = tmp_path / "cut" / "trial_2"
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists():
@@ -98,7 +98,7 @@ def test_halving_goes_on_with_what_is_best_on_validation_samples(
 @pytest.mark.process
 def test_a_stop_request_stops_the_trial_and_is_continued(small: Arguments, tmp_path: Path) -> None:
     options = arguments(small, tmp_path, "--seeds=0,1", "--train.epochs=2000", "--name=s")
-    process = start(python_command("launch/sweep.py", *options))
+    process = begin(python_command("launch/sweep.py", *options))
     deadline = time.monotonic() + 120
     while not (tmp_path / "s" / "trial_1" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline

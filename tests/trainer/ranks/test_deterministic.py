@@ -17,7 +17,7 @@ from configs.schema import RunConfig
 from configs.schema_execution import CompileConfig
 from tests.support.odd_networks import Base
 from tests.support.odd_runs import run
-from tests.support.processes import python_command, start, train, wait, wait_for_step
+from tests.support.processes import begin, python_command, train, wait, wait_for_step
 from tests.support.runs import assert_same_bits, train_here
 from trainer.ranks.deterministic import WORKSPACE, deterministic_algorithms
 
@@ -132,7 +132,7 @@ def test_a_killed_run_on_the_gpu_ends_with_the_bits_of_one_left_alone(
         "--checkpoint.every_steps=7",
     ]
     train(*options, "--name=whole")
-    process = start(python_command("launch/train.py", *options, "--name=killed"))
+    process = begin(python_command("launch/train.py", *options, "--name=killed"))
     wait_for_step(tmp_path / "killed", 60, process)
     process.send_signal(signal.SIGKILL)
     wait(process)
