@@ -100,7 +100,7 @@ def draw(name: str, described: str, lines: Sequence[str]) -> None:
     console = Console(
         record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, highlight=False
     )
-    for line in lines:
+    for line in (*lines, ""):  # the lowest would lose what is below its letters
         console.print(Text.from_ansi(line))
     form = re.sub(r"@font-face \{\{.*?\}\}", "", _export_format.CONSOLE_SVG_FORMAT, flags=re.S)
     form = form.replace("<svg ", f'<svg role="img" aria-label="{described}" ', 1)
