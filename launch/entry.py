@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from configs.errors import InputError, first_line
 from configs.own_modules import PREFIX
-from configs.visible import visible
+from configs.visible import LogLines, visible
 from trainer.ranks.launcher import guess
 from trainer.ranks.stop_signals import stop_with_parent
 from trainer.records.quiet_stream import hush
@@ -95,10 +95,8 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     status_file = os.environ.pop(STATUS_FILE, None)
     os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Visibly("%(message)s"))
     level = logging.WARNING if is_main_process() else logging.ERROR
-    logging.basicConfig(handlers=[handler], level=level)
+    logging.basicConfig(handlers=[LogLines()], format="%(message)s", level=level)
     if is_main_process():
         logging.getLogger("convoy").setLevel(logging.INFO)  # and not what libraries tell
     try:
@@ -137,13 +135,6 @@ def _full(error: OSError) -> int:
     hush(sys.stdout)
     where = f" to {error.filename}" if error.filename else ""
     return _say(f"the output cannot be written{where} ({error.strerror})", EXIT_FAILED)
-
-
-class Visibly(logging.Formatter):
-    """Names and paths in a log line cannot move the cursor."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
 
 
 def speak_safely() -> None:

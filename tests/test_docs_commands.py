@@ -80,6 +80,7 @@ def check_script(script: str, words: Sequence[str], monkeypatch: pytest.MonkeyPa
         with pytest.raises(Accepted):
             module.main(list(words))
         keys = {word[2:].partition("=")[0] for word in words if re.match(r"--\w+\.", word)}
+        keys = {re.sub(r"\.kwargs\..*", ".kwargs", key) for key in keys}
         assert {key for key in keys if not key.startswith("lr_finder.")} <= set(known_keys())
 
 

@@ -116,10 +116,11 @@ class Sharing:
         self.shared += wanted
         if not wanted or self.shared != SAID_AFTER:
             return ""
+        threads = f"{self.threads} thread{'s'[: self.threads != 1]}"
         return (
             f"this machine is shared: other processes (data workers and compilers count) keep "
-            f"{others:.1f} of {self.cores} cores busy, beside {self.threads} threads of this rank"
-            f" ({self.ranks} on this machine). A step waits for its slowest thread: end what else "
+            f"{others:.1f} of {self.cores} cores busy, beside {threads} of this rank "
+            f"({self.ranks} on this machine). A step waits for its slowest thread: end what else "
             "runs here, or take fewer threads (parallel.threads, which changes the last bits)"
         )
 

@@ -54,7 +54,7 @@ def test_a_shared_machine_is_said_once() -> None:
     assert [bool(line) for line in lines].index(True) == SAID_AFTER - 1
     (line,) = filter(None, lines)
     assert line.startswith("this machine is shared: other processes")
-    assert "keep 1.9 of 2 cores busy, beside 1 threads of this rank (2 on this machine)" in line
+    assert "keep 1.9 of 2 cores busy, beside 1 thread of this rank (2 on this machine)" in line
 
 
 @pytest.fixture
