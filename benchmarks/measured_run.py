@@ -73,7 +73,7 @@ def describe(run: Run) -> dict[str, Any]:
     import torch
 
     from trainer.components import build_components
-    from trainer.profiling.profiler import count_flops
+    from trainer.profiling.flops import count_flops
     from trainer.ranks.drift import weight_digest
     from trainer.records.pace import peak_host_bytes
 
@@ -82,7 +82,7 @@ def describe(run: Run) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated(runtime.device) if on_gpu else int(peak_host_bytes())
     records = [record for record in read_records(path) if "train/loss" in record]
     environment = json.loads((path / "environment.json").read_text())
-    sizes = [micro.size for micro in run.plan.global_batch(0).micro_batches]
+    sizes = run.plan.global_batch(0).micro_batch_sizes
     # Operations are not counted on what was trained, which may be compiled or sharded.
     alone = build_components(run.config, replace(runtime, world_size=1, backend=""), run.data)
     return {

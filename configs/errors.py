@@ -35,14 +35,40 @@ class InputError(ValueError):
         parts = [f"given {given!r}"] if given is not None else []
         parts += [f"expected {expected}"] if expected else []
         message = what + (": " + ", ".join(parts) if parts else "")
-        super().__init__(visible(message + (f". {remedy}" if remedy else "")))
+        super().__init__(visible(message + (f". {remedy.strip()}" if remedy else "")))
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A remedy for a name that is not known, whatever its case; empty if none is close to it."""
+def closest(given: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names that are most like one that is not, whatever its case; the best first.
+
+    Args:
+        given: The name that is not known.
+        known: Those that are.
+        most: How many of them at most.
+        cutoff: How like it they must be, from 0 to 1 (`difflib.get_close_matches`).
+    """
     spelled = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(given.lower(), spelled, n=1)
-    return f"Did you mean {spelled[close[0]]!r}?" if close else ""
+    return [spelled[n] for n in difflib.get_close_matches(given.lower(), spelled, most, cutoff)]
+
+
+def did_you_mean(
+    given: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6, prefix: str = ""
+) -> str:
+    """A remedy for a name that is not known: what is closest, after `prefix`; empty if nothing."""
+    names = [repr(prefix + name) for name in closest(given, known, most, cutoff)]
+    return f"Did you mean {' or '.join(names)}?" if names else ""
+
+
+def one_line(error: BaseException, *, named: bool = False) -> str:
+    """What an error says, or of what type it is if it says nothing: in a line of 300 characters at
+    most, after its type if `named`, with control characters spelled out."""
+    said = f"{type(error).__name__}: {error}" if named else str(error)
+    return visible(" ".join(said.split())[:300] or type(error).__name__)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type if it says nothing. As `one_line` else."""
+    return visible((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def closest_run(given: str) -> str:
@@ -50,7 +76,7 @@ def closest_run(given: str) -> str:
     folders = ("runs", str(Path(given).parent))
     files = [path for folder in folders for path in Path(folder).glob("*/config.yaml")]
     names = {path.parent.name: str(path.parent) for path in files}
-    close = difflib.get_close_matches(Path(given).name, names, n=1)
+    close = closest(Path(given).name, names, 1, 0.6)
     return f"Did you mean {names[close[0]]!r}?" if close else ""
 
 

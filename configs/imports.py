@@ -16,6 +16,9 @@ from configs.given import given_object, is_given, with_objects
 from configs.own_modules import PREFIX, import_module
 from configs.trust import require_trust
 
+MOST = 8
+"""Arguments that a message names."""
+
 
 def is_import_path(name: str) -> bool:
     return ":" in name
@@ -115,7 +118,7 @@ def misfit(signature: inspect.Signature, *args: Any, **kwargs: Any) -> str:
     return ""
 
 
-def argument_names(signature: inspect.Signature, most: int = 8) -> str:
+def argument_names(signature: inspect.Signature) -> str:
     """The first arguments by name, such as `inputs, mask=..., **options`."""
     stars: dict[Any, str] = {
         inspect.Parameter.VAR_POSITIONAL: "*",
@@ -125,7 +128,7 @@ def argument_names(signature: inspect.Signature, most: int = 8) -> str:
         f"{stars.get(p.kind, '')}{p.name}{'' if p.default is p.empty else '=...'}"
         for p in signature.parameters.values()
     ]
-    return ", ".join([*words[:most], *(["..."] if len(words) > most else [])])
+    return ", ".join([*words[:MOST], *(["..."] if len(words) > MOST else [])])
 
 
 def _hidden(module: str, attribute: str = "") -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from configs.identity import flatten
 from configs.imports import find_beside
+from configs.keys import describe, hint_of, is_group, is_mapping, known_keys, takes_null
 from configs.read_files import read_yaml
 from configs.schema import RunConfig
 from configs.strange_kwargs import NAMES, without_strange_kwargs
@@ -125,18 +124,6 @@ def _instantiate(parser: ArgumentParser, namespace: Any) -> RunConfig:
     return RunConfig(**{item.name: groups[item.name] for item in fields(RunConfig)})
 
 
-def known_keys() -> list[str]:
-    """Every dotted key, groups included."""
-    return list(_walk(RunConfig, ""))
-
-
-def _walk(kind: Any, prefix: str) -> Iterator[str]:
-    for name, hint in get_type_hints(kind).items():
-        yield prefix + name
-        if is_dataclass(hint):
-            yield from _walk(hint, f"{prefix}{name}.")
-
-
 def _split_config(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take `--config X` and `--config=X` out of a command line, and spell out switches."""
     paths: list[str] = []
@@ -170,12 +157,12 @@ def _find_recipe(given: str) -> Path:
     own = [
         path for path in (Path(f"{given}.yaml"), Path("configs", f"{name}.yaml")) if path.is_file()
     ]
-    closest = f"; did you mean '{own[0]}'?" if own else _closest(name, known)
+    closest = f"Did you mean '{own[0]}'?" if own else did_you_mean(name, known)
     raise InputError(
         "--config",
         given=given,
-        expected="a YAML file",
-        remedy=f"No such file{closest} Recipes in configs/: {', '.join(known)}.",
+        expected="a YAML file that is there",
+        remedy=f"{closest} Recipes in configs/: {', '.join(known)}.",
     )
 
 
@@ -198,8 +185,8 @@ def _check_keys(content: dict[Any, Any], where: str, also: Sequence[str] = ()) -
         if key not in known:
             raise _unknown(key, [*known, *also], where)
         # jsonargparse would let null pass as "not given".
-        if value is None and not is_group(key) and not _takes_null(key):
-            raise InputError(key, given="null", expected=_describe(_hint(key)))
+        if value is None and not is_group(key) and not takes_null(key):
+            raise InputError(key, given="null", expected=describe(hint_of(key)))
 
 
 def _file_items(content: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -219,7 +206,7 @@ def _check_flags(argv: Sequence[str]) -> None:
         key = token[2:].partition("=")[0].rstrip("+")
         if token.startswith("--") and not key.startswith(("help", "print_config")):
             # A mapping with keys of the user's own, such as model.kwargs.
-            open_key = any(key.startswith(f"{name}.") and _is_mapping(name) for name in known)
+            open_key = any(key.startswith(f"{name}.") and is_mapping(name) for name in known)
             if key not in known and not open_key:
                 raise _unknown(key, known, " on the command line")
             if is_group(key):
@@ -241,58 +228,15 @@ SEE_HELP = "`convoy train --help all` lists every key."
 
 def _unknown(key: str, known: list[str], where: str) -> InputError:
     leaf = key.rpartition(".")[2]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
-        name for name in known if name.rpartition(".")[2] == leaf
-    ]
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return InputError(f"unknown config key {key!r}{where}: {guess}{SEE_HELP}")
-
-
-def _closest(given: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
+    namesakes = [name for name in known if name.rpartition(".")[2] == leaf]
+    guess = did_you_mean(key, known) or did_you_mean(key, namesakes, cutoff=0.0)
+    return InputError(f"unknown config key {key!r}{where}", remedy=f"{guess} {SEE_HELP}")
 
 
 def _translate(message: str) -> InputError:
     """jsonargparse's words -> given, expected, remedy."""
     key = re.search(r'Parser key "([^"]+)"', message)
     given = re.search(r"(?:Got value|Given value): (.*)", message)
-    if key and given and (hint := _hint(key[1])) is not None and not is_dataclass(hint):
-        return InputError(key[1], given=given[1], expected=_describe(hint))
+    if key and given and (hint := hint_of(key[1])) is not None and not is_dataclass(hint):
+        return InputError(key[1], given=given[1], expected=describe(hint))
     return InputError(" ".join(message.split()), remedy=SEE_HELP)
-
-
-def _hint(key: str) -> Any:
-    """The type of a dotted key, None for an unknown one."""
-    hint: Any = RunConfig
-    for name in key.split("."):
-        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
-    return hint
-
-
-def is_group(key: str) -> bool:
-    return is_dataclass(_hint(key))
-
-
-def _is_mapping(key: str) -> bool:
-    return get_origin(_hint(key)) is dict
-
-
-def _takes_null(key: str) -> bool:
-    return NoneType in get_args(_hint(key))
-
-
-def _describe(hint: Any) -> str:
-    """A type as a person would say it: `int | None` -> 'a whole number or null'."""
-    words: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        NoneType: "null",
-    }
-    if get_origin(hint) is Literal:
-        return ("one of " if len(get_args(hint)) > 1 else "") + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_describe(part) for part in get_args(hint))
-    return words.get(hint, str(hint).replace("typing.", ""))

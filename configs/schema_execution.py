@@ -44,10 +44,10 @@ NATIVE_ONLY = ("reduction", "compression")
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     engine: Literal["native", "accelerate"] = execution("native")
-    """Who runs the model and shares its gradients; accelerate: Hugging Face Accelerate."""
+    """Who runs the model and reduces its gradients; accelerate: Hugging Face Accelerate."""
     strategy: Literal["ddp", "fsdp"] = execution("ddp")
-    """How several ranks share the model; ddp: each holds all of it. fsdp: each holds a part of
-    weights, gradients and optimizer state, and fetches a block when it computes with it."""
+    """How the model is distributed among ranks; ddp: each holds all of it. fsdp: each holds a part
+    of weights, gradients and optimizer state, and fetches a block when it computes with it."""
     shard_size: int | None = execution(None)
     """Under fsdp, ranks that hold one copy of the model together, such as those of a node; groups
     of them hold copies (HSDP). null: all of them hold one."""

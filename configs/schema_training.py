@@ -134,8 +134,8 @@ class TrainConfig:
     """Another global batch size from an epoch on (counted from 1), such as {5: 128, 9: 256}: with
     train.micro_batch_size a schedule of gradient accumulation."""
     micro_batch_size: int | None = execution(None)
-    """Most samples a rank sends through the model at once; fewer than its share means gradient
-    accumulation. Default: its whole share."""
+    """Most samples a rank sends through the model at once; a rank with more of a global batch
+    accumulates gradients. Default: no limit."""
     auto_batch: bool = execution(False)
     """Find the largest micro-batch that fits into the memory of every rank; the global batch
     stays."""

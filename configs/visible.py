@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -52,3 +54,14 @@ def csv_cell(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+class LogLines(logging.Handler):
+    """The log on what is `sys.stderr` at that moment: a progress bar gives way to its lines, and
+    names and paths in them cannot move the cursor."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(visible(self.format(record)), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)

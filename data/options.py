@@ -10,20 +10,13 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from configs.errors import InputError, did_you_mean, expect
+from configs.keys import describe
 from configs.schema import DataConfig
 
 T = TypeVar("T")
 NUMBERS = tuple[float, ...]
 """The type of an option that one number can be given for."""
 HERE = Path(__file__).resolve().parents[1]
-MADE_OF = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "NoneType": "null",
-    "Any": "anything",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +77,7 @@ def read_options(kind: type[T], config: DataConfig) -> T:
                 remedy=did_you_mean(key, known),
             )
         if not _fits(value, hints[key]):
-            raise InputError(f"data.kwargs.{key}", given=value, expected=_describe(hints[key]))
+            raise InputError(f"data.kwargs.{key}", given=value, expected=describe(hints[key]))
         if hints[key] == NUMBERS and not isinstance(value, list | tuple):
             value = (value,)
         values[key] = tuple(value) if isinstance(value, list) else value
@@ -124,14 +117,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_describe(part) for part in get_args(hint))
-    if hint == NUMBERS:
-        return "a number, or a list of numbers"
-    if get_origin(hint) is tuple:
-        return f"a list, each {_describe(get_args(hint)[0])}"
-    name = getattr(hint, "__name__", str(hint))
-    return MADE_OF.get(name, name)

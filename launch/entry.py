@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from configs.errors import InputError
+from configs.errors import InputError, first_line
 from configs.own_modules import PREFIX
-from configs.visible import visible
+from configs.visible import LogLines, visible
 from trainer.ranks.launcher import guess
 from trainer.ranks.stop_signals import stop_with_parent
 from trainer.records.quiet_stream import hush
@@ -94,10 +95,8 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     status_file = os.environ.pop(STATUS_FILE, None)
     os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this one reads later
     speak_safely()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Visibly("%(message)s"))
     level = logging.WARNING if is_main_process() else logging.ERROR
-    logging.basicConfig(handlers=[handler], level=level)
+    logging.basicConfig(handlers=[LogLines()], format="%(message)s", level=level)
     if is_main_process():
         logging.getLogger("convoy").setLevel(logging.INFO)  # and not what libraries tell
     try:
@@ -122,7 +121,9 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _report(error)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the status is decided: let it through
-    if status_file is not None and is_main_process():
+    if status_file is not None and os.getppid() != LAUNCHER:  # killed: it cannot clear up
+        shutil.rmtree(Path(status_file).parent, ignore_errors=True)
+    elif status_file is not None and is_main_process():
         Path(status_file).write_text(str(status))
     if num_ranks() > 1:
         _leave(status)
@@ -134,13 +135,6 @@ def _full(error: OSError) -> int:
     hush(sys.stdout)
     where = f" to {error.filename}" if error.filename else ""
     return _say(f"the output cannot be written{where} ({error.strerror})", EXIT_FAILED)
-
-
-class Visibly(logging.Formatter):
-    """Names and paths in a log line cannot move the cursor."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
 
 
 def speak_safely() -> None:
@@ -186,7 +180,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, RunFailed):
         return _say(f"{error}.", EXIT_FAILED, shared=True)
     if num_ranks() > 1 and is_lost_contact(error):
-        reason = (visible(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         line = f"rank {rank()}: another rank is gone or silent ({reason})"
         print(line, file=sys.stderr, flush=True)
     elif os.environ.get("TORCHELASTIC_ERROR_FILE"):

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from configs.errors import InputError
-from configs.load import known_keys, load_config
+from configs.keys import known_keys
+from configs.load import load_config
 from tests.support.commands import Command, all_commands, ends_well, find_commands
 from tests.support.processes import ROOT, start, wait
 
@@ -79,6 +80,7 @@ def check_script(script: str, words: Sequence[str], monkeypatch: pytest.MonkeyPa
         with pytest.raises(Accepted):
             module.main(list(words))
         keys = {word[2:].partition("=")[0] for word in words if re.match(r"--\w+\.", word)}
+        keys = {re.sub(r"\.kwargs\..*", ".kwargs", key) for key in keys}
         assert {key for key in keys if not key.startswith("lr_finder.")} <= set(known_keys())
 
 

@@ -29,6 +29,7 @@ NOT_RUN = {
     r"--format (onnx|torch_export)": "takes long; run by tests/launch/test_export.py",
     r"predict\.py \S+ -": "reads its standard input; run by tests/launch/test_predict.py",
     r"gpt_small|--prompt": "takes long; run by tests/launch/test_language_model.py",
+    r"val/miou": "needs runs of an example",
     r"prepare_data": "fills the cache of the machine",
     r"examples/(timm|torchvision|bert|boxes)\.": "run by tests/examples/test_packages.py",
     r"runs/mnist runs/mnist_1|data/embedded": "run in README's order by test_docs_in_order.py",
@@ -78,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     options = [f"--output_dir={folder / 'runs'}", "--train.max_steps=2", "--logging.progress=off"]
     here(["--data.dataset=idx", f"--data.root={files}", *options])
-    for name in ("a", "b", "one", "two", "spirals", "mnist_parts"):
+    for name in ("a", "b", "one", "two", "spirals", "mnist_parts", "seeds", "validated"):
         shutil.copytree(folder / "runs/mnist", folder / "runs" / name, symlinks=True)
     picture = Image.fromarray(np.full((28, 28), 40, dtype=np.uint8))
     for file in ("digit.png", "digits.png"):

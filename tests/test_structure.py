@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import known_keys
+from configs.keys import known_keys
 from tests.support.processes import ROOT
 from tests.support.source_code import (
     LIBRARIES,

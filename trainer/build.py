@@ -10,6 +10,14 @@ from data.loading.loader import Loader
 from data.loading.order import Plan
 from trainer.auto_batch import fit_micro_batch
 from trainer.backward.compile_watch import CompileWatch
+from trainer.beginning import (
+    claim_and_decide,
+    continue_from,
+    identify_weights,
+    normalised_as_before,
+    refuse_to_profile_nothing,
+    start_from,
+)
 from trainer.build_step import build_state, build_step, build_steps, watch_compiling
 from trainer.checkpointer import Checkpointer
 from trainer.checkpoints.finite import FiniteCheck
@@ -19,16 +27,7 @@ from trainer.components import Components, build_components
 from trainer.due import End
 from trainer.evaluator import Evaluator
 from trainer.loop import Run
-from trainer.outputs import (
-    build_log,
-    continue_from,
-    decide_resume,
-    identify_weights,
-    normalised_as_before,
-    open_outputs,
-    refuse_to_profile_nothing,
-    start_from,
-)
+from trainer.outputs import build_log, open_outputs
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.deterministic import refused_by_name
@@ -93,7 +92,7 @@ def build(
         runtime,
         raise_on_all_ranks(
             runtime,
-            lambda: decide_resume(config, directory) if runtime.is_main else Resume(None, 0, []),
+            lambda: claim_and_decide(config, directory) if runtime.is_main else Resume(None, 0, []),
         ),
     )
     compiled = None
@@ -106,7 +105,7 @@ def build(
         raise_on_all_ranks(runtime, lambda: start_from(config, components))
     state = build_state(config, runtime, components)
     finite = FiniteCheck(state)
-    notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume.checkpoint, state))
+    notes = raise_on_all_ranks(runtime, lambda: continue_from(config, resume, state))
     end = End(state.progress, config.train, components.total_global_batches)
     raise_on_all_ranks(runtime, lambda: refuse_to_profile_nothing(config, end))
     sinks = raise_on_all_ranks(
@@ -207,6 +206,6 @@ def _step_alone(config: RunConfig, runtime: Runtime, data: Datasets) -> None:
     components = build_components(config, runtime, data).on(alone)
     state = build_state(config, alone, components)
     global_batch = components.plan.largest_global_batch
-    sizes = (micro.size for micro in global_batch.micro_batches)
+    sizes = global_batch.micro_batch_sizes
     batches = (components.example.batch(size).to(runtime.device) for size in sizes)
     build_step(config, alone, components, state)([global_batch], batches)

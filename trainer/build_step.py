@@ -87,7 +87,7 @@ def _compile(config: RunConfig, runtime: Runtime, components: Components, loss: 
     """Compile the passes in place, once all ranks know that they may be."""
     regional, plan = components.execution.regional, components.plan
     if config.compile.fullgraph:
-        size = max(plan.global_batch(0).micro_batches[0].size, 1)
+        size = max(plan.global_batch(0).micro_batch_sizes[0], 1)
         batch = components.example.batch(size).to(runtime.device)
         raise_on_all_ranks(
             runtime, lambda: check_whole(loss, config.compile, batch, regional=regional)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.checkpoints.atomic_files import follow
 from trainer.checkpoints.checkpoint import (
     Position,
     folder_name,
@@ -138,11 +139,12 @@ class Checkpointer:
 
         None if that checkpoint is not there any more.
         """
-        best, path = self.directory.checkpoints / "best", None
+        path = None
         if self.runtime.is_main:
             self.saver.finish()
-            if best.exists() and step_of(best.resolve()) == self.state.progress.best_step:
-                path = best.resolve()
+            best = follow(self.directory.checkpoints / "best")
+            if best.is_dir() and step_of(best) == self.state.progress.best_step:
+                path = best
         path = broadcast_object(self.runtime, path)
         if path is None:
             return None

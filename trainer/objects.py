@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from configs import strange_kwargs
 from configs.errors import InputError
 from configs.given import PREFIX, Given
-from configs.load import is_group
+from configs.keys import is_group
 from configs.own_modules import name_in_repository
 from data.loading.workers import borrowed_rng
 from data.samples import Datasets

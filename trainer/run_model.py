@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.imports import is_import_path
 from configs.schema import RunConfig
 from data.datasets import Datasets
@@ -102,7 +102,7 @@ def try_out(
         if not on_meta:
             raise
         # A model that is built whole says what is wrong.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error, named=True)
         raise NotDeferred(reason) from None
 
 

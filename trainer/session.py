@@ -101,7 +101,7 @@ def train_to_end(
             run.log.summary(status)
             run.sinks.finish(status)
             run.checkpointer.close()
-        sizes = [micro.size for micro in run.plan.global_batch(0).micro_batches]
+        sizes = run.plan.global_batch(0).micro_batch_sizes
         profile = run.profiler.report(run.state.engine.module, sizes)
     finally:
         directory.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean
 from launch.entry import TRAIN, torchrun, train_command
 
 PEERS = TRAIN.parents[1] / "benchmarks" / "peers"
@@ -226,12 +225,11 @@ def choose(
     known = [contender.name for contender in among]
     for name in wanted:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
             raise InputError(
                 "--only",
                 given=name,
                 expected=", ".join(known),
-                remedy=f"Did you mean {close[0]!r}?" if close else "",
+                remedy=did_you_mean(name, known),
             )
     return tuple(contender for contender in among if contender.name in wanted)
 

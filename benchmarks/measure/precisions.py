@@ -153,7 +153,7 @@ def product_rate(precision: str, device: str) -> float:
     """Operations per second of a large square matrix product."""
     import torch
 
-    from trainer.profiling.profiler import matmul_rate
+    from trainer.profiling.flops import matmul_rate
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     before = torch.get_float32_matmul_precision()

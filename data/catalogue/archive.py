@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from data.catalogue.dataset_facts import ArchiveFacts
 
 MOST_BYTES = 4 << 30
@@ -41,7 +41,7 @@ def extract(archive: Path, facts: ArchiveFacts, target: Path) -> list[Path]:
             for name in facts.members:
                 _copy(members, f"{facts.folder}/{name}", target / name)
     except BROKEN as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{archive} cannot be unpacked ({reason})") from None
     return [target / name for name in facts.members]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.errors import InputError, expect
+from configs.errors import InputError, did_you_mean, expect, one_line
 from configs.imports import import_extra
 from configs.schema import DataConfig
 from data.formats.decode import PictureOptions, PictureReader
@@ -178,7 +177,7 @@ def _open(library: Any, config: DataConfig, options: HuggingFaceOptions) -> Any:
                 options.path, options.name, revision=options.revision, cache_dir=config.root
             )
     except Exception as error:  # the network, the hub and its readers raise what they like
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(
             f"data set {str(source)!r} cannot be loaded ({type(error).__name__}: {reason})",
             expected="a folder that save_to_disk wrote, or a name on the hub as data.kwargs.path",
@@ -210,13 +209,12 @@ def _names(
 
 def _column(rows: Any, name: str) -> str:
     if name not in rows.column_names:
-        close = difflib.get_close_matches(name, rows.column_names, n=1, cutoff=0.4)
         raise InputError(
             "columns of the data set",
             given=", ".join(rows.column_names),
             expected=repr(name),
-            remedy="Name them with data.kwargs.input and data.kwargs.target"
-            + (f"; did you mean {close[0]!r}?" if close else "."),
+            remedy="Name them with data.kwargs.input and data.kwargs.target. "
+            + did_you_mean(name, rows.column_names),
         )
     return name
 

@@ -1,4 +1,4 @@
-"""Parse, verify and write IDX files, plain or gzip-compressed.
+"""Parse and verify IDX files, plain or gzip-compressed.
 
 The format (http://yann.lecun.com/exdb/mnist/): two zero bytes, a type code, the number of
 dimensions, one big-endian uint32 per dimension, then the values in C order, big-endian.
@@ -74,25 +74,6 @@ def read_idx(path: Path, *, sha256: str | None = None) -> NDArray[Any]:
             expected=f"one that an array can have ({error})",
         ) from None
     return array.astype(dtype.newbyteorder("="), copy=False)
-
-
-def write_idx(path: Path, array: NDArray[Any]) -> None:
-    """Write an array as an IDX file, gzip-compressed if the name ends in .gz.
-
-    Raises:
-        InputError: For a dtype that IDX lacks or more than 255 dimensions.
-    """
-    big_endian = array.dtype.newbyteorder(">")
-    codes = [code for code, dtype in DTYPES.items() if dtype == big_endian]
-    if not codes or array.ndim > 255:
-        raise InputError(
-            "IDX array",
-            given=f"{array.dtype} with {array.ndim} dimensions",
-            expected="uint8, int8, int16, int32, float32 or float64 with at most 255",
-        )
-    header = bytes([0, 0, codes[0], array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    content = header + np.ascontiguousarray(array, big_endian).tobytes()
-    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def digest_error(path: Path, found: str, expected: str) -> InputError:

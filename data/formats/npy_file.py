@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from data.formats.html_page import SNIFFED, refuse_page
 
 
@@ -28,7 +28,7 @@ def load_npy(source: Path | bytes, name: str) -> NDArray[Any]:
         if isinstance(source, Path) and source.is_file():
             with source.open("rb") as file:
                 refuse_page(file.read(SNIFFED), name)
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{name} cannot be read as NPY ({reason})",
             expected="one array of numbers, as numpy.save writes it",

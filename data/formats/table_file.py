@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.imports import import_extra
 
 NUMERIC = ("int", "uint", "float", "double", "halffloat", "decimal")
@@ -44,7 +44,7 @@ def read_columns(path: Path, texts: Collection[str] = ()) -> Columns:
     except InputError:
         raise
     except Exception as error:  # pyarrow raises what its readers like
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"{path} cannot be read ({reason})", expected="a table") from None
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise InputError(

@@ -59,6 +59,11 @@ class GlobalBatch(NamedTuple):
     ends_epoch: bool
     micro_batches: tuple[MicroBatch, ...]
 
+    @property
+    def micro_batch_sizes(self) -> list[int]:
+        """Samples in each of this rank's micro-batches."""
+        return [micro.size for micro in self.micro_batches]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -146,7 +151,7 @@ class Plan:
         begin = self.epoch_schedule.global_batches_before
         epochs = [epoch for epoch, _ in self.epoch_schedule.batch_sizes]
         numbers = {*map(begin, epochs), *(begin(epoch + 1) - 1 for epoch in epochs)}
-        return sorted({micro.size for n in numbers for micro in self.global_batch(n).micro_batches})
+        return sorted({size for n in numbers for size in self.global_batch(n).micro_batch_sizes})
 
     @property
     def largest_global_batch(self) -> GlobalBatch:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError, did_you_mean
@@ -133,7 +134,7 @@ def group_runs(runs: Sequence[RunRecord], *, by_seed: bool) -> tuple[list[Group]
             notes.append(f"not grouped, because a seed occurs twice: {twice}")
     names = [_group_name(part) for part in parts]
     names = [
-        _several(part) if len(part) > 1 and names.count(name) > 1 else name
+        _folder(part, runs) or _several(part) if len(part) > 1 and names.count(name) > 1 else name
         for name, part in zip(names, parts, strict=True)
     ]
     names = _unique(names, [part[0].source for part in parts])
@@ -202,6 +203,14 @@ def _group_name(runs: Sequence[RunRecord]) -> str:
     if len(set(names)) > 1:
         common = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", common)
     return common or _several(runs)
+
+
+def _folder(part: Sequence[RunRecord], runs: Sequence[RunRecord]) -> str:
+    """The name of the folder that holds these runs and no others, as that of a sweep over seeds."""
+    inside = {str(Path(run.source).parent) for run in part}
+    mine = {id(run) for run in part}
+    outside = {str(Path(run.source).parent) for run in runs if id(run) not in mine}
+    return Path(*inside).name if len(inside) == 1 and not inside & outside else ""
 
 
 def _several(runs: Sequence[RunRecord]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from launch.comparing.history import build_history, from_wandb
 from launch.comparing.run_record import RunRecord, count_names, repeated_note, short_commit
 from launch.comparing.wandb_offline import INSTALL, split_facts
@@ -71,7 +71,7 @@ def _client(path: str) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:  # CommError, UsageError, ValueError, AuthenticationError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(
             f"cannot read {path} from W&B ({reason})",
             remedy="Check the path, the key and the network.",

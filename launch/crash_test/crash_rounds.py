@@ -147,7 +147,7 @@ def _crash_at(kill: Kill, ranks: int, generator: random.Random) -> str | None:
 def _evaluation_is_due(run: Path) -> bool:
     """Whether the next try begins with an evaluation that was stopped."""
     newest, _ = newest_good(run / "run/checkpoints")
-    progress = load_checkpoint(newest)[1]["progress"] if newest else {}
+    progress = load_checkpoint(newest.path)[1]["progress"] if newest else {}
     return bool(progress.get("evaluation_due") or progress.get("test_due"))
 
 

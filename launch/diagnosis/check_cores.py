@@ -19,7 +19,7 @@ def check_cores(ranks: int) -> Finding:
     """CPU threads of all ranks of this machine against the cores they may use."""
     cores = available_cores()
     threads = torch.get_num_threads()
-    seen = f"{threads} CPU threads per rank, {ranks} ranks, {cores:g} cores"
+    seen = f"{threads} CPU threads a rank, ranks: {ranks}, cores: {cores:g}"
     if threads * ranks > max(cores * 1.5, 1):
         return Check("machine", "cores").warning(
             seen,

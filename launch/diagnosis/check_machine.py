@@ -76,8 +76,9 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.partition("+")[0].split(".") if part.isdecimal()]
 
 
-def check_shared_memory(workers: int, folder: str = "/dev/shm") -> Finding:
+def check_shared_memory(workers: int) -> Finding:
     """Data workers pass batches through it; a container often has 64 MiB."""
+    folder = "/dev/shm"
     if not os.path.isdir(folder):
         return Check("machine", "shared_memory").note(f"there is no {folder}")
     usage = shutil.disk_usage(folder)

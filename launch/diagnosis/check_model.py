@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError, failing_line
+from configs.errors import InputError, failing_line, one_line
 from data.structures import fields_of, is_record, map_tensors
 from launch.diagnosis.activity import ActivityWatch
 from launch.diagnosis.check_eval_mode import check_eval_mode
@@ -92,7 +92,7 @@ def _wrong_shape(output: Any, size: int, classes: int) -> Finding:
 
 
 def _raised(error: Exception) -> Finding:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error)
     seen = f"{type(error).__name__} at {failing_line(error) or 'no line'}: {reason}"
     if DEVICES.search(reason):
         return Check("training", "device").problem(seen, WHY, REGISTER)
@@ -167,7 +167,7 @@ def _moves_badly(subject: Subject) -> str:
             )
             torch.func.functional_call(model, moved, given)
     except Exception as error:  # most of what such tensors cannot do says nothing here
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         where = failing_line(error) or "no line"
         return f"{where}: {reason[:160]}" if DEVICES.search(reason) else ""
     return ""

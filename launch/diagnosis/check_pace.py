@@ -117,12 +117,12 @@ def check_stragglers(
     )
 
 
-def matmul_seconds(device: torch.device, repeats: int = 15) -> float:
+def matmul_seconds(device: torch.device) -> float:
     """Median time of a fixed matrix product on this rank."""
     size = 4096 if device.type == "cuda" else 256
     matrix = torch.ones(size, size, device=device)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(15):
         _wait_for(device)
         began = time.perf_counter()
         matrix @ matrix

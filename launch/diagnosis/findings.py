@@ -95,6 +95,7 @@ def show(findings: Sequence[Finding]) -> None:
     """Print findings under the name of their group, those that need attention in full."""
     from rich.console import Console
     from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -103,9 +104,10 @@ def show(findings: Sequence[Finding]) -> None:
         for finding in findings:
             if finding.group != group:
                 continue
-            line = Text(f"{finding.level:8}", style=STYLES[finding.level])
-            line.append(f"{finding.check.replace('_', ' ')}: ", style="bold")
-            line.append(visible(finding.seen), style="none")
+            seen = Text(f"{finding.check.replace('_', ' ')}: ", style="bold")
+            seen.append(visible(finding.seen), style="not bold")
+            line = Table.grid(padding=(0, 1))
+            line.add_row(Text(f"{finding.level:7}", style=STYLES[finding.level]), seen)
             console.print(line)
             if finding.table:
                 console.print(Padding(_table(finding.table), (0, 0, 0, 8)))

@@ -24,13 +24,13 @@ from data.loading.evaluation_order import evaluation_batches
 from data.loading.order import Plan
 from data.splits import cut
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
+from trainer.beginning import continue_from, decide_resume
 from trainer.build_step import build_state
 from trainer.checkpoints.checkpoint_folder import list_checkpoints
 from trainer.checkpoints.run_directory import RunDirectory
 from trainer.checkpoints.state import RunState
 from trainer.components import build_components
 from trainer.optim.schedule import Schedule
-from trainer.outputs import continue_from
 from trainer.ranks.runtime import Runtime, choose_device
 from trainer.records.pace import peak_host_bytes
 from trainer.run_model import check_batch_norm
@@ -208,8 +208,8 @@ def _decide(config: RunConfig, state: RunState) -> str:
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         number = errno.EACCES if above.is_dir() else errno.ENOTDIR
         raise directory.unwritable(OSError(number, os.strerror(number)))
-    resume = directory.decide_resume(config)
-    continue_from(config, resume.checkpoint, state)
+    resume = decide_resume(config, directory)
+    continue_from(config, resume, state)
     if resume.checkpoint is not None:
         return f"{directory.path}: would continue from {resume.checkpoint} (step {resume.step})"
     if list_checkpoints(directory.checkpoints) or directory.status() is not None:
@@ -240,14 +240,14 @@ def _split_batches(plans: Sequence[Plan]) -> tuple[RankSplit, ...]:
             global_batches[f"last batch of an epoch{stage}"] = last
     found = []
     for name, index in global_batches.items():
-        cuts = [plan.global_batch(index).micro_batches for plan in plans]
+        cuts = [plan.global_batch(index).micro_batch_sizes for plan in plans]
         found.append(
             RankSplit(
                 name,
                 index,
                 plans[0].global_batch(index).size,
-                tuple(sum(micro.size for micro in cut) for cut in cuts),
-                tuple(len(cut) for cut in cuts),
+                tuple(map(sum, cuts)),
+                tuple(map(len, cuts)),
             )
         )
     return tuple(found)

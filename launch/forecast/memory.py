@@ -103,7 +103,7 @@ def _saved(config: RunConfig, weights: int, state: int, parts: int) -> Need:
 
 
 def largest_micro_batch(plan: Plan) -> int:
-    return max(micro.size for micro in plan.largest_global_batch.micro_batches)
+    return max(plan.largest_global_batch.micro_batch_sizes)
 
 
 def _train_once(components: Components, state: RunState, size: int) -> int:

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from configs.errors import InputError, did_you_mean
+from configs.keys import describe
 from configs.read_files import read_yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -130,7 +131,8 @@ def make_site(content: Any, where: str) -> Site:
         if not fits(value, hints[key]):
             # YAML 1.1 takes 24:00:00 for a number to the base of 60.
             quotes = "Put it in quotes." if hints[key] in (str, str | None) else ""
-            raise InputError(f"{where}.{key}", given=value, expected=KINDS[key], remedy=quotes)
+            expected = describe(hints[key])
+            raise InputError(f"{where}.{key}", given=value, expected=expected, remedy=quotes)
     content = {**content}
     given = content.get("environment", {})
     content["environment"] = {name: spelled(value) for name, value in given.items()}
@@ -156,15 +158,6 @@ def check(site: Site, where: str) -> None:
     for name in site.environment:
         if not VARIABLE.fullmatch(name):
             raise InputError(f"{where}.environment", given=name, expected="the name of a variable")
-
-
-KINDS = {
-    name: {int: "a whole number", list[str]: "a list of texts", dict[str, str]: "a mapping"}.get(
-        hint, "one of apptainer, pyxis" if name == "container" else "text"
-    )
-    for name, hint in get_type_hints(Site).items()
-}
-KINDS["ranks_per_node"] = "a whole number"
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.identity import flatten
 from configs.imports import import_extra
 from data.facts import InputFacts, read_model
@@ -154,7 +154,7 @@ def check(module: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor) ->
             found = run(inputs[:size])
         except Exception as error:  # each library has errors of its own
             raise ExportFailed(
-                f"the exported program does not run on a batch of {size} ({_one_line(error)})"
+                f"the exported program does not run on a batch of {size} ({one_line(error)})"
             ) from error
         if found.shape != expected.shape:
             raise ExportFailed(
@@ -270,7 +270,7 @@ def _refused(kind: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever the tracer trips over in a user's code
         raise InputError(
-            f"the model cannot be exported as {kind} ({_one_line(error)})",
+            f"the model cannot be exported as {kind} ({one_line(error)})",
             expected="a forward pass that is one graph for every batch size",
             remedy="See https://docs.pytorch.org/docs/stable/export.html for what such a graph can "
             "hold; --format safetensors always works.",
@@ -288,10 +288,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 FORMATS: dict[str, Callable[[Trained, Program, Tensor, bool], Made]] = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError, closest_run
+from configs.errors import InputError, closest_run, one_line
 from configs.imports import is_import_path
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -19,6 +19,7 @@ from configs.trust import FLAG
 from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts, read_model
 from data.normalize import Normalize
+from trainer.checkpoints.atomic_files import follow
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
 from trainer.engines.dtensor import load_full_state
 from trainer.networks.models import MODELS, build_model
@@ -163,11 +164,10 @@ def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
     Raises:
         InputError: If one of them is not there.
     """
-    given = given.expanduser()
-    if not given.is_dir():
+    path = follow(given.expanduser())
+    if not path.is_dir():
         expected, remedy = "a run directory or a checkpoint in one", closest_run(str(given))
         raise InputError("run", given=str(given), expected=expected, remedy=remedy)
-    path = given.resolve()
     is_checkpoint = (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
     directory = path.parent.parent if is_checkpoint else path
     if not (directory / "config.yaml").is_file():
@@ -188,7 +188,7 @@ def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
 
 def _choose(directory: Path, checkpoint: str | None) -> Path:
     folder = directory / "checkpoints"
-    if not (folder / "latest").exists():
+    if not follow(folder / "latest").is_dir():
         raise InputError(
             f"{directory} has no checkpoint yet",
             expected="a run that has saved",
@@ -196,18 +196,19 @@ def _choose(directory: Path, checkpoint: str | None) -> Path:
             "checkpoint.every_steps, and on a stop request.",
         )
     if checkpoint is None:
-        if not (folder / "best").exists():
+        checkpoint = "best" if follow(folder / "best").is_dir() else "latest"
+        if checkpoint == "latest":
             log.info("no evaluation has chosen a best checkpoint yet: taking the latest")
-        checkpoint = "best" if (folder / "best").exists() else "latest"
     named = folder / checkpoint if checkpoint in ("best", "latest") else Path(checkpoint)
-    if not named.expanduser().is_dir():
+    found = follow(named.expanduser())
+    if not found.is_dir():
         raise InputError(
             "--checkpoint",
             given=checkpoint,
             expected="best, latest or the path of a checkpoint directory",
             remedy=f"{folder} has {', '.join(sorted(path.name for path in folder.iterdir()))}.",
         )
-    return named.expanduser().resolve()
+    return found
 
 
 def load_run_config(
@@ -268,6 +269,6 @@ def _load_weights(
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             f"the weights in {path} do not fit the model of config.yaml",
-            given=" ".join(str(error).split())[:400],
+            given=one_line(error),
             expected="the model they were trained as",
         ) from None

@@ -72,6 +72,7 @@ def test_a_peer_learns_on_a_slice(name: str, reported: str, needs: str) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reported", "needs"),
     [

@@ -11,7 +11,8 @@ import yaml
 
 from configs.errors import InputError
 from configs.identity import digest
-from configs.load import RECIPES, build_parser, known_keys, load_config
+from configs.keys import known_keys
+from configs.load import RECIPES, build_parser, load_config
 from configs.schema import RunConfig
 
 build_once = functools.cache(build_parser)
@@ -93,7 +94,7 @@ def test_a_missing_file_is_answered_with_the_recipes_there_are(
     message = refusal("--config", given)
     assert message.startswith(f"--config: given {given!r}")
     assert all(name in message for name in RECIPE_NAMES)
-    assert (f"did you mean {closest}" in message) == (closest is not None)
+    assert (f"Did you mean {closest}" in message) == (closest is not None)
 
 
 @pytest.mark.parametrize("given", ["{tmp}/mnist.yaml", "experiments/mnist.yaml"])
@@ -250,7 +251,7 @@ def test_an_unknown_key_in_a_file_is_answered_with_the_closest_one(
     message = refusal("--config", path)
     assert "unknown config key" in message
     assert str(path) in message
-    assert (f"did you mean {closest!r}?" in message) == (closest is not None)
+    assert (f"Did you mean {closest!r}?" in message) == (closest is not None)
 
 
 @pytest.mark.parametrize(("key", "closest", "value"), TYPOS)
@@ -260,7 +261,7 @@ def test_an_unknown_flag_is_answered_with_the_closest_one(
 ) -> None:
     message = refusal(*form.format(key, value).split())
     assert f"unknown config key {key!r}" in message
-    assert (f"did you mean {closest!r}?" in message) == (closest is not None)
+    assert (f"Did you mean {closest!r}?" in message) == (closest is not None)
 
 
 @pytest.mark.parametrize("flag", ["--train=3", "--train", "--logging.wandb=x", "--model={}"])
@@ -297,7 +298,7 @@ def test_a_config_of_one_s_own_folder_is_offered(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/own.yaml").touch()
-    assert "No such file; did you mean 'configs/own.yaml'?" in refusal("--config", "own")
+    assert "Did you mean 'configs/own.yaml'?" in refusal("--config", "own")
 
 
 @pytest.mark.parametrize("name", ["wine", "configs/wine.yaml", "my.yml"])

@@ -16,7 +16,8 @@ import pytest
 from configs import schema, schema_execution, schema_model, schema_records, schema_training
 from configs.errors import InputError
 from configs.identity import defines_mathematics, digest, flatten, identity
-from configs.load import build_parser, known_keys
+from configs.keys import known_keys
+from configs.load import build_parser
 from configs.schema import DataConfig, RunConfig
 from configs.schema_execution import DryRunConfig, ParallelConfig, ProfileConfig
 from configs.schema_model import ModelConfig

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.load import RECIPES, known_keys, load_config
+from configs.keys import known_keys
+from configs.load import RECIPES, load_config
 from tests.support.processes import ROOT, environment
 
 SWEEPS = sorted((RECIPES / "sweeps").glob("*.yaml"))

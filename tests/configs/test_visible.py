@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from configs.errors import InputError
+from configs.errors import InputError, first_line, one_line
 from configs.load import load_config
 from configs.visible import csv_cell, is_unseen, plain, visible
 
@@ -64,3 +64,13 @@ def test_names_that_would_not_be_seen_are_refused(key: str, value: str) -> None:
     with pytest.raises(InputError, match=rf"^{key}.*no control characters") as refused:
         load_config([f"--{key}={value}"], prog="", description="")
     assert visible(refused.value) == str(refused.value)
+
+
+def test_what_an_error_says_fits_in_a_line() -> None:
+    """Law: of a library, a file or a server, whose words may be many, odd or none."""
+    odd = ValueError(f"two\n  lines\x1b[2J {'x' * 999}")
+    assert one_line(odd).startswith("two lines\\x1b[2J xxx")
+    assert one_line(odd, named=True).startswith("ValueError: two lines")
+    assert len(one_line(odd)) < 310
+    assert first_line(odd) == "two"
+    assert one_line(ValueError()) == first_line(ValueError(" \n")) == "ValueError"

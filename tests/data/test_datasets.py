@@ -19,8 +19,9 @@ import torch
 from data.catalogue.catalog import CATALOG, MNIST
 from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset
-from data.formats.idx import read_idx, write_idx
+from data.formats.idx import read_idx
 from tests.support.data_sets import make_idx
+from tests.support.idx_files import write_idx
 from tests.support.loaded import arrays, load, refusal
 
 NUMBERS = itertools.count()

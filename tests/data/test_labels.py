@@ -11,8 +11,8 @@ import pytest
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import load_datasets
-from data.formats.idx import write_idx
 from data.labels import GAPS, ClassCounter
+from tests.support.idx_files import write_idx
 
 
 def counted(*parts: list[int]) -> int:

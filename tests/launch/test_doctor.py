@@ -90,7 +90,7 @@ def test_two_ranks_with_different_data_and_weights(tmp_path: Path) -> None:
     [
         (["--steps=3"], "--steps: given 3"),
         (["--json=/nowhere/x.json"], "--json: given"),
-        (["--optimizer.lrr=1"], "did you mean 'optimizer.lr'"),
+        (["--optimizer.lrr=1"], "Did you mean 'optimizer.lr'"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(arguments: list[str], words: str) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from configs.errors import InputError
 from data.datasets import load_datasets
-from data.formats.idx import read_idx, write_idx
+from data.formats.idx import read_idx
 from launch import evaluate as evaluate_command
 from launch import export as export_command
 from launch import predict as predict_command
@@ -26,6 +26,7 @@ from launch.using.assess import assess
 from launch.using.trained import load_trained
 from tests.programs.recorder import RECORDED
 from tests.support.data_sets import make_idx
+from tests.support.idx_files import write_idx
 from tests.support.processes import launch
 from tests.support.runs import records, train_here
 

@@ -182,7 +182,7 @@ def test_a_second_signal_ends_at_once(small: Arguments, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "strategy"),
-    [(1, "ddp"), (2, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow)],
+    [(1, "ddp"), *(pytest.param(2, name, marks=pytest.mark.slow) for name in ("ddp", "fsdp"))],
 )
 def test_a_stop_request_during_evaluation_is_heard(
     small: Arguments, tmp_path: Path, ranks: int, strategy: str

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.load import RECIPES, known_keys, load_config
+from configs.keys import known_keys
+from configs.load import RECIPES, load_config
 from configs.schema import DataConfig
 from data.catalogue.archive import extract
 from data.catalogue.dataset_facts import ArchiveFacts

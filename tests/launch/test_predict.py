@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from configs.errors import InputError
-from data.formats.idx import read_idx, write_idx
+from data.formats.idx import read_idx
 from launch.predict import main
 from tests.programs.recorder import RECORDED
 from tests.support.data_sets import make_idx
+from tests.support.idx_files import write_idx
 from tests.support.runs import train_here
 
 SHAPE = (9, 7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,12 +98,24 @@ def test_a_signal_to_one_rank_stops_all_of_them_together(
     assert manifest["step"] == summary["step"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGKILL,
+        *(pytest.param(n, marks=SLOW) for n in (signal.SIGINT, signal.SIGUSR1)),
+    ],
+)
 def test_a_signal_to_the_launcher_stops_the_ranks(
     small: Arguments, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """SIGUSR1 and SIGKILL end torchrun itself: its ranks notice, save and leave."""
-    process = start(torchrun_command(2, "launch/train.py", *small("run", "--train.epochs=2000")))
+    """SIGUSR1 and SIGKILL end torchrun itself: its ranks notice, save, clear up and leave."""
+    options, temporary = small("run", "--train.epochs=2000"), tmp_path / "temporary"
+    temporary.mkdir()
+    command = torchrun_command(2, "launch/train.py", *options)
+    if number == signal.SIGKILL:
+        command = [sys.executable, "-m", "convoy", "train", "--nproc=2", *options]
+    process = start(command, env={"TMPDIR": str(temporary)})
     wait_for_step(tmp_path / "run", 50, process)
     process.send_signal(number)
     assert "Stopped on request" in wait(process).stdout  # the pipe closes when the ranks have left
@@ -110,6 +123,7 @@ def test_a_signal_to_the_launcher_stops_the_ranks(
     assert summary["status"] == "preempted"
     manifest = json.loads((tmp_path / "run/checkpoints/latest/manifest.json").read_text())
     assert manifest["step"] == summary["step"] < 2000 * 22
+    assert not [*temporary.glob("convoy-*")]
 
 
 def test_sigkill_in_mid_epoch_loses_nothing(small: Arguments, tmp_path: Path) -> None:

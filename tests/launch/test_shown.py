@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from configs.errors import InputError
+from configs.visible import LogLines
 from launch import compare, evaluate, predict
 from launch.diagnosis.findings import Finding, show
-from launch.entry import Visibly
 from launch.using.rows import show_rows
 from tests.support.sample_runs import write_run
 
@@ -96,7 +96,8 @@ def test_findings_and_log_lines_are_shown_as_they_are(
     show([found])
     assert is_harmless(capsys.readouterr().out)
     record = logging.LogRecord("convoy", logging.INFO, "", 0, "at %s", (HOSTILE,), None)
-    assert is_harmless(Visibly("%(message)s").format(record))
+    LogLines().handle(record)
+    assert is_harmless(capsys.readouterr().err)
 
 
 def test_a_message_is_shown_as_it_is(run: Path) -> None:

@@ -40,7 +40,10 @@ def srun(rank: int, port: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("moment", ["before it meets the others", "while it connects"])
+@pytest.mark.parametrize(
+    "moment",
+    ["before it meets the others", pytest.param("while it connects", marks=pytest.mark.slow)],
+)
 def test_a_rank_that_dies_in_its_start_ends_all_under_torchrun(
     small: Arguments, moment: str
 ) -> None:

@@ -18,8 +18,9 @@ import torch
 import yaml
 
 from data.catalogue.catalog import MNIST
-from data.formats.idx import read_idx, write_idx
+from data.formats.idx import read_idx
 from tests.support.data_sets import make_idx
+from tests.support.idx_files import write_idx
 from tests.support.processes import ROOT, begin, launch, python_command, start, train, wait
 from tests.support.runs import latest_weights, records, series
 
@@ -117,7 +118,7 @@ def test_it_trains_on_anybodys_idx_files(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["--train.epoch=3"], "Did you mean 'train.epochs'?"),
         (["--train.epochs=many"], "train.epochs: given 'many', expected a whole number"),
         (["--optimizer.lr=-1"], "optimizer.lr: given -1.0, expected a number above 0"),
         (["--config=nowhere.yaml"], "given 'nowhere.yaml', expected a YAML file"),
@@ -148,7 +149,7 @@ def test_bad_input_gives_one_message_and_status_2(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["--train.epoch=3"], "Did you mean 'train.epochs'?"),
         (["--train.global_batch_size=1"], "at least one sample for each of the 2 ranks"),
         (["--model.name=mpl"], "Did you mean 'mlp'?"),
     ],

@@ -14,9 +14,10 @@ import torch
 
 from configs.errors import InputError
 from configs.load import load_config
-from data.formats.idx import read_idx, write_idx
+from data.formats.idx import read_idx
 from launch.train import train as train_with
 from tests.support.data_sets import make_idx
+from tests.support.idx_files import write_idx
 from tests.support.processes import train
 from tests.support.runs import assert_same_bits, comparable, records, series, train_here
 from trainer.ranks.stop_signals import StopRequest

@@ -9,7 +9,9 @@ import os
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from tests.support.towers import Block, Tower
 
 SECONDS = float(os.environ.get("COMPILE_SECONDS", "0"))
 torch.compiler.set_default_backend("eager")
@@ -23,30 +25,15 @@ def compiled(size: int) -> float:
     return 1.0
 
 
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-
+class SlowBlock(Block):
     def forward(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             inputs = inputs * compiled(inputs.shape[0])
-        outputs: Tensor = inputs + torch.tanh(self.linear(inputs))
-        return outputs
+        return super().forward(inputs)
 
 
-class Net(nn.Module):
+class Net(Tower):
     """Two equal blocks."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(6, 6)
-        self.blocks = nn.ModuleList([Block(6), Block(6)])
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        inputs = self.stem(inputs)
-        for block in self.blocks:
-            inputs = block(inputs)
-        outputs: Tensor = self.head(inputs)
-        return outputs
+        super().__init__(2, SlowBlock)

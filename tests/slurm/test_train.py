@@ -174,7 +174,7 @@ def test_a_refused_config_is_not_requeued(study: Study) -> None:
     job.wait_for("FAILED")
     assert job.fields()["ExitCode"] == "2:0"
     assert job.restarts == 0
-    assert job.output.count("did you mean 'optimizer.lr'?") == 1
+    assert job.output.count("Did you mean 'optimizer.lr'?") == 1
 
 
 def test_a_job_submitted_elsewhere_says_where_to_submit(study: Study, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.formats.idx import write_idx
+from tests.support.idx_files import write_idx
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
 CLASSES = ("blue_jay", "cardinal", "parrot")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import ArrayDataset, Datasets, load_datasets
-from data.formats.idx import write_idx
+from tests.support.idx_files import write_idx
 
 
 def load(dataset: str, root: Path | None = None, *, seed: int = 0, **options: Any) -> Datasets:

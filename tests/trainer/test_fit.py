@@ -296,9 +296,9 @@ def test_data_sets_may_have_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"epoch": 3}, "unknown config key 'epoch' in fit(): did you mean 'epochs'?"),
-        ({"train": {"epoch": 3}}, "did you mean 'train.epochs'?"),
-        ({"train.clip_nrm": 3}, "did you mean 'train.clip_norm'?"),
+        ({"epoch": 3}, "unknown config key 'epoch' in fit(). Did you mean 'epochs'?"),
+        ({"train": {"epoch": 3}}, "Did you mean 'train.epochs'?"),
+        ({"train.clip_nrm": 3}, "Did you mean 'train.clip_norm'?"),
         ({"train": {"epochs": 4}}, "train.epochs: given 4, expected one value: it is given twice"),
         ({"lr": "fast"}, "optimizer.lr: given 'fast', expected a number"),
         ({"lr": -1}, "optimizer.lr: given -1.0, expected a number above 0"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from configs.schema_execution import ParallelConfig
 from data.loading.order import GlobalBatch, Plan
 from data.samples import Batch
+from tests.support.processes import launch
+from tests.support.time_outs import record_timeouts
 from trainer.backward.compile_watch import CompileWatch
 from trainer.patient_steps import PatientSteps
 from trainer.ranks.runtime import Runtime
@@ -42,10 +44,7 @@ Trigger: Any = SimpleNamespace(name="LAZY_BACKWARD")
 def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: the first of a size on every rank, also where only others get a new share of it (64 and
     63 samples on 3 ranks are 21, 21, 22 and 21, 21, 21); and any in which this rank compiles."""
-    asked: list[timedelta] = []
-    monkeypatch.setattr(
-        torch.distributed, "set_timeout", lambda time, group: asked.append(time), raising=False
-    )
+    asked = record_timeouts(monkeypatch)
     runtime = Runtime(launcher="torchrun", world_size=3, local_world_size=3, backend="gloo")
     plan = Plan(num_samples=191, global_batch_size=64, world_size=3, seed=0)
     inner = Steps(watch := CompileWatch(), compiles=[5])
@@ -71,13 +70,23 @@ def test_a_step_that_may_compile_has_the_time_of_a_start(monkeypatch: pytest.Mon
 def test_a_start_that_is_shorter_than_training_shortens_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[timedelta] = []
-    monkeypatch.setattr(
-        torch.distributed, "set_timeout", lambda time, group: asked.append(time), raising=False
-    )
+    asked = record_timeouts(monkeypatch)
     runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
     hasty = ParallelConfig(timeout_seconds=70, init_timeout_seconds=7)
     PatientSteps(
         Steps(watch := CompileWatch(), []), runtime=runtime, parallel=hasty, watch=watch
     ).be_patient()
     assert asked == [LONG]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_groups_of_some_ranks_wait_as_long_as_that_of_all() -> None:
+    """Law: long where one may compile, and short afterwards. Rank 3 is late, with which under HSDP
+    rank 1 has the same part of another copy, and rank 2 the other part of its copy."""
+    finished = launch("tests/programs/late_rank.py", ranks=4, env={"PYTHONPATH": "."})
+    lines = [line for line in finished.stdout.splitlines() if line.startswith("RANK ")]
+    found = [json.loads(line[len("RANK 0 ") :]) for line in sorted(lines)]
+    assert len(found) == 4, finished.output[-4000:]
+    assert [rank["start"] for rank in found] == [True, True, True, True]
+    assert [rank["training"] for rank in found[:3]] == [True, True, False]

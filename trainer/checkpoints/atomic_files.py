@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +14,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from configs.errors import InputError
+
+log = logging.getLogger("convoy")
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""How a file system says that it has no symbolic links."""
+NAME_BYTES = 255
+"""Of the longest name of a file."""
 
 
 @contextmanager
@@ -121,11 +130,36 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to its sibling `target`, in one step."""
+    """Make `link` a relative symbolic link to its sibling `target`, in one step.
+
+    Where the file system has none (FAT, some network and object storage), it is a file with the
+    name of `target`; `follow` reads either.
+    """
     temporary = link.with_name(f".{link.name}-new")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
+    try:
+        temporary.symlink_to(target.name)
+        temporary.replace(link)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _say_once(f"{link.parent} can have no links: latest and best are files with a name in them")
+        write_atomically(link, f"{target.name}\n")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    log.warning(line)
+
+
+def follow(link: Path) -> Path:
+    """The directory that `replace_link` made a path lead to; any other path resolved."""
+    if link.is_file():
+        with link.open("rb") as file:
+            named = Path(file.read(NAME_BYTES).decode(errors="replace").strip()).name
+        if named and link.with_name(named).is_dir():
+            return link.with_name(named).resolve()
+    return link.resolve()
 
 
 def flush_to_disk(path: Path) -> None:

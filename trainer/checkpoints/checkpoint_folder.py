@@ -6,12 +6,12 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from configs.read_files import read_json
-from trainer.checkpoints.atomic_files import flush_to_disk, replace_link
+from trainer.checkpoints.atomic_files import flush_to_disk, follow, replace_link
 from trainer.checkpoints.checkpoint import (
     MANIFEST,
     NAME,
@@ -25,6 +25,29 @@ from trainer.checkpoints.checkpoint import (
     write_parts,
 )
 from trainer.checkpoints.checkpoint_parts import Part
+
+
+class Good(NamedTuple):
+    """A checkpoint that verifies and holds no NaN.
+
+    Its files are read once to find that out. Whoever takes it from here has this at hand and need
+    not ask again: between asking and loading they could change as well as between asking twice,
+    and loading executes none of their content.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def at(cls, path: Path) -> Good:
+        """The checkpoint in a directory.
+
+        Raises:
+            Refused: If it is not good.
+        """
+        manifest = verify_checkpoint(path)
+        verify_numbers(path, manifest)
+        return cls(path, manifest)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -99,27 +122,27 @@ def _announce(final: Path, keep: int, keep_best: int, *, is_best: bool) -> None:
     _prune(folder, keep, keep_best)
 
 
-def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies and holds no NaN.
-
-    Returns:
-        Its directory, None if there is none; and a line for each newer one that was rejected.
-    """
-    rejected = []
+def newest_good(folder: Path) -> tuple[Good | None, list[str]]:
+    """The newest good checkpoint, None if there is none; and a line for each newer one that was
+    rejected."""
+    rejected: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            verify_numbers(path, verify_checkpoint(path))
+            return Good.at(path), rejected
         except Refused as reason:
             rejected.append(f"checkpoint {path} rejected: {reason}")
-            continue
-        return path, rejected
     return None, rejected
 
 
-def set_aside_newer(folder: Path, chosen: Path) -> None:
+def set_aside_newer(folder: Path, chosen: Path, best_step: int) -> None:
     """Move what is newer than the checkpoint that is continued to `rejected/`.
 
     The run writes those steps again; left in place they would count as the newest ones.
+
+    Args:
+        folder: The folder of the run's checkpoints.
+        chosen: The one that is continued.
+        best_step: Of the best evaluation until then.
     """
     chosen, folder = chosen.resolve(), folder.resolve()
     newer = [path for path in list_checkpoints(folder) if step_of(path) > step_of(chosen)]
@@ -128,7 +151,7 @@ def set_aside_newer(folder: Path, chosen: Path) -> None:
         target = folder / "rejected" / f"{path.name}-{time.time_ns()}"
         path.rename(target)
     replace_link(folder / "latest", chosen)
-    best = folder / folder_name(verify_checkpoint(chosen)["best_step"])
+    best = folder / folder_name(best_step)
     if best.exists():
         replace_link(folder / "best", best)
     else:
@@ -137,8 +160,7 @@ def set_aside_newer(folder: Path, chosen: Path) -> None:
 
 def _prune(folder: Path, keep: int, keep_best: int) -> None:
     """Delete every checkpoint but the newest, the best, and what `best` leads to."""
-    best = folder / "best"
-    kept = {best.resolve()} if best.exists() else set()
+    kept = {follow(folder / "best")}
     found = list_checkpoints(folder)
     if keep_best > 1:
         scores = {path: _score(path) for path in found}

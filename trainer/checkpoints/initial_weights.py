@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.schema_model import ModelConfig
+from trainer.checkpoints.atomic_files import follow
 from trainer.checkpoints.checkpoint import MANIFEST, WEIGHTS, Refused, load_checkpoint
 from trainer.checkpoints.checkpoint import verify_checkpoint as verify
 from trainer.networks.trained_parts import check_patterns, matches
@@ -37,11 +38,12 @@ def read_weights(given: str) -> dict[str, Tensor]:
     """
     path = Path(given).expanduser()
     try:
-        found = _read_directory(path) if path.is_dir() else _read_file(path)
+        folder = follow(path)
+        found = _read_directory(folder) if folder.is_dir() else _read_file(path)
     except InputError:
         raise
     except Exception as error:  # damaged bytes can make an unpickler raise almost anything
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(
             "model.weights", given=given, expected=EXPECTED, remedy=f"It says: {reason}."
         ) from None
@@ -57,11 +59,8 @@ def read_weights(given: str) -> dict[str, Tensor]:
 
 
 def _read_directory(path: Path) -> Any:
-    for name in ("best", "latest"):
-        if (path / "checkpoints" / name).is_dir():
-            path = path / "checkpoints" / name
-            break
-    path = path.resolve()
+    links = (follow(path / "checkpoints" / name) for name in ("best", "latest"))
+    path = next((found for found in links if found.is_dir()), path)
     if not (path / MANIFEST).is_file():
         return _read_file(path / WEIGHTS)  # as libraries save a model to a folder
     try:

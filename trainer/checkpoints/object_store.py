@@ -15,20 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.imports import import_extra
 from configs.schema import RunConfig
 from configs.visible import visible
 from trainer.checkpoints.atomic_files import flush_to_disk, replace_directory
-from trainer.checkpoints.checkpoint import (
-    MANIFEST,
-    NAME,
-    Refused,
-    step_of,
-    unfinished,
-    verify_checkpoint,
-)
-from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good
+from trainer.checkpoints.checkpoint import MANIFEST, NAME, Refused, step_of, unfinished
+from trainer.checkpoints.checkpoint_folder import Good, list_checkpoints, newest_good
 
 log = logging.getLogger("convoy")
 RUN_FILES = ("config.yaml", "model.json")
@@ -58,7 +51,7 @@ class ObjectStore:
         except ImportError as error:
             raise _refused(url, f"{error}. Install that package") from None
         except Exception as error:  # of any of its file systems
-            raise _refused(url, _line(error)) from None
+            raise _refused(url, one_line(error, named=True)) from None
         self.url = f"{url.rstrip('/')}/{name}"
         self.root = f"{root.rstrip('/')}/{name}"
 
@@ -102,8 +95,8 @@ class ObjectStore:
         if self.files.exists(target):
             self.files.rm(target, recursive=True)
 
-    def get(self, name: str, folder: Path) -> Path:
-        """Fetch a checkpoint into a folder of checkpoints, where it appears when it verifies.
+    def get(self, name: str, folder: Path) -> Good:
+        """Fetch a checkpoint into a folder of checkpoints, where it appears when it is good.
 
         Raises:
             Refused: If it does not.
@@ -119,7 +112,8 @@ class ObjectStore:
                 own = str(path).rpartition("/")[2]
                 self.files.get_file(f"{source}/{own}", str(temporary / own))
                 flush_to_disk(temporary / own)
-            if verify_checkpoint(temporary)["step"] != step_of(final):
+            fetched = Good.at(temporary)
+            if fetched.manifest["step"] != step_of(final):
                 raise Refused(f"{MANIFEST} is of another step")
             for own in RUN_FILES:
                 wanted = folder.parent / own
@@ -128,7 +122,7 @@ class ObjectStore:
             replace_directory(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return final
+        return fetched._replace(path=final)
 
     def prune(self, kept: Container[str], *, keep: int) -> None:
         """Delete what is neither among the newest ones nor kept, and what was never completed."""
@@ -164,28 +158,33 @@ def find_store(config: RunConfig) -> ObjectStore | None:
     return None if url is None else ObjectStore(url, config.name)
 
 
-def fetch_newer(store: ObjectStore, folder: Path) -> None:
-    """Fetch the newest checkpoint that verifies, if it is newer than every good one on disk.
+def fetch_newer(store: ObjectStore, folder: Path) -> tuple[Good | None, list[str]]:
+    """Fetch the newest good checkpoint, if it is newer than every good one on disk.
+
+    Returns:
+        As `newest_good` of the folder, with what was fetched.
 
     Raises:
         InputError: If the store cannot be reached, and there is nothing on disk to go on from.
     """
-    local, _ = newest_good(folder)
-    known = step_of(local) if local else -1
+    local, rejected = newest_good(folder)
+    known = step_of(local.path) if local else -1
     try:
         newer = [name for name in store.checkpoints() if _step(name) > known]
     except Exception as error:  # of any of fsspec's file systems
         if local is None:
-            raise _refused(store.url, _line(error)) from None
-        log.warning(f"{visible(store.url)} cannot be reached ({_line(error)}): going on from disk")
-        return
+            raise _refused(store.url, one_line(error, named=True)) from None
+        reason = one_line(error, named=True)
+        log.warning(f"{visible(store.url)} cannot be reached ({reason}): going on from disk")
+        return local, rejected
     for name in reversed(newer):
         try:
-            store.get(name, folder)
+            fetched = store.get(name, folder)
             log.info(f"fetched {name} from {visible(store.url)}")
-            return
+            return fetched, rejected
         except Exception as error:
-            log.warning(f"{name} in {visible(store.url)} rejected: {_line(error)}")
+            log.warning(f"{name} in {visible(store.url)} rejected: {one_line(error, named=True)}")
+    return local, rejected
 
 
 def forget_newer(store: ObjectStore, step: int, *, lenient: bool) -> None:
@@ -204,8 +203,8 @@ def forget_newer(store: ObjectStore, step: int, *, lenient: bool) -> None:
         store.set_aside_newer(step)
     except Exception as error:
         if not lenient:
-            raise _refused(store.url, _line(error)) from None
-        log.warning(f"{visible(store.url)} cannot be reached ({_line(error)})")
+            raise _refused(store.url, one_line(error, named=True)) from None
+        log.warning(f"{visible(store.url)} cannot be reached ({one_line(error, named=True)})")
 
 
 class Uploader:
@@ -249,10 +248,10 @@ class Uploader:
             _with_patience(lambda: self.store.put(checkpoint))
         except Exception as error:  # of any of fsspec's file systems
             if checkpoint == self.newest or checkpoint.exists():  # else deleted in the meantime
-                where = visible(self.store.url)
+                where, reason = visible(self.store.url), one_line(error, named=True)
                 log.error(
-                    f"{checkpoint.name} was not uploaded to {where} ({_line(error)}); it is on "
-                    "disk, and training goes on"
+                    f"{checkpoint.name} was not uploaded to {where} ({reason}); it is on disk, and "
+                    "training goes on"
                 )
             return
         with contextlib.suppress(Exception):  # the next one tries again
@@ -270,7 +269,3 @@ def _with_patience(work: Callable[[], Any]) -> None:
             if not left:
                 raise
             time.sleep(PAUSE_SECONDS * 2 ** (TRIES - 1 - left))
-
-
-def _line(error: Exception) -> str:
-    return visible(" ".join(f"{type(error).__name__}: {error}".split())[:200])

@@ -1,4 +1,4 @@
-"""A run directory, OUTPUT_DIR/NAME/: what lies in it, who may write to it, what is continued."""
+"""A run directory, OUTPUT_DIR/NAME/: what lies in it, and who may write to it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from configs.errors import InputError
-from configs.identity import changes, differences, digest, flatten, identity, nest
+from configs.identity import digest, flatten, identity, nest
 from configs.read_files import read_json
 from configs.schema import RunConfig
-from data.facts import InputFacts, read_model
+from data.facts import InputFacts
 from data.lock_file import lock_of
 from data.vocabulary import TOKENIZER
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
-from trainer.checkpoints.checkpoint import Refused, verify_checkpoint, verify_numbers
-from trainer.checkpoints.checkpoint_folder import list_checkpoints, newest_good, set_aside_newer
+from trainer.checkpoints.checkpoint_folder import list_checkpoints, set_aside_newer
 from trainer.ranks.failures import RunFailed
 
 log = logging.getLogger("convoy")
@@ -42,6 +41,8 @@ class Resume:
     """Lines for the log: rejected checkpoints, an older run moved aside."""
     facts: InputFacts | None = None
     """What the weights know of their inputs, if the run that saved them had the same data."""
+    best_step: int = 0
+    """Step of the best evaluation until then, 0 without one."""
 
 
 class RunDirectory:
@@ -57,40 +58,6 @@ class RunDirectory:
         """Take over what was found out since: a batch that fits, the digest of weights given."""
         self.identity = identity(config)
         self.digest = digest(config)
-
-    def decide_resume(self, config: RunConfig) -> Resume:
-        """Decide what this config continues from, by `checkpoint.resume`; changes nothing on disk.
-
-        Raises:
-            InputError: If an explicit path is wrong, no checkpoint verifies, or the unfinished run
-                in this directory is another one.
-        """
-        mode = config.checkpoint.resume
-        if mode == "never":
-            return Resume(None, 0, [])
-        if mode != "auto":
-            return self._explicit(Path(mode).expanduser())
-        chosen, rejected = newest_good(self.checkpoints)
-        if chosen is None:
-            if rejected:
-                raise InputError(
-                    f"no checkpoint in {self.checkpoints} can be trusted ({'; '.join(rejected)})",
-                    expected="one that verifies",
-                    remedy="Use --checkpoint.resume never to start afresh; the old files are kept.",
-                )
-            return Resume(None, 0, [])
-        manifest = verify_checkpoint(chosen)
-        changed = differences(manifest["identity"], identity(config))
-        if not changed:
-            return self._continued(chosen, manifest, rejected)
-        if self.status() == "completed":
-            return Resume(None, 0, [f"{self.path} holds a finished run with {changed}"])
-        raise InputError(
-            f"{self.path} holds an unfinished run with another config ({changed})",
-            expected="the same config to continue it",
-            remedy="Choose another --name; or --checkpoint.resume never to start afresh (the old "
-            f"run is moved aside); or --checkpoint.resume {self.path} to continue it as changed.",
-        )
 
     def claim(self) -> None:
         """Lock the directory against every other process, for as long as this one lives.
@@ -137,7 +104,7 @@ class RunDirectory:
                 self.checkpoints.resolve()
             )
             if inside and resume.checkpoint is not None:
-                set_aside_newer(self.checkpoints, resume.checkpoint.resolve())
+                set_aside_newer(self.checkpoints, resume.checkpoint, resume.best_step)
             elif list_checkpoints(self.checkpoints) or self.status() is not None:
                 notes.append(f"the earlier run was moved to {self._move_aside()}")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -185,37 +152,6 @@ class RunDirectory:
             with path.open("r+b") as file:
                 file.write(content.encode())
                 file.truncate()
-
-    def _explicit(self, given: Path) -> Resume:
-        """Continue from a checkpoint directory, or from the newest good one of a run directory."""
-        path = given.resolve()
-        rejected: list[str] = []
-        if (path / "checkpoints").is_dir():
-            newest, rejected = newest_good(path / "checkpoints")
-            path = newest or path
-        try:
-            manifest = verify_checkpoint(path)
-            verify_numbers(path, manifest)
-            return self._continued(path, manifest, rejected)
-        except Refused as reason:
-            raise InputError(
-                "checkpoint.resume",
-                given=str(given),
-                expected="auto, never, or the path of a checkpoint or run directory",
-                remedy=f"It was refused because {'; '.join([*rejected, str(reason)])}.",
-            ) from None
-
-    def _continued(self, path: Path, manifest: dict[str, Any], notes: list[str]) -> Resume:
-        """From a verified checkpoint, with the facts that its run recorded beside it.
-
-        Raises:
-            InputError: If model.json is damaged.
-        """
-        content, facts = path.resolve().parents[1] / "model.json", None
-        others = changes(manifest["identity"], self.identity)
-        if content.is_file() and not any(key.startswith("data.") for key in others):
-            facts = read_model(content)[0]
-        return Resume(path, manifest["step"], notes, facts)
 
     def check_there(self) -> None:
         """Fail if the directory is not there any more: nobody would find what goes into it.

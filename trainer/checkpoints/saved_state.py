@@ -14,18 +14,11 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.own_modules import PREFIX
-from trainer.engines.dtensor import SCALARS, Stored
+from trainer.engines.dtensor import Stored
+from trainer.optim.slots import ELEMENTWISE, SCALARS
 
 MOST = 2**53
 """Of a count; what a float of a record can hold."""
-ELEMENTWISE = frozenset(
-    [
-        *("acc_delta", "ax", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq"),
-        *("momentum_buffer", "prev", "square_avg", "step_size", "sum"),
-    ]
-)
-"""What optimizers of torch and ours keep in the shape of the parameter."""
-
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu")
 GENERATORS = {"python": 625, "numpy": 624}
 """Words of each state."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from configs.errors import one_line
 from trainer.ranks.failures import SaveFailed
 
 log = logging.getLogger("convoy")
@@ -53,7 +54,7 @@ class Saver:
         error = self.pending.exception()
         self.pending = None
         if error is not None:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise SaveFailed(
                 f"the checkpoint of step {self.step} was not saved ({reason}); those before it in "
                 f"{self.folder} are intact"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from trainer.checkpoints.checkpoint_parts import Part
 from trainer.checkpoints.saved_state import check_optimizer, check_trainer
 from trainer.engines.dtensor import full_state, load_full_state
@@ -202,7 +202,7 @@ def restore(
     except Exception as error:  # of torch's, and of optimizers and schedulers of the user's own
         raise InputError(
             "the checkpoint does not fit this run",
-            given=" ".join(f"{type(error).__name__}: {error}".split())[:400],
+            given=one_line(error, named=True),
             expected="the same model and optimizer",
             remedy="Use the config that lies beside it, or --checkpoint.resume never.",
         ) from None

@@ -132,7 +132,7 @@ class RecordedSteps:
             [batch.number for batch in global_batches for _ in batch.micro_batches],
             outcome.losses,
             outcome.scores,
-            [micro.size for batch in global_batches for micro in batch.micro_batches]
+            [size for batch in global_batches for size in batch.micro_batch_sizes]
             if outcome.weights is None
             else outcome.weights,
         )

@@ -86,7 +86,7 @@ def freeze_buckets(
     the first steps after a restart would not have the bits of the same steps in an undisturbed run.
     (With `find_unused_parameters` DDP never lays them out anew.)
     """
-    batch = example.batch(max(plan.global_batch(0).micro_batches[0].size, 1)).to(device)
+    batch = example.batch(max(plan.global_batch(0).micro_batch_sizes[0], 1)).to(device)
     with untouched(module):
         for _ in range(2):
             ddp(*arguments_of(batch))[0].backward()

@@ -19,13 +19,10 @@ from torch import Tensor, nn
 
 from trainer.engines.scalars import names_of_scalars
 from trainer.networks.module_state import resize_buffers
+from trainer.optim.slots import SCALARS
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-
-
-SCALARS = frozenset(("step", "eta", "mu"))
-"""State of an optimizer that has no dimension, whatever its parameter has."""
 
 
 @runtime_checkable

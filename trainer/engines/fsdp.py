@@ -9,11 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import (
-    FSDPModule,
-)
+from torch.distributed.fsdp import FSDPModule
 
 from configs.errors import InputError
 from configs.schema import RunConfig
@@ -31,10 +28,9 @@ from trainer.engines.scalars import mark_scalars
 from trainer.engines.sharding import build_mesh, fill, keep_gathered, shard
 from trainer.networks.copying import hooked_weights
 from trainer.networks.deferred import Deferred
+from trainer.ranks.collectives import broadcast_
 from trainer.ranks.runtime import Runtime
 
-COALESCED_BYTES = 1 << 28
-"""Of buffers that travel together."""
 UNFUSED = (torch.optim.SGD, torch.optim.Adagrad)
 """Their fused kernels do not take sharded tensors."""
 NEED_FULL_WEIGHTS = (
@@ -82,6 +78,7 @@ class ShardedEngine(Engine):
         """
         assert plan.even
         self.sharded = True
+        self.runtime = runtime
         self.module = loss.module
         self.loss = loss
         self.stand_in = example.batch().to(runtime.device)
@@ -109,9 +106,7 @@ class ShardedEngine(Engine):
         """The buffers of rank 0 are those of all, as DDP has it: they are what a checkpoint holds,
         and a forward pass may look at them."""
         super().clear()
-        if buffers := list(self.module.buffers()):
-            broadcast = dist._broadcast_coalesced  # type: ignore[attr-defined]
-            broadcast(dist.group.WORLD, buffers, COALESCED_BYTES, 0)  # type: ignore[arg-type]
+        broadcast_(self.runtime, list(self.module.buffers()))
 
     def micro_batch(
         self, global_batch: GlobalBatch, micro: MicroBatch

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -23,7 +24,7 @@ from trainer.engines.dtensor import is_sharded, local, own_rows
 from trainer.engines.scalars import give_dimension
 from trainer.networks.blocks import blocks
 from trainer.networks.deferred import Deferred
-from trainer.ranks.runtime import Runtime, limit_wait
+from trainer.ranks.runtime import Runtime, share_timeout
 
 NORMS = (
     _BatchNorm,
@@ -39,15 +40,12 @@ NORMS = (
 def build_mesh(runtime: Runtime, config: ParallelConfig) -> DeviceMesh:
     """The ranks that hold one copy together; with `parallel.shard_size` in rows, a row a copy."""
     size = config.shard_size or runtime.world_size
-    if size == runtime.world_size:
-        return init_device_mesh(runtime.device.type, (size,))
-    mesh = init_device_mesh(
-        runtime.device.type,
-        (runtime.world_size // size, size),
-        mesh_dim_names=("copies", "parts"),
-    )
-    for dim in (0, 1):
-        limit_wait(mesh.get_group(dim), config.timeout_seconds)
+    shape = (size,) if size == runtime.world_size else (runtime.world_size // size, size)
+    names = ("copies", "parts")[-len(shape) :]
+    mesh = init_device_mesh(runtime.device.type, shape, mesh_dim_names=names)
+    for group in mesh.get_all_groups():
+        if group is not dist.group.WORLD:
+            share_timeout(group)
     return mesh
 
 

@@ -23,7 +23,7 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 
 META = torch.device("meta")
 IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ class Deferred:
         except (InputError, NotDeferred):
             raise
         except Exception as error:  # whatever a constructor raises that misses its values
-            raise NotDeferred(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
+            raise NotDeferred(one_line(error, named=True)) from None
         if any(tensor._version != version for tensor, version in recorder.given):
             raise NotDeferred("it changes tensors that it has made others of")
         if not any(parameter.is_meta for parameter in self.module.parameters()):

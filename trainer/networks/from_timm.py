@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from configs.errors import InputError
+from configs.errors import InputError, did_you_mean, one_line
 from configs.imports import import_extra
 from configs.trust import require_trust
 
@@ -49,7 +48,7 @@ def timm_model(
         model: nn.Module = timm.create_model(name, **{**arguments, **kwargs})
         _try(model, input_shape)
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(
             f"model.name={PREFIX}{name} cannot be built for inputs {tuple(input_shape)}",
             given=kwargs or None,
@@ -77,12 +76,11 @@ def _check_name(timm: Any, name: str) -> None:
     """Refuse a name that timm does not have; a tag of pretrained weights follows after a dot."""
     known = timm.list_models(pretrained="." in name)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
         raise InputError(
             "model.name",
             given=f"{PREFIX}{name}",
             expected="a name that timm.list_models() has",
-            remedy=f"Did you mean {' or '.join(PREFIX + one for one in close)}?" if close else "",
+            remedy=did_you_mean(name, known, most=3, prefix=PREFIX),
         )
 
 

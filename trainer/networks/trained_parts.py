@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from configs.errors import InputError
+from configs.errors import InputError, closest
 from configs.schema_model import ModelConfig
 from trainer.ranks.failures import RunFailed
 
@@ -28,7 +27,7 @@ def check_patterns(key: str, patterns: Iterable[str], names: Iterable[str]) -> N
     known = list(names)
     for pattern in patterns:
         if not any(matches(name, pattern) for name in known):
-            close = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
+            close = closest(pattern, known, most=3, cutoff=0.3) or known[:3]
             raise InputError(
                 key,
                 given=pattern,

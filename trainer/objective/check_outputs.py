@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError, failing_line
+from configs.errors import InputError, failing_line, one_line
 from data.normalize import Normalize
 from data.samples import Batch, Collate, MapDataset
 from data.splits import known_labels
@@ -78,7 +78,7 @@ def _fitting(task: Task, inputs: Any, outputs: Any, targets: Any) -> Iterator[No
     except (*MISFITS, UserWarning) as error:
         line = failing_line(error)  # of a loss or a metric of the user's
         raise InputError(
-            f"outputs of the model for task.name={task.name} ({_one_line(error)}"
+            f"outputs of the model for task.name={task.name} ({one_line(error)}"
             f"{f', at {line}' if line else ''})",
             given=f"{outline(outputs)} for inputs {outline(inputs)}",
             expected=f"what suits targets {outline(targets)}: {task.outputs}",
@@ -97,7 +97,7 @@ def outputs_of(model: nn.Module, call: Call, inputs: Any, targets: Any) -> Any:
         if not (_is_no_tensor(error, inputs) or _is_called_wrongly(error, model)):
             raise  # a fault within the model, which its traceback shows
         raise InputError(
-            f"inputs of the model ({_one_line(error)})",
+            f"inputs of the model ({one_line(error)})",
             given=outline(inputs),
             expected=f"what {takes(model)} takes: one argument, as many as there are inputs, or "
             "the names of a batch that has names",
@@ -122,10 +122,6 @@ def _is_called_wrongly(error: Exception, model: nn.Module) -> bool:
         and "forward" in str(error)
         and begins not in {frame.f_code for frame, _ in frames}
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def check_loss(

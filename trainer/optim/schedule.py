@@ -37,7 +37,7 @@ class Schedule(Protocol):
         Args:
             optimizer: Its groups are set.
             step: Optimizer steps taken, without those that fp16 skipped.
-            global batch: Global batches delivered.
+            global_batch: Global batches delivered.
 
         Returns:
             The rate of a group without a scale.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.schema_execution import ProfileConfig
@@ -19,14 +17,12 @@ from trainer.checkpoints.atomic_files import write_atomically
 from trainer.checkpoints.state import Progress
 from trainer.engines.dtensor import is_sharded
 from trainer.profiling.events import DATA, REGION, STEP, break_down
+from trainer.profiling.flops import Forward, count_flops, matmul_rate
 from trainer.profiling.summary import Facts, markdown
 from trainer.profiling.trace import read_trace
 from trainer.ranks.precision import Precision
 from trainer.ranks.runtime import Runtime
 from trainer.records.stopwatch import Stopwatch
-
-MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
-MATMUL_SECONDS = 0.3
 
 
 class Profiler(Protocol):
@@ -61,10 +57,6 @@ class NoProfiler:
 
     def report(self, module: nn.Module, sizes: Sequence[int]) -> str | None:
         return None
-
-
-Forward = Callable[[nn.Module, int], Tensor]
-"""A copy of the module and a number of samples -> a scalar that depends on all outputs."""
 
 
 class TorchProfiler:
@@ -192,41 +184,6 @@ class TorchProfiler:
             return None
         (first, since), (last, until) = self.timed
         return (until - since) / (last - first)
-
-
-def count_flops(module: nn.Module, forward: Forward, sizes: Sequence[int]) -> int:
-    """Floating-point operations of the forward and backward passes of one step on one rank.
-
-    Counted by `torch.utils.flop_counter` on a copy of the module, eagerly: matrix
-    products, convolutions and attention, two operations for each multiply-add. Elementwise work
-    and the optimizer are left out, as is usual for model FLOP utilisation (Chowdhery et al.,
-    arXiv:2204.02311, appendix B).
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    replica = copy.deepcopy(module)
-    total = 0
-    for size in set(sizes) - {0}:
-        with FlopCounterMode(display=False) as counter:
-            forward(replica, size).backward()  # type: ignore[no-untyped-call]
-        total += int(counter.get_total_flops()) * list(sizes).count(size)
-    return total
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a square matrix product, the best of some: this device's peak."""
-    size = MATMUL_SIZE[device.type]
-    left = torch.ones(size, size, dtype=dtype, device=device)
-    right = torch.ones(size, size, dtype=dtype, device=device)
-    float((left @ right)[0, 0])  # loads the library, and wakes the threads
-    best, spent = float("inf"), 0.0
-    while spent < MATMUL_SECONDS:
-        begun = time.perf_counter()
-        product = left @ right
-        float(product[0, 0])  # waits for the device
-        seconds = time.perf_counter() - begun
-        best, spent = min(best, seconds), spent + seconds
-    return 2 * size**3 / best
 
 
 def build_profiler(

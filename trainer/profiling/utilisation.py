@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from configs.errors import first_line
 from trainer.engines.dtensor import is_sharded
-from trainer.profiling.profiler import Forward, count_flops
+from trainer.profiling.flops import Forward, count_flops
 from trainer.ranks.precision import Precision
 from trainer.ranks.rng import capture_rng, restore_rng
 
@@ -99,7 +100,7 @@ def count_without_computing(
         with FakeTensorMode(allow_non_fake_inputs=True):
             return count_flops(module, forward, sizes)
     except Exception as error:  # whatever a model does with tensors that hold nothing
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         log.info("no model FLOP utilisation: its operations could not be counted (%s)", reason)
         return None
     finally:

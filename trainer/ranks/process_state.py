@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
+from configs.visible import LogLines
 from data.loading.workers import borrowed_rng, end_workers
 from trainer.ranks.launcher import guess
 
@@ -55,7 +56,7 @@ def _log_shown() -> Iterator[None]:
     way with them."""
     level, handlers = log.level, list(log.handlers)
     if not log.hasHandlers():
-        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.addHandler(LogLines())
     if level == logging.NOTSET:
         log.setLevel(logging.INFO if guess(os.environ).is_main else logging.ERROR)
     try:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-from configs.errors import InputError
+from configs.errors import InputError, first_line
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
 from trainer.ranks.cores import fair_threads
@@ -171,10 +171,11 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
                     device_id=runtime.device if runtime.device.type == "cuda" else None,
                 )
     except (dist.DistError, ValueError, RuntimeError, TimeoutError) as error:
-        raise _not_connected(runtime, config, _first_line(error)) from None
+        raise _not_connected(runtime, config, first_line(error)) from None
     try:
         yield
     finally:
+        _more_groups.clear()
         dist.destroy_process_group()
         torch.set_flush_denormal(False)
 
@@ -205,22 +206,26 @@ def timeout_in_force() -> float:
 
 _in_force = [math.inf]
 """Of the default process group, which is the process's own too."""
+_more_groups: list[dist.ProcessGroup] = []
+"""Of some of the ranks, whose time-out is the same."""
 
 
 def _use_timeout(runtime: Runtime, seconds: float) -> None:
     """What is waited for already keeps the time that it had."""
     if runtime.world_size > 1:
         _in_force[0] = seconds
-        limit_wait(None, seconds)
+        for group in (None, *_more_groups):
+            _limit_wait(group)
 
 
-def limit_wait(group: dist.ProcessGroup | None, seconds: float) -> None:
-    """Give up on a silent rank of a group, None for that of all ranks, after as many seconds."""
+def share_timeout(group: dist.ProcessGroup) -> None:
+    """Let the time-out in force, now and later, be that of a group of some ranks as well."""
+    _more_groups.append(group)
+    _limit_wait(group)
+
+
+def _limit_wait(group: dist.ProcessGroup | None) -> None:
     # Public since torch 2.14, where the old name warns.
     public = getattr(dist, "set_timeout", None)
     set_timeout = public or dist.distributed_c10d._set_pg_timeout
-    set_timeout(timedelta(seconds=seconds), group)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    set_timeout(timedelta(seconds=_in_force[0]), group)

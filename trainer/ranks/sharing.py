@@ -74,10 +74,11 @@ class SleepingThreads:
         self.over.wait()
 
 
-def find_openmp(maps: Path = Path("/proc/self/maps")) -> ctypes.CDLL | None:
+def find_openmp() -> ctypes.CDLL | None:
     """GCC's OpenMP, if torch has loaded it."""
     try:
-        paths = [line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line]
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        paths = [line.split()[-1] for line in maps if "libgomp" in line]
         return ctypes.CDLL(paths[0]) if paths else None
     except OSError:
         return None
@@ -115,11 +116,11 @@ class Sharing:
         self.shared += wanted
         if not wanted or self.shared != SAID_AFTER:
             return ""
-        mine = f"{self.threads} thread{'s'[: self.threads != 1]}"
+        threads = f"{self.threads} thread{'s'[: self.threads != 1]}"
         return (
             f"this machine is shared: other processes (data workers and compilers count) keep "
-            f"{others:.1f} of {self.cores} cores busy, beside {mine} of this rank"
-            f" ({self.ranks} on this machine). A step waits for its slowest thread: end what else "
+            f"{others:.1f} of {self.cores} cores busy, beside {threads} of this rank "
+            f"({self.ranks} on this machine). A step waits for its slowest thread: end what else "
             "runs here, or take fewer threads (parallel.threads, which changes the last bits)"
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from configs.visible import plain, visible
@@ -20,11 +19,12 @@ PERCENTAGES = (
     *("accuracy", "label_accuracy", "token_accuracy", "f1", "precision", "recall", "exact_match"),
 )
 """Metrics that are printed as percentages."""
-SHORTEST_BAR = 4
 NO_CURSOR = ("dumb", "unknown")
 """Terminals (TERM) on which rich shows nothing before the end."""
 SLOW = 1.5
 """Times the median step of all ranks, from which on the slowest rank is named."""
+BESIDE = 30
+"""Columns of a short progress bar with its epoch, slash, time left and the spaces between them."""
 EVALUATIONS = {
     "eval": ("test", ""),
     "val": ("validation", ""),
@@ -70,6 +70,7 @@ class RichSink:
             TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
             expand=True,
+            redirect_stderr=sys.stderr.isatty(),  # the log moves the bar instead of joining it
         )
         self.task = self.progress.add_task(
             "train", total=facts.total_steps, completed=facts.first_step, epoch=0.0, metrics=""
@@ -83,15 +84,19 @@ class RichSink:
         for line in evaluation_lines(record, self.facts):
             self.progress.console.print(plain(line))
         if "train/loss" in record:
-            parts = [f"loss {record['train/loss']:.4f}", _score(record, self.facts).strip()]
-            total = self.facts.total_steps
-            beside = len(
-                f"epoch {record['epoch']:.2f} {'-' * SHORTEST_BAR} {total}/{total}  0:00:00"
-            )
-            room = self.progress.console.width - beside
-            metrics = fitted([*filter(None, parts), *_pace(record).split("  ")], room)
+            parts = [
+                f"loss {record['train/loss']:.4f}",
+                *_score(record, self.facts),
+                *_pace(record),
+            ]
+            room = self.progress.console.width - BESIDE - 2 * len(str(self.facts.total_steps))
+            while len("  ".join(parts)) > room and len(parts) > 1:
+                parts.pop()
             self.progress.update(
-                self.task, completed=record["step"], epoch=record["epoch"], metrics=metrics
+                self.task,
+                completed=record["step"],
+                epoch=record["epoch"],
+                metrics="  ".join(parts),
             )
 
     def finish(self, status: str) -> None:
@@ -116,11 +121,15 @@ class PlainSink:
         now = time.monotonic()
         if "train/loss" in record and now - self.last >= PLAIN_SECONDS:
             self.last = now
-            say(
-                f"step {record['step']}/{self.facts.total_steps}  epoch {record['epoch']:.2f}  "
-                f"loss {record['train/loss']:.4f}  {_score(record, self.facts)}"
-                f"lr {record['train/lr']:.3g}  {_pace(record)}  ETA {self._time_left(record)}"
-            )
+            parts = [
+                f"step {record['step']}/{self.facts.total_steps}  epoch {record['epoch']:.2f}",
+                f"loss {record['train/loss']:.4f}",
+                *_score(record, self.facts),
+                f"lr {record['train/lr']:.3g}",
+                *_pace(record),
+                f"ETA {self._time_left(record)}",
+            ]
+            say("  ".join(parts))
         for line in evaluation_lines(record, self.facts):
             say(line)
 
@@ -143,40 +152,30 @@ class PlainSink:
         pass
 
 
-def fitted(parts: Sequence[str], room: int) -> str:
-    """As many of the parts as so many columns hold: else rich would cut steps and time left."""
-    line = ""
-    for part in parts:
-        longer = f"{line}  {part}" if line else part
-        line = longer if len(longer) <= room else line
-    return line
-
-
 def say(line: str) -> None:
     """Print a line with the time of day, which tells in a log file when it was."""
     print(f"{time.strftime('%H:%M:%S')}  {visible(line)}", flush=True)
 
 
-def _pace(record: Record) -> str:
-    """Samples and tokens a second, and a rank that keeps the others waiting."""
-    parts = [f"{record['train/samples_per_second']:,.0f} samples/s"]
-    if (tokens := record.get("train/tokens_per_second")) is not None:
-        parts.append(f"{tokens:,.0f} tokens/s")
+def _pace(record: Record) -> list[str]:
+    """A rank that keeps the others waiting, samples and tokens a second."""
+    parts = []
     usual, slowest = record.get("system/step_seconds", 0), record.get("system/slowest_step_seconds")
     if slowest is not None and slowest > SLOW * usual:
-        parts.append(
-            f"rank {record['system/slowest_rank']:g} is slow: {slowest * 1e3:.3g} ms a step, "
-            f"usual {usual * 1e3:.3g}"
-        )
-    return "  ".join(parts)
+        times = slowest / max(usual, 1e-9)
+        parts.append(f"rank {record['system/slowest_rank']:g} slow: x{times:.1f}")
+    parts.append(f"{record['train/samples_per_second']:,.0f} samples/s")
+    if (tokens := record.get("train/tokens_per_second")) is not None:
+        parts.append(f"{tokens:,.0f} tokens/s")
+    return parts
 
 
-def _score(record: Record, facts: RunFacts) -> str:
-    """The score of a training record, as in `acc 98.20%  `; empty if the task has none."""
+def _score(record: Record, facts: RunFacts) -> list[str]:
+    """The score of a training record, as in `acc 98.20%`; nothing if the task has none."""
     name = facts.score_name
     if not name:
-        return ""
-    return f"{'acc' if name == 'accuracy' else name} {shown(name, record[f'train/{name}'])}  "
+        return []
+    return [f"{'acc' if name == 'accuracy' else name} {shown(name, record[f'train/{name}'])}"]
 
 
 def evaluation_lines(record: Record, facts: RunFacts) -> list[str]:

@@ -15,6 +15,8 @@ from trainer.objective.selection import Selection
 
 Record = dict[str, float]
 """`step`, `epoch`, `time`, and values such as `train/loss` or `eval/accuracy`."""
+BINS = 64
+"""Of a histogram."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +73,10 @@ class Note:
         return cls(step=step, name=name, pixels=array)
 
     @classmethod
-    def of_values(cls, step: int, name: str, values: Tensor, *, bins: int = 64) -> Note:
+    def of_values(cls, step: int, name: str, values: Tensor) -> Note:
         """A histogram of numbers of any shape; those that are not finite are left out."""
         found = values.detach().flatten().double().cpu()
-        counts, edges = np.histogram(found[found.isfinite()].numpy(), bins)
+        counts, edges = np.histogram(found[found.isfinite()].numpy(), BINS)
         return cls(step=step, name=name, counts=counts, edges=edges)
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from configs.errors import one_line
 from configs.imports import import_extra
 from configs.schema_records import LoggingConfig
 from trainer.records.append_file import AppendFile
@@ -118,7 +119,7 @@ class TensorBoardSink:
 
     def _give_up(self, error: Exception) -> None:
         """Warn once, and write nothing from then on."""
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         log.warning("TensorBoard files end here (%s); training goes on without them", reason)
         self.file = None
 

@@ -11,12 +11,12 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.identity import nest
 from configs.imports import import_extra, pip_line
 from configs.read_files import read_json
 from configs.schema_records import WandbConfig
-from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.atomic_files import follow, write_atomically
 from trainer.objective.selection import Selection
 from trainer.ranks.stop_signals import EXIT_PREEMPTED
 from trainer.records.sinks import Note, Record, RunFacts
@@ -69,7 +69,7 @@ class WandbSink:
             if mode != "online":
                 self._give_up("could not start", error)
                 return
-            log.warning("W&B is out of reach (%s); recording offline", _one_line(error))
+            log.warning("W&B is out of reach (%s); recording offline", one_line(error))
             try:
                 self.run = self._open(wandb, "offline", run_id, facts)
             except Exception as second:
@@ -154,7 +154,7 @@ class WandbSink:
         """Upload the best checkpoint as artifact NAME of type `model`, under the alias `best`."""
         import wandb
 
-        checkpoint = (self.directory / "checkpoints" / "best").resolve()
+        checkpoint = follow(self.directory / "checkpoints" / "best")
         if not checkpoint.is_dir():
             return
         artifact = wandb.Artifact(
@@ -165,7 +165,7 @@ class WandbSink:
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Warn once, and send nothing from then on."""
-        log.warning("W&B %s (%s); training goes on without it", what, _one_line(error))
+        log.warning("W&B %s (%s); training goes on without it", what, one_line(error))
         self.run = None
 
 
@@ -203,7 +203,7 @@ def show_evaluation(
         run.log({"step": step} | {f"evaluation/{name}": value for name, value in shown.items()})
         run.finish()
     except Exception as error:
-        raise InputError(f"W&B refuses the evaluation ({_one_line(error)})") from None
+        raise InputError(f"W&B refuses the evaluation ({one_line(error)})") from None
     return run_id
 
 
@@ -223,10 +223,6 @@ def _begin(
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _saved_id(directory: Path) -> str:

@@ -23,7 +23,6 @@ from data.catalogue import acquire as module
 from data.catalogue.acquire import acquire, cache_folder, find_files, verify_published
 from data.catalogue.catalog import MNIST
 from data.catalogue.dataset_facts import ROLES, DatasetFacts, FileFacts
-from data.formats.idx import write_idx
 from tests.support.http_server import (
     Reply,
     Server,
@@ -40,6 +39,7 @@ from tests.support.http_server import (
     whole,
     without_end,
 )
+from tests.support.idx_files import write_idx
 from tests.support.processes import start, wait
 
 

@@ -17,8 +17,8 @@ from data.catalogue.catalog import CATALOG
 from data.catalogue.catalog_emnist import SPLITS
 from data.catalogue.cifar import read_cifar
 from data.datasets import ArrayDataset, Datasets, load_datasets
-from data.formats.idx import write_idx
 from tests.support.data_sets import make_cifar, picture
+from tests.support.idx_files import write_idx
 
 
 def load(name: str, root: Path, **options: Any) -> Datasets:

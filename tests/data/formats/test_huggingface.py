@@ -121,7 +121,7 @@ def test_a_broken_picture_and_an_empty_cell_are_named(tmp_path: Path) -> None:
 def test_what_is_missing_is_named_with_what_there_is(saved: Path, tmp_path: Path) -> None:
     message = refusal(lambda: load(saved, input="img"))
     assert "given 'image, label', expected 'img'" in message
-    assert "did you mean 'image'?" in message
+    assert "Did you mean 'image'?" in message
     assert "given 'train, test', expected dev with" in refusal(lambda: load(saved, test="dev"))
     assert "data.root: expected" in refusal(lambda: load(None))
     assert "data.root: given" in refusal(lambda: load(tmp_path / "no"))

@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from configs.errors import InputError
-from data.formats.idx import DTYPES, read_idx, write_idx
+from data.formats.idx import DTYPES, read_idx
+from tests.support.idx_files import write_idx
 
 KINDS = ["u1", "i1", "i2", "i4", "f4", "f8"]
 SMALL = settings(max_examples=50, deadline=None)
@@ -105,27 +106,10 @@ def test_compression_is_told_by_the_content_not_by_the_name(tmp_path: Path) -> N
         np.testing.assert_array_equal(read_idx(tmp_path / name), array)
 
 
-def test_the_same_array_is_always_the_same_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Law: no time and no name goes into a compressed file, so its digest means something."""
-    for name, now in (("a.gz", 1e9), ("b.gz", 1.5e9)):
-        monkeypatch.setattr("time.time", lambda now=now: now)
-        write_idx(tmp_path / name, np.arange(9, dtype=np.int16))
-    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
-
-
 def test_a_read_array_may_be_written_to(tmp_path: Path) -> None:
     """torch.from_numpy warns about arrays that may not be."""
     write_idx(tmp_path / "x", np.zeros(3, "u1"))
     assert read_idx(tmp_path / "x").flags.writeable
-
-
-@pytest.mark.parametrize("dtype", ["bool", "u2", "i8", "u8", "f2", "c8", "U1"])
-def test_a_type_idx_lacks_is_not_written(dtype: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected uint8, int8"):
-        write_idx(tmp_path / "x", np.zeros(2, dtype))
-    assert not (tmp_path / "x").exists()
 
 
 # -- broken files --------------------------------------------------------------------------------

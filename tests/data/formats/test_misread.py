@@ -17,12 +17,13 @@ from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import load_datasets
 from data.facts import InputFacts
-from data.formats.idx import read_idx, write_idx
+from data.formats.idx import read_idx
 from data.formats.images import open_images
 from data.formats.npy import map_npy
 from data.formats.picture import opened
 from data.formats.reading import Reading
 from tests.support.data_sets import make_arrays, make_idx, make_tree
+from tests.support.idx_files import write_idx
 
 GREY = Reading(
     facts=InputFacts(input_shape=(1, 9, 7), num_classes=5, scale=255.0, dtype="uint8"), resize=True

@@ -129,6 +129,10 @@ def test_groups_of_one_name_are_called_after_their_first_run() -> None:
     """Law: as the trials of a sweep are, whose names are numbers."""
     runs = [run(f"trial_{n}", [0.1], seed=n % 2, x=n // 2) for n in range(4)]
     assert [g.name for g in compare(runs).groups] == ["trial_0 and 1 more", "trial_2 and 1 more"]
+    sweeps = [
+        replace(each, source=f"runs/{'ab'[n // 2]}/{each.name}") for n, each in enumerate(runs)
+    ]
+    assert {group.name for group in compare(sweeps).groups} == {"a", "b"}
 
 
 def test_how_runs_were_executed_is_a_difference_if_all_of_them_say_so() -> None:

@@ -167,7 +167,7 @@ def test_what_slurm_refuses_is_not_submitted(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--optimizer.lrr=1"], "did you mean 'optimizer.lr'"),
+        (["--optimizer.lrr=1"], "Did you mean 'optimizer.lr'"),
         (["--site=gpus"], "--site: given 'gpus', expected one of cpu, gpu"),
         (["--seeds=0..2", "--sweep=x.txt"], "expected one of them"),
         (["--seeds=0..2", "--chain=2"], "--chain: expected neither"),
@@ -187,7 +187,7 @@ def test_what_is_refused_before_slurm_hears_of_it(
 def test_a_line_of_a_sweep_that_would_be_refused_is_named(said: Path, tmp_path: Path) -> None:
     lines = tmp_path / "sweep.txt"
     lines.write_text("--optimizer.lr 1e-3\n--optimizer.lrr 1e-3\n")
-    with pytest.raises(InputError, match=r"sweep.txt, line 2: .*did you mean 'optimizer.lr'"):
+    with pytest.raises(InputError, match=r"sweep.txt, line 2: .*Did you mean 'optimizer.lr'"):
         main([*site(tmp_path), f"--sweep={lines}"])
     lines.write_text("--name 'half\n")
     with pytest.raises(InputError, match=r"cannot read .*No closing quotation"):

@@ -37,6 +37,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(
     small: Arguments, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import inspect
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from data.facts import InputFacts
 from data.loading.order import Plan
 from data.normalize import Normalize
 from data.samples import Batch
+from tests.support.towers import Block, Tower
 from trainer.backward.autograd import LossModule
 from trainer.backward.compile_cache import forget_graphs
 from trainer.backward.compile_watch import CompileWatch
@@ -39,36 +41,7 @@ from trainer.ranks.precision import build_precision
 CONFIG = CompileConfig(enabled=True)
 WHOLE = CompileConfig(enabled=True, fullgraph=True)
 CPU = torch.device("cpu")
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, breaks: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-        self.breaks = breaks
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.linear(inputs)
-        if self.breaks:
-            torch._dynamo.graph_break()
-        return inputs + torch.tanh(hidden)
-
-
-class Tower(nn.Module):
-    """So many equal blocks."""
-
-    def __init__(self, depth: int, *, breaks: bool = False) -> None:
-        super().__init__()
-        self.stem = nn.Linear(6, 6)  # a block's input has a gradient then, in all of them
-        self.blocks = nn.ModuleList(Block(6, breaks) for _ in range(depth))
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        inputs = self.stem(inputs)
-        for block in self.blocks:
-            inputs = block(inputs)
-        outputs: Tensor = self.head(inputs)
-        return outputs
+BREAKING = functools.partial(Block, breaks=True)
 
 
 @pytest.fixture
@@ -190,8 +163,9 @@ def test_a_graph_break_is_refused_with_its_line(counter: CompileCounter, regiona
     """Law: before anything is compiled, and the model is left as it was; later too."""
     lines, start = inspect.getsourcelines(Block.forward)
     number = start + next(i for i, line in enumerate(lines) if "graph_break()" in line)
-    where = f"line {number} of {__file__}, in forward: torch._dynamo.graph_break()"
-    broken = loss_of(Tower(2, breaks=True))
+    file = inspect.getsourcefile(Block)
+    where = f"line {number} of {file}, in forward: torch._dynamo.graph_break()"
+    broken = loss_of(Tower(2, BREAKING))
     before = {name: dict(vars(part)).keys() for name, part in broken.named_modules()}
     with pytest.raises(InputError) as refusal:
         check_whole(broken, WHOLE, batch(), regional=regional)
@@ -209,7 +183,7 @@ def test_a_graph_break_is_refused_with_its_line(counter: CompileCounter, regiona
 
 def test_what_is_compiled_is_counted(counter: CompileCounter) -> None:
     """Law: in the first record after it, and once; a second size is a recompilation."""
-    loss = loss_of(Tower(2, breaks=True))
+    loss = loss_of(Tower(2, BREAKING))
     compile_passes(loss, CONFIG, plan(), regional=False)
     watch, heard = CompileWatch(), list[int]()
     watch.on_start = lambda: heard.append(counter.frame_count)

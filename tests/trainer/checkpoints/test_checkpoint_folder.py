@@ -17,6 +17,7 @@ from tests.support.checkpoints import FILES, contents, position, save, weights
 from trainer.checkpoints import atomic_files
 from trainer.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from trainer.checkpoints.checkpoint_folder import (
+    Good,
     list_checkpoints,
     newest_good,
     save_checkpoint,
@@ -36,11 +37,12 @@ def damage(path: Path) -> None:
 
 def test_the_newest_good_one_is_found_and_the_rejected_ones_are_named(tmp_path: Path) -> None:
     paths = [save(tmp_path, step, keep=9) for step in (1, 2, 3, 4)]
-    assert newest_good(tmp_path) == (paths[3], [])
+    assert newest_good(tmp_path) == (Good.at(paths[3]), [])
     damage(paths[3])
     (paths[2] / "trainer.pt").unlink()
     chosen, rejected = newest_good(tmp_path)
-    assert chosen == paths[1]
+    assert chosen is not None
+    assert chosen == (paths[1], verify_checkpoint(paths[1]))
     assert len(rejected) == 2
     assert str(paths[3]) in rejected[0]
     assert "SHA-256" in rejected[0]
@@ -110,7 +112,7 @@ def test_what_a_killed_save_left_behind_is_in_nobodys_way(tmp_path: Path) -> Non
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")
     (leftover / "a folder").mkdir()
-    assert newest_good(tmp_path) == (first, [])
+    assert newest_good(tmp_path) == (Good.at(first), [])
     verify_checkpoint(save(tmp_path, 2))
     assert {p.name for p in tmp_path.iterdir()} == {"step_00000001", "step_00000002", "latest"}
 
@@ -198,20 +200,21 @@ def test_nothing_is_pruned_before_the_new_one_is_published(
 def test_newer_checkpoints_are_set_aside_and_the_links_lead_to_good_ones(tmp_path: Path) -> None:
     paths = [save(tmp_path, step, keep=9, is_best=step in (1, 3)) for step in (1, 2, 3, 4)]
     before = contents(paths[0])
-    set_aside_newer(tmp_path, paths[1])
+    set_aside_newer(tmp_path, paths[1], best_step=1)
     assert steps(tmp_path) == [1, 2]
     assert contents(paths[0]) == before
     assert (tmp_path / "latest").resolve() == paths[1].resolve()
     assert len(list((tmp_path / "rejected").iterdir())) == 2
-    best = tmp_path / "best"
-    assert best.exists() or not best.is_symlink(), "best leads nowhere"
+    assert (tmp_path / "best").resolve() == paths[0].resolve()
+    set_aside_newer(tmp_path, paths[1], best_step=0)
+    assert not (tmp_path / "best").is_symlink()
 
 
 def test_the_same_step_may_be_set_aside_more_than_once(tmp_path: Path) -> None:
     first = save(tmp_path, 1)
     for _ in range(3):
         save(tmp_path, 2)
-        set_aside_newer(tmp_path, first)
+        set_aside_newer(tmp_path, first, best_step=0)
     assert steps(tmp_path) == [1]
     assert len(list((tmp_path / "rejected").iterdir())) == 3
 
@@ -220,7 +223,7 @@ def test_with_nothing_newer_nothing_is_set_aside(tmp_path: Path) -> None:
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     before = contents(tmp_path)
-    set_aside_newer(tmp_path, path)
+    set_aside_newer(tmp_path, path, best_step=0)
     assert contents(tmp_path) == before
     assert not (tmp_path / "rejected").exists()
 

@@ -107,8 +107,8 @@ def test_a_kill_at_any_moment_of_a_save_loses_nothing(
         found, rejected = newest_good(folder)
         assert found is not None
         assert rejected == []
-        value = float(load_checkpoint(found)[0]["layer.weight"][0, 0])
-        assert (step_of(found), value) in ((2, 1.0), (step, 2.0))
+        value = float(load_checkpoint(found.path)[0]["layer.weight"][0, 0])
+        assert (step_of(found.path), value) in ((2, 1.0), (step, 2.0))
         assert not [path for path in folder.iterdir() if path.name.startswith((".old", ".writ"))]
         found_values.add(value)
     assert moment > (60 if kill is killed_at else 20), "many moments were tried"

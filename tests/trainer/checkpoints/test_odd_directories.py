@@ -11,14 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.errors import InputError
 from configs.schema import RunConfig
+from launch.using.trained import find_checkpoint
 from tests.support.checkpoints import contents, save
+from tests.support.odd_runs import run
 from tests.support.run_directories import earlier_run
 from tests.support.runs import comparable, latest_weights, records, train_here
 from trainer.checkpoints import checkpoint, run_directory
+from trainer.checkpoints.atomic_files import follow
 from trainer.checkpoints.checkpoint import load_checkpoint, wait_until_visible
+from trainer.checkpoints.initial_weights import read_weights
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.ranks.failures import RunFailed
 
@@ -141,6 +146,37 @@ def test_a_checkpoint_that_this_machine_sees_late_is_waited_for(
     wait_until_visible(tmp_path / "nowhere")
     with pytest.raises(InputError, match="cannot be read"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_where_there_are_no_symbolic_links_files_name_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Law: as on FAT, and on much that is mounted from object storage; whoever reads the one reads
+    the other, and it is said once."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", refused)
+    folder = run(tmp_path, "Base", "--train.epochs=2", "--train.ema_decay=0.9") / "checkpoints"
+    latest, best = folder / "latest", folder / "best"
+    assert latest.read_text() == "step_00000006\n"
+    assert {path.name for path in folder.iterdir()} == {
+        *("latest", "best", "step_00000003", "step_00000006")
+    }
+    assert caplog.text.count("can have no links") == 1
+    assert "Traceback" not in caplog.text
+    for given, name in ((latest, None), (folder.parent, "latest")):
+        assert find_checkpoint(given, name)[1] == folder / "step_00000006"
+    assert find_checkpoint(folder.parent, None)[1] == follow(best) != best
+    ours, theirs = (read_weights(str(given)) for given in (folder.parent, best))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    again = run(tmp_path, "Base", f"--checkpoint.resume={latest}", "--train.ema_decay=0.9")
+    assert not (tmp_path / "run.1").exists(), "it was continued"
+    assert follow(again / "checkpoints/latest").name == "step_00000009"
+    latest.write_bytes(b"\xff/../..\0")
+    assert follow(latest) == latest
 
 
 def test_a_clock_that_jumps_changes_nothing(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from configs.schema_execution import CompileConfig
 from configs.schema_records import EvaluateConfig, LoggingConfig
 from configs.schema_training import OptimizerConfig, TrainConfig
 from tests.support.checkpoints import contents
-from tests.support.run_directories import earlier_run
+from tests.support.run_directories import earlier_run, release
+from trainer.beginning import claim_and_decide, decide_resume
 from trainer.checkpoints.checkpoint import step_of
-from trainer.checkpoints.checkpoint_folder import list_checkpoints
+from trainer.checkpoints.checkpoint_folder import list_checkpoints, set_aside_newer
+from trainer.checkpoints.object_store import ObjectStore
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.ranks.runtime import Runtime
 
@@ -38,14 +42,14 @@ def damage(path: Path) -> None:
 
 
 def test_an_empty_directory_is_a_fresh_start(config: RunConfig) -> None:
-    assert RunDirectory(config).decide_resume(config) == Resume(None, 0, [])
+    assert decide_resume(config, RunDirectory(config)) == Resume(None, 0, [])
     assert not RunDirectory(config).path.exists()
 
 
 @pytest.mark.parametrize("status", ["running", "preempted", "failed", "completed"])
 def test_the_same_config_continues_at_the_newest_checkpoint(config: RunConfig, status: str) -> None:
     paths = earlier_run(config, status)
-    assert RunDirectory(config).decide_resume(config) == Resume(paths[-1], 20, [])
+    assert decide_resume(config, RunDirectory(config)) == Resume(paths[-1], 20, [])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_a_longer_or_otherwise_executed_run_is_the_same_run(
     config: RunConfig, groups: dict[str, Any]
 ) -> None:
     paths = earlier_run(config, "running")
-    assert RunDirectory(config).decide_resume(changed(config, **groups)).checkpoint == paths[-1]
+    assert decide_resume(changed(config, **groups), RunDirectory(config)).checkpoint == paths[-1]
 
 
 @pytest.mark.parametrize("status", ["running", "preempted", "failed"])
@@ -73,7 +77,7 @@ def test_an_unfinished_run_with_another_config_is_refused_naming_what_differs(
 ) -> None:
     earlier_run(config, status)
     with pytest.raises(InputError) as caught:
-        RunDirectory(config).decide_resume(changed(config, **OTHER_LR))
+        decide_resume(changed(config, **OTHER_LR), RunDirectory(config))
     message = str(caught.value)
     assert "optimizer.lr 0.1, now 0.25" in message
     assert "optimizer.betas" not in message  # a tuple in one, a list in the other
@@ -84,7 +88,7 @@ def test_an_unfinished_run_without_a_summary_is_unfinished_too(config: RunConfig
     earlier_run(config, "running")
     (RunDirectory(config).path / "summary.json").unlink()
     with pytest.raises(InputError, match="unfinished"):
-        RunDirectory(config).decide_resume(changed(config, **OTHER_LR))
+        decide_resume(changed(config, **OTHER_LR), RunDirectory(config))
 
 
 def test_a_finished_run_with_another_config_makes_room(
@@ -95,7 +99,7 @@ def test_a_finished_run_with_another_config_makes_room(
     other = changed(config, **OTHER_LR)
     directory = RunDirectory(other)
     opened.append(directory)
-    resume = directory.decide_resume(other)
+    resume = decide_resume(other, directory)
     assert (resume.checkpoint, resume.step) == (None, 0)
     assert "optimizer.lr 0.1, now 0.25" in resume.notes[0]
     assert contents(tmp_path / "run") == old  # deciding changes nothing
@@ -124,7 +128,7 @@ def test_never_starts_afresh_and_keeps_the_old_run(
     fresh = changed(config, resume="never")
     directory = RunDirectory(fresh)
     opened.append(directory)
-    resume = directory.decide_resume(fresh)
+    resume = decide_resume(fresh, directory)
     assert resume == Resume(None, 0, [])
     directory.open(fresh, resume)
     assert contents(tmp_path / "run.1") == old
@@ -137,7 +141,7 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_set_aside(
     damage(paths[-1])
     directory = RunDirectory(config)
     opened.append(directory)
-    resume = directory.decide_resume(config)
+    resume = decide_resume(config, directory)
     assert (resume.checkpoint, resume.step) == (paths[0], 10)
     assert str(paths[-1]) in resume.notes[0]
     notes = directory.open(config, resume)
@@ -163,7 +167,7 @@ def test_the_latest_link_is_right_however_the_output_folder_is_written(
     damage(paths[-1])
     directory = RunDirectory(config)
     opened.append(directory)
-    directory.open(config, directory.decide_resume(config))
+    directory.open(config, decide_resume(config, directory))
     assert os.readlink(directory.checkpoints / "latest") == paths[0].name
     assert (directory.checkpoints / "latest").exists()
 
@@ -173,7 +177,7 @@ def test_a_run_whose_checkpoints_are_all_broken_is_refused(config: RunConfig) ->
     for path in paths:
         damage(path)
     with pytest.raises(InputError) as caught:
-        RunDirectory(config).decide_resume(config)
+        decide_resume(config, RunDirectory(config))
     assert all(str(path) in str(caught.value) for path in paths)
     assert "--checkpoint.resume never" in str(caught.value)
 
@@ -188,7 +192,7 @@ def test_an_explicit_path_may_be_a_run_a_link_or_a_checkpoint(
 ) -> None:
     earlier_run(config, "running")
     given = changed(config, resume=tmp_path / "run" / below, **other)
-    resume = RunDirectory(given).decide_resume(given)
+    resume = decide_resume(given, RunDirectory(given))
     assert resume.checkpoint is not None
     assert (step_of(resume.checkpoint), resume.step) == (step, step)
 
@@ -200,7 +204,7 @@ def test_continuing_at_an_older_checkpoint_sets_the_newer_ones_aside(
     given = changed(config, resume=paths[0])
     directory = RunDirectory(given)
     opened.append(directory)
-    directory.open(given, directory.decide_resume(given))
+    directory.open(given, decide_resume(given, directory))
     assert list_checkpoints(directory.checkpoints) == [paths[0]]
     assert len(list((directory.checkpoints / "rejected").iterdir())) == 2
 
@@ -213,9 +217,39 @@ def test_continuing_another_run_leaves_that_run_alone(
     given = changed(dataclasses.replace(config, name="branch"), resume=paths[0])
     directory = RunDirectory(given)
     opened.append(directory)
-    directory.open(given, directory.decide_resume(given))
+    directory.open(given, decide_resume(given, directory))
     assert contents(tmp_path / "run") == old
     assert list_checkpoints(directory.checkpoints) == []
+
+
+@pytest.mark.parametrize("below", [None, "", "checkpoints/latest"])
+def test_a_start_reads_every_file_once_to_verify_it(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str | None
+) -> None:
+    """Law: of the checkpoint that it takes, be it from storage, and of each that it passes over."""
+    config = changed(config, resume="auto" if below is None else tmp_path / "run" / below)
+    paths = earlier_run(config, "running")
+    if below is None:
+        store = f"file://{tmp_path / 'store'}"
+        checkpoint = dataclasses.replace(config.checkpoint, upload=store)
+        config = dataclasses.replace(config, checkpoint=checkpoint)
+        ObjectStore(store, config.name).put(paths.pop())
+        set_aside_newer(RunDirectory(config).checkpoints, paths[-1], best_step=0)
+    digest, read = hashlib.file_digest, Counter[tuple[str, str]]()
+
+    def counted(file: Any, name: str) -> Any:
+        read[Path(file.name).parent.name, Path(file.name).name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    directory = RunDirectory(config)
+    resume = claim_and_decide(config, directory)
+    directory.open(config, resume)
+    release(directory)
+    assert resume.step == 20
+    assert set(read.values()) == {1}
+    folders = {"step_00000010", ".writing-step_00000020"} if below is None else {"step_00000020"}
+    assert read.keys() == {(f, n) for f in folders for n in ("model.safetensors", "trainer.pt")}
 
 
 def test_an_explicit_run_with_a_broken_checkpoint_falls_back_and_says_so(
@@ -224,7 +258,7 @@ def test_an_explicit_run_with_a_broken_checkpoint_falls_back_and_says_so(
     paths = earlier_run(config, "running")
     damage(paths[-1])
     given = changed(config, resume=tmp_path / "run")
-    resume = RunDirectory(given).decide_resume(given)
+    resume = decide_resume(given, RunDirectory(given))
     assert resume.step == 10
     assert str(paths[-1]) in resume.notes[0]
 
@@ -260,7 +294,7 @@ def test_an_explicit_path_that_is_wrong_is_refused_by_name(
     path = wrong(tmp_path, earlier_run(config, "running"))
     given = changed(config, resume=path)
     with pytest.raises(InputError, match=r"checkpoint\.resume") as caught:
-        RunDirectory(given).decide_resume(given)
+        decide_resume(given, RunDirectory(given))
     assert str(path) in str(caught.value)
 
 
@@ -280,7 +314,7 @@ def test_a_file_in_the_place_of_the_run_is_an_error_of_the_input(
     config = RunConfig(output_dir=str(tmp_path), name="run")
     directory = RunDirectory(config)
     opened.append(directory)
-    assert directory.decide_resume(config).checkpoint is None
+    assert decide_resume(config, directory).checkpoint is None
     with pytest.raises(InputError, match="cannot write"):
         directory.open(config, Resume(None, 0, []))
     assert (tmp_path / "run").read_text() == "a file"

@@ -100,9 +100,9 @@ def test_arguments_are_passed_on(timm: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "named"),
     [
-        ("timm/resnet81", {}, "Did you mean timm/resnet"),
+        ("timm/resnet81", {}, "Did you mean 'timm/resnet"),
         ("timm/resnet18", {"widht": 3}, "unexpected keyword argument 'widht'"),
-        ("timm/resnet18.a1_in2k", {}, "Did you mean timm/resnet18.a1_in1k"),
+        ("timm/resnet18.a1_in2k", {}, "Did you mean 'timm/resnet18.a1_in1k"),
         ("timm/vgg11", {}, r"vgg11 cannot be built for inputs \(1, 9, 7\)"),
         ("timm/vit_tiny_patch16_224", {}, r"cannot be built for inputs \(1, 9, 7\)"),
     ],

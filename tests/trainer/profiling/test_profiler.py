@@ -14,13 +14,8 @@ from configs.schema_training import PrecisionConfig
 from data.samples import Batch
 from trainer.checkpoints.state import Progress
 from trainer.profiling.events import DATA, break_down
-from trainer.profiling.profiler import (
-    NoProfiler,
-    Profiler,
-    TorchProfiler,
-    build_profiler,
-    count_flops,
-)
+from trainer.profiling.flops import count_flops
+from trainer.profiling.profiler import NoProfiler, Profiler, TorchProfiler, build_profiler
 from trainer.profiling.trace import read_trace
 from trainer.ranks.precision import build_precision
 from trainer.ranks.runtime import Runtime

@@ -13,12 +13,8 @@ import torch.distributed as dist
 
 from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
-from trainer.ranks.runtime import (
-    Runtime,
-    choose_device,
-    process_group,
-    use_training_timeout,
-)
+from tests.support.time_outs import record_timeouts
+from trainer.ranks.runtime import Runtime, choose_device, process_group, use_training_timeout
 
 
 @pytest.fixture
@@ -143,10 +139,7 @@ def test_the_public_name_for_a_timeout_is_used_where_torch_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Since torch 2.14; the older name warns there, once per rank."""
-    asked: list[timedelta] = []
-    monkeypatch.setattr(
-        torch.distributed, "set_timeout", lambda time, group: asked.append(time), raising=False
-    )
+    asked = record_timeouts(monkeypatch)
     runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
     use_training_timeout(runtime, ParallelConfig(timeout_seconds=7))
     assert asked == [timedelta(seconds=7)]

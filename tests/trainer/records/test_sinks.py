@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from configs.schema_records import WandbConfig
+from configs.visible import LogLines
 from tests.support.sample_records import evaluation, facts, training
 from trainer.records.console import PlainSink, RichSink, build_console, evaluation_lines
 from trainer.records.jsonl import JsonlSink
@@ -217,7 +219,7 @@ def test_the_live_display_runs_without_a_terminal_too(
 
 @pytest.mark.parametrize(
     ("columns", "shown"),
-    [(50, "loss 0.0100"), (60, "loss 0.0100  acc 50.00%"), (80, "samples/s"), (140, "is slow")],
+    [(55, "loss 0.0100"), (70, "loss 0.0100  acc 50.00%"), (140, "slow: x9.0  500 samples/s")],
 )
 def test_steps_and_time_left_are_whole_in_any_terminal(
     tmp_path: Path,
@@ -242,6 +244,31 @@ def test_steps_and_time_left_are_whole_in_any_terminal(
     assert re.search(r"  100/93800 .*(\d:\d\d:\d\d|-:--:--)$", line.rstrip()), line
     assert shown in line, line
     assert "…" not in line
+
+
+def test_on_a_narrow_terminal_the_bar_keeps_its_place_beside_metrics_and_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: what does not fit beside the bar is left out, and a log line stands above it."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    handler = LogLines()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    sink = RichSink()
+    sink.start(facts(tmp_path))
+    slow = {"step_seconds": 0.04, "slowest_rank": 3, "slowest_step_seconds": 0.1}
+    sink.record(training(10) | {f"system/{name}": value for name, value in slow.items()})
+    handler.handle(logging.LogRecord("convoy", logging.WARNING, "", 0, "look here", (), None))
+    sink.finish("completed")
+    said = capsys.readouterr()
+    assert said.err == ""
+    plainly = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", said.out).replace("\r", "")
+    *_, line, bar = plainly.rstrip().splitlines()
+    assert line == "look here"
+    assert "loss 0.1000  acc 50.00%  rank 3 slow: x2.5" in bar
+    assert "samples/s" not in bar
+    assert bar.index("10/100") > len("epoch 1.00 ") + 5, "a bar"
+    assert bar.endswith("-:--:--")
 
 
 def test_a_sink_that_was_never_started_is_finished_without_a_word_or_a_file(
