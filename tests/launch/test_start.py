@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -85,3 +86,19 @@ def test_a_start_that_hangs_hears_a_stop_request(small: Arguments) -> None:
     assert finished.status == 75, finished.output
     assert "stopped on request before the first step" in finished.stderr
     assert "Traceback" not in finished.output
+
+
+def test_a_run_that_does_not_compile_starts_without_the_compiler(small: Arguments) -> None:
+    """Law: what takes as long to import as torch is not imported before the first step, nor after
+    it: through records, evaluations, checkpoints and their being loaded."""
+    heavy = ("torch._dynamo", "torch._inductor", "sympy", "torch.distributed.fsdp", "matplotlib")
+    program = (
+        "import sys; from launch.train import main; assert main(sys.argv[1:]) == 0; "
+        f"print('IMPORTED', [name for name in {heavy} if name in sys.modules])"
+    )
+    for steps in (5, 10):
+        command = [sys.executable, "-c", program, *small("run", f"--train.max_steps={steps}")]
+        finished = wait(start(command))
+        assert finished.status == 0, finished.output
+        assert "IMPORTED []" in finished.stdout, finished.stdout
+    assert "step 6/10" in finished.stdout, "it went on"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -86,6 +87,7 @@ def build_optimizer(
     Raises:
         InputError: For an unknown name, or arguments that the optimizer does not take.
     """
+    _call_without_dynamo()
     factory = _find(config.name)
     trainable: Any = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     fused = _is_fused(factory, device, scaled)
@@ -103,6 +105,20 @@ def build_optimizer(
             remedy="It looks at the loss several times a step; a scaled one may be skipped.",
         )
     return optimizer
+
+
+def _call_without_dynamo() -> None:
+    """Let optimizers be made without torch._dynamo, whose import takes as long as that of torch.
+
+    `torch._disable_dynamo` imports it at the first call of these methods, to hide them from what
+    torch.compile traces; nothing traces them here. Where torch goes about it otherwise, it stays.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if plain is not None and not hasattr(plain, "__dynamo_disable"):
+            plain.__dynamo_disable = plain
 
 
 def _find(name: str) -> Callable[..., Any]:
