@@ -43,6 +43,7 @@ def no_leaks() -> Iterator[None]:
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     yield
     judge([], [], [])  # the config of a run directory limits what its process imports
+    torch.set_flush_denormal(False)  # a command sets it for its process
     changed = {
         name
         for name in before[0].keys() | os.environ.keys()

@@ -31,6 +31,7 @@ def test_every_snippet_holds(snippet: str) -> None:
     exec(compile(snippet, "debugging.md", "exec"), {"__name__": "snippet"})
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("line", COMMANDS, ids=range(len(COMMANDS)))
 def test_every_command_works(line: str, small: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_a_stopped_run_leaves_with_75_without_a_traceback_and_goes_on(
     assert_same_bits(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_what_a_rank_says_is_said_once_and_its_status_is_that_of_the_command(
     small: Arguments, tmp_path: Path

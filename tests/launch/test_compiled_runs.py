@@ -33,6 +33,7 @@ def graphs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget_graphs()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_rank_that_compiles_for_longer_than_ranks_wait_ends_nothing(

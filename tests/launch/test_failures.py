@@ -58,6 +58,7 @@ def test_a_rank_that_raises_ends_all_and_is_shown_once(small: Arguments, tmp_pat
     assert status_of(tmp_path / "run") == "failed"
 
 
+@pytest.mark.slow
 def test_a_launcher_without_a_folder_for_errors_hides_none(
     small: Arguments, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -71,7 +72,7 @@ def test_a_launcher_without_a_folder_for_errors_hides_none(
     assert not list(folder.glob("torchelastic_*"))
 
 
-@pytest.mark.parametrize("fault", ["raise", "die"])
+@pytest.mark.parametrize("fault", ["die", pytest.param("raise", marks=pytest.mark.slow)])
 def test_all_ranks_end_within_15_seconds(small: Arguments, tmp_path: Path, fault: str) -> None:
     """Counted from the last record, which rank 0 writes at every step."""
     command = torchrun_command(
@@ -103,7 +104,7 @@ def test_a_hung_rank_is_given_up_on(small: Arguments, tmp_path: Path) -> None:
     assert not (tmp_path / "run/hang/stacks_1.txt").read_text()
 
 
-@pytest.mark.parametrize("fault", ["late", "skip"])
+@pytest.mark.parametrize("fault", ["late", pytest.param("skip", marks=pytest.mark.slow)])
 def test_a_hang_is_explained(small: Arguments, tmp_path: Path, fault: str) -> None:
     """From the hang to the line of code: who is missing, at which collective of which step."""
     extra = ["--parallel.timeout_seconds=5", "--logging.every_steps=7"]

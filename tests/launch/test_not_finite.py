@@ -128,6 +128,7 @@ def test_a_nan_ends_a_run_and_a_restart_ends_as_one_left_alone(
     assert_as_undisturbed(tmp_path / "run", whole(way))
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("ranks", "every"),

@@ -208,6 +208,7 @@ def test_compiled_blocks_compute_the_same_losses(three: Path) -> None:
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_ranks_that_run_along_in_an_evaluation_count_nothing(three: Path) -> None:
     """101 samples in four batches on three ranks: two have one batch, and go through two."""
     ours, theirs = (

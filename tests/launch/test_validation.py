@@ -190,6 +190,7 @@ def test_a_longer_run_goes_on_choosing_and_is_tested_at_its_own_end(tmp_path: Pa
     assert summary(run)["test/loss"] == series(run, "test/loss")[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_same_samples_are_held_out_on_any_number_of_ranks(
     small: Arguments, tmp_path: Path

@@ -18,6 +18,7 @@ from data.parent_death import ask_at_parent_death, die_with
 
 def owned(owner: int, answer: Connection) -> None:
     if len(sys.argv) > 2:
+        print(os.getpid(), flush=True)  # the owner may not come to it
         os.kill(owner, 9)  # before it is watched
         time.sleep(0.2)
     die_with(owner)

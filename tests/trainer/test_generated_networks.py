@@ -76,6 +76,7 @@ def test_any_network_learns_the_bits_of_the_plain_loop(
     assert_as_expected(case, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_ranks_learn_what_the_plain_loop_does(ranks: int, tmp_path: Path) -> None:

@@ -149,12 +149,22 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
         InputError: If the ranks cannot find each other within parallel.init_timeout_seconds.
     """
     use_device(runtime, config)
-    if runtime.world_size == 1:
-        try:
+    try:
+        if runtime.world_size == 1:
             yield
-        finally:
-            torch.set_flush_denormal(False)
-        return
+        else:
+            _connect(runtime, config)
+            try:
+                yield
+            finally:
+                _more_groups.clear()
+                dist.destroy_process_group()
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _connect(runtime: Runtime, config: ParallelConfig) -> None:
+    """Make the default process group, once all ranks have come."""
     timeout = timedelta(seconds=config.init_timeout_seconds)
     _in_force[0] = config.init_timeout_seconds
     late = f"error: {_not_connected(runtime, config, 'the store does not answer')}"
@@ -172,12 +182,6 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
                 )
     except (dist.DistError, ValueError, RuntimeError, TimeoutError) as error:
         raise _not_connected(runtime, config, first_line(error)) from None
-    try:
-        yield
-    finally:
-        _more_groups.clear()
-        dist.destroy_process_group()
-        torch.set_flush_denormal(False)
 
 
 def _not_connected(runtime: Runtime, config: ParallelConfig, reason: str) -> InputError:

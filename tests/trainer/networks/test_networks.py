@@ -235,8 +235,13 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+QUICK = ("convnet", "vit")
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in RUNS]
+)
 def test_a_run_trains_each_of_them(
     name: str, small: Callable[..., list[str]], tmp_path: Path
 ) -> None:
