@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,7 +74,7 @@ def first_line(error: BaseException) -> str:
 
 def closest_run(given: str) -> str:
     """A remedy for a run directory that is not there: a run beside it, or in runs/."""
-    folders = ("runs", str(Path(given).parent))
+    folders = filter(os.path.isdir, ("runs", str(Path(given).parent)))
     files = [path for folder in folders for path in Path(folder).glob("*/config.yaml")]
     names = {path.parent.name: str(path.parent) for path in files}
     close = closest(Path(given).name, names, 1, 0.6)

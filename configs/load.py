@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -151,11 +152,13 @@ def _find_recipe(given: str) -> Path:
     if folder in (".", "configs"):
         candidates += [RECIPES / name, RECIPES / f"{name}.yaml"]
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):  # false for what can be no name
             return path
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     own = [
-        path for path in (Path(f"{given}.yaml"), Path("configs", f"{name}.yaml")) if path.is_file()
+        path
+        for path in (Path(f"{given}.yaml"), Path("configs", f"{name}.yaml"))
+        if os.path.isfile(path)
     ]
     closest = f"Did you mean '{own[0]}'?" if own else did_you_mean(name, known)
     raise InputError(
@@ -212,8 +215,8 @@ def _check_flags(argv: Sequence[str]) -> None:
             if is_group(key):
                 raise InputError(f"--{key}", expected=f"one of its keys, such as --{key}.KEY VALUE")
         elif not token.startswith("-") and (not previous.startswith("--") or "=" in previous):
-            is_config = (
-                Path(token).suffix in (".yaml", ".yml") or (RECIPES / f"{token}.yaml").exists()
+            is_config = Path(token).suffix in (".yaml", ".yml") or os.path.isfile(
+                RECIPES / f"{token}.yaml"
             )
             raise InputError(
                 f"argument {token!r}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,7 +95,9 @@ def run_directories(folder: Path, deepest: int) -> Iterator[Path]:
 def _paths(name: str) -> list[Path]:
     """What is there under a name or a pattern."""
     path = Path(name).expanduser()
-    return [path] if path.exists() else [Path(found) for found in sorted(glob.glob(str(path)))]
+    return (
+        [path] if os.path.exists(path) else [Path(found) for found in sorted(glob.glob(str(path)))]
+    )
 
 
 def _wandb_path(name: str) -> str:
