@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,7 +166,7 @@ def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
         InputError: If one of them is not there.
     """
     path = follow(given.expanduser())
-    if not path.is_dir():
+    if not os.path.isdir(path):
         expected, remedy = "a run directory or a checkpoint in one", closest_run(str(given))
         raise InputError("run", given=str(given), expected=expected, remedy=remedy)
     is_checkpoint = (path / MANIFEST).is_file() or path.parent.name == "checkpoints"

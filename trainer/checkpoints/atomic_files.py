@@ -154,7 +154,7 @@ def _say_once(line: str) -> None:
 
 def follow(link: Path) -> Path:
     """The directory that `replace_link` made a path lead to; any other path resolved."""
-    if link.is_file():
+    if os.path.isfile(link):  # false for what can be no name
         with link.open("rb") as file:
             named = Path(file.read(NAME_BYTES).decode(errors="replace").strip()).name
         if named and link.with_name(named).is_dir():

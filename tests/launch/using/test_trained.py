@@ -217,3 +217,8 @@ def test_an_average_or_buffers_that_are_none_are_refused(
     config.write_text(config.read_text().replace("ema_decay: null", "ema_decay: 0.9"))
     with pytest.raises(InputError):
         load_trained(run)
+
+
+def test_a_name_too_long_for_a_file_is_no_run() -> None:
+    with pytest.raises(InputError, match="expected a run directory"):
+        find_checkpoint(Path("a" * 3000), None)
