@@ -77,7 +77,7 @@ def closest_run(given: str) -> str:
     folders = filter(os.path.isdir, ("runs", str(Path(given).parent)))
     files = [path for folder in folders for path in Path(folder).glob("*/config.yaml")]
     names = {path.parent.name: str(path.parent) for path in files}
-    close = closest(Path(given).name, names, 1, 0.6)
+    close = closest(Path(given).name, names)
     return f"Did you mean {names[close[0]]!r}?" if close else ""
 
 

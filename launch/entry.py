@@ -108,7 +108,13 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         hush(sys.stdout)
         status = 128 + signal.SIGPIPE
     except OSError as error:
-        status = _full(error) if error.errno in FULL else _report(error)
+        if error.errno == errno.ENAMETOOLONG:  # a path as it was given; whatever looked for it
+            refused = (
+                f"{visible(str(error.filename))}: expected a path that may exist ({error.strerror})"
+            )
+            status = _say(refused, EXIT_BAD_INPUT, shared=True)
+        else:
+            status = _full(error) if error.errno in FULL else _report(error)
     except KeyboardInterrupt:  # where nothing is there yet to be saved
         status = _say("interrupted", 128 + signal.SIGINT, shared=True)
     except ModuleNotFoundError as error:

@@ -48,7 +48,6 @@ def same_generators() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     torch.set_rng_state(before)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,6 @@ def test_a_run_in_parts_is_exported_to_one_file(two: Path) -> None:
         assert main([str(run), "--format=safetensors"]) == 0
     finally:
         torch.set_rng_state(state)
-        torch.set_flush_denormal(False)
     exported, saved = (
         load_file(run / "model.safetensors"),
         load_checkpoint(run / "checkpoints/best"),

@@ -129,6 +129,10 @@ def test_it_trains_on_anybodys_idx_files(
         (["--model.kwargs.droput=0.5"], "unexpected keyword argument 'droput'"),
         (["--model.name=convnet"], "or none with --model.kwargs '{}'."),
         (["--model.name=no.such:thing"], "expected an importable module"),
+        (
+            [f"--checkpoint.resume={'a' * 300}"],
+            "expected a path that may exist (File name too long)",
+        ),
         (["--data.root=/no/such/folder"], "given '/no/such/folder', expected a folder that exists"),
         (["--checkpoint.resume=/no/such"], "given '/no/such', expected auto, never, or the path"),
         (["--output_dir=/proc/nowhere"], "cannot write to /proc/nowhere"),
