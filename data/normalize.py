@@ -42,7 +42,8 @@ class Normalize:
         if out is None:
             if self.is_plain and not inputs.is_floating_point() and inputs.dtype != torch.bool:
                 return inputs
-            return inputs.to(torch.float32) * self.factor + self.offset
+            # One tensor instead of three: large ones are taken from the system anew each time.
+            out = torch.empty_like(inputs, dtype=torch.float32)
         return out.copy_(inputs).mul_(self.factor).add_(self.offset)
 
 

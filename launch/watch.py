@@ -9,6 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
         try:
             print(visible(f"Watching {names}. Open {server.address}"), flush=True)
             print("Ctrl-C ends it; the runs go on.", flush=True)
+            # The runs are read before a browser asks for them.
+            threading.Thread(target=runs.since, args=(0,), daemon=True).start()
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             print()

@@ -17,6 +17,7 @@ from configs.errors import InputError, first_line
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
 from trainer.ranks.cores import fair_threads
+from trainer.ranks.host_memory import freed_memory_kept
 from trainer.ranks.launcher import LaunchedRank
 from trainer.ranks.peer_watch import answered_within, watched_ranks
 from trainer.ranks.rendezvous import meet
@@ -122,6 +123,18 @@ def wants_cpu(env: Mapping[str, str]) -> bool:
     return env.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "on")
 
 
+@contextmanager
+def device_in_use(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
+    """Inside, this rank's device computes as fast as it can; memory and denormal numbers are
+    afterwards as usual."""
+    use_device(runtime, config)
+    try:
+        with freed_memory_kept(runtime.device, runtime.local_world_size):
+            yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def use_device(runtime: Runtime, config: ParallelConfig) -> None:
     """Make this rank's GPU the current one; CPU threads, and zero for denormal numbers there.
 
@@ -148,8 +161,7 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
     Raises:
         InputError: If the ranks cannot find each other within parallel.init_timeout_seconds.
     """
-    use_device(runtime, config)
-    try:
+    with device_in_use(runtime, config):
         if runtime.world_size == 1:
             yield
         else:
@@ -159,8 +171,6 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
             finally:
                 _more_groups.clear()
                 dist.destroy_process_group()
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _connect(runtime: Runtime, config: ParallelConfig) -> None:
