@@ -20,6 +20,7 @@ from launch.diagnosis.findings import Check, Finding, name_some
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW_FILES = 4096
+HUGE_PAGES_ARE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PROGRAM = "#include <Python.h>\n#include <cmath>\nint main() { return std::isnan(0.0); }\n"
 
 
@@ -36,6 +37,7 @@ def check_machine(output_dir: str, *, workers: int = 0, ranks: int = 1) -> list[
         *check_gpu(),
         check_shared_memory(workers * ranks),
         check_memory(),
+        check_huge_pages(),
         check_open_files(),
         check_locked_memory(),
         check_compiler(),
@@ -106,6 +108,21 @@ def check_memory(path: Path = Path("/proc/meminfo")) -> Finding:
         seen,
         "A process that asks for more than there is gets killed without a message.",
         "end other processes, start fewer ranks, or lower --data.workers",
+    )
+
+
+def check_huge_pages(path: Path = HUGE_PAGES_ARE) -> Finding:
+    """What a rank on a CPU computes with lies on huge pages, where the system gives them."""
+    try:
+        modes = path.read_text()
+    except OSError:
+        return Check("machine", "huge_pages").ok("the kernel does not speak of huge pages")
+    if "[never]" not in modes:
+        return Check("machine", "huge_pages").ok("the system gives huge pages")
+    return Check("machine", "huge_pages").note(
+        "the system gives no huge pages",
+        "Steps on a CPU are slower without, above all in a virtual machine.",
+        f"echo madvise | sudo tee {path}",
     )
 
 

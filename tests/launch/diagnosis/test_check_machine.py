@@ -11,6 +11,7 @@ import torch
 
 from launch.diagnosis.check_gpu import _driver_version
 from launch.diagnosis.check_machine import (
+    check_huge_pages,
     check_machine,
     check_memory,
     check_versions,
@@ -25,6 +26,17 @@ def test_this_machine_can_train(tmp_path: Path) -> None:
     assert [finding for finding in found if finding.level == "problem"] == []
     assert list(tmp_path.iterdir()) == []
     assert len({finding.check for finding in found}) == len(found) >= 10
+
+
+@pytest.mark.parametrize(
+    ("modes", "level"),
+    [("always madvise [never]\n", "note"), ("always [madvise] never\n", "ok"), (None, "ok")],
+)
+def test_huge_pages_that_are_off(tmp_path: Path, modes: str | None, level: str) -> None:
+    file = tmp_path / "enabled"
+    if modes is not None:
+        file.write_text(modes)
+    assert check_huge_pages(file).level == level
 
 
 def test_other_versions_are_named(tmp_path: Path) -> None:
