@@ -64,7 +64,8 @@ def early_requests(study: Study) -> tuple[str, ...]:
 def beside(study: Study) -> dict[str, Job]:
     """Submitted first, to run beside the others: Slurm looks at time limits every 30 seconds.
 
-    `notice` is signalled up to a minute early, 100 to 160 s after its start; `limit` is not.
+    `notice` is signalled up to a minute early, 100 to 160 s after its start; `limit` is not, and
+    its second start has the three minutes, too: on a busy machine a start may take two.
     `early` asks itself to stop before its ranks run.
     """
     (early,), _ = study.submit_to_site("early", setup=early_requests(study))
@@ -75,5 +76,5 @@ def beside(study: Study) -> dict[str, Job]:
         seconds=2.2,
         env={"WANDB_MODE": "offline"},
     )
-    limit = study.submit("limit", options=(*RANKS, "--time=2", "--signal=CONT@0"), seconds=2.2)
+    limit = study.submit("limit", options=(*RANKS, "--time=3", "--signal=CONT@0"), seconds=3.0)
     return {"early": early, "notice": notice, "limit": limit}

@@ -112,7 +112,8 @@ def assert_started_again(job: Job) -> None:
     """Once; more often only where a start alone takes as long as its time limit."""
     job.wait_for("COMPLETED")
     assert 1 <= job.restarts == job.output.count("convoy: requeued")
-    assert 1 <= job.output.lower().count("stopped on request") <= job.restarts
+    # Rank 0 says it after a step; each of the four where a start is stopped.
+    assert 1 <= job.output.lower().count("stopped on request") <= 4 * job.restarts
 
 
 def test_the_signal_before_the_time_limit(beside: dict[str, Job], study: Study, whole: Job) -> None:
