@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,11 +70,19 @@ def run(
     threads: int,
     timeout_seconds: float = TIMEOUT_SECONDS,
     cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run a command in a process group of its own, with this many CPU threads per process.
 
     Linux counts the memory of the process that starts another as that one's peak too, so a caller
     that is larger than what it measures would measure itself: import nothing heavy before.
+
+    Args:
+        command: The command line.
+        threads: CPU threads of each process.
+        timeout_seconds: How long it may take.
+        cwd: Where it runs.
+        environment: Variables besides those of this process.
 
     Raises:
         CommandFailed: If its status is not 0 or it takes too long; with the end of its output.
@@ -86,7 +94,7 @@ def run(
         with _signals_held() as let_go:
             process = subprocess.Popen(
                 command,
-                env=_environment(threads),
+                env=_environment(threads) | dict(environment or {}),
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.measure.processes import run
@@ -15,7 +15,13 @@ NOTHING_BUT_STEPS = ("--evaluate.every_epochs=null", "--checkpoint.every_epochs=
 
 
 def time_step(
-    *options: str, steps: int, record_every: int, warmup_steps: int, threads: int, ranks: int = 1
+    *options: str,
+    steps: int,
+    record_every: int,
+    warmup_steps: int,
+    threads: int,
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> float:
     """Seconds of a step of a fresh run, start-up and evaluation left out.
 
@@ -26,6 +32,7 @@ def time_step(
         warmup_steps: The first record that counts is the first one at this step or later.
         threads: CPU threads, divided among the ranks.
         ranks: Number of ranks.
+        environment: Variables besides those of this process.
 
     Raises:
         CommandFailed: If the run fails.
@@ -40,7 +47,7 @@ def time_step(
             f"--logging.every_steps={record_every}",
             "--logging.progress=off",
         )
-        run(command, threads=max(threads // ranks, 1))
+        run(command, threads=max(threads // ranks, 1), environment=environment)
         return seconds_per_step(Path(folder) / "run", warmup_steps=warmup_steps)
 
 

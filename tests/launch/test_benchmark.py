@@ -238,6 +238,10 @@ def test_threads_are_shared_by_the_ranks() -> None:
     assert [settings.threads_per_rank(ranks) for ranks in (1, 2, 4)] == [2, 1, 1]
     code = "import os; print('{\"threads\": ' + os.environ['OMP_NUM_THREADS'] + '}')"
     assert run([sys.executable, "-c", code], threads=2).last_json() == {"threads": 2}
+    given = {"OMP_NUM_THREADS": "3"}
+    assert run([sys.executable, "-c", code], threads=2, environment=given).last_json() == {
+        "threads": 3
+    }
 
 
 def test_every_peer_has_a_program_and_every_program_a_contender() -> None:
