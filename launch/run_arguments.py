@@ -111,10 +111,13 @@ def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained
             remedy="Start this command with plain python.",
         )
     from launch.using.trained import load_trained
+    from trainer.ranks.host_memory import keep_freed_memory
 
-    return load_trained(
+    trained = load_trained(
         arguments.run,
         checkpoint=arguments.checkpoint,
         overrides=overrides,
         trust_code=arguments.trust_code,
     )
+    keep_freed_memory(trained.runtime.device)
+    return trained

@@ -39,35 +39,44 @@ OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 @contextmanager
 def freed_memory_kept(device: torch.device, ranks: int) -> Iterator[None]:
-    """Inside, what a rank on a CPU frees is kept for what it needs next, on huge pages.
+    """`keep_freed_memory` as long as this lasts; then what is free goes back to the system."""
+    library = keep_freed_memory(device, ranks)
+    try:
+        yield
+    finally:
+        if library is not None:
+            for option, value in USUAL.items():
+                library.mallopt(option, value)
+            library.malloc_trim(0)
+
+
+def keep_freed_memory(device: torch.device, ranks: int = 1) -> ctypes.CDLL | None:
+    """From now on what a process frees that computes on a CPU is kept for what it needs next.
 
     Addresses for half of the machine's memory are reserved, which takes none of it. Nothing is done
     where the C library is another one, or where variables of the environment say how it allocates.
 
     Args:
-        device: Where this rank computes.
+        device: Where it computes.
         ranks: Those of this machine, which share its memory.
+
+    Returns:
+        The C library, if anything was done.
     """
     library = glibc() if device.type == "cpu" else None
     if library is None or any(name in os.environ for name in OWN_WAYS):
-        yield
-        return
+        return None
     for option, value in KEEPING.items():
         library.mallopt(option, value)
     if addresses_are_free():
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         reserve(library, memory // 2 // ranks)
-    try:
-        yield
-    finally:
-        for option, value in USUAL.items():
-            library.mallopt(option, value)
-        library.malloc_trim(0)
+    return library
 
 
 def glibc() -> ctypes.CDLL | None:
     """The C library of this process, if it is GNU's and nothing allocates in its place."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or "malloc" in os.environ.get("LD_PRELOAD", ""):
         return None
     library = ctypes.CDLL(None)
     if not all(hasattr(library, name) for name in ("gnu_get_libc_version", "malloc_trim")):

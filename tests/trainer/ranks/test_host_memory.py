@@ -108,6 +108,9 @@ def test_nor_where_memory_is_promised_once_only(
     assert not addresses_are_free()
 
 
-def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_and_allocators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
+        assert glibc() is None
     monkeypatch.setattr(sys, "platform", "darwin")
     assert glibc() is None
