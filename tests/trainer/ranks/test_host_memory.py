@@ -2,90 +2,56 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
+from tests.support.processes import ROOT, begin, wait
 from trainer.ranks import host_memory
-from trainer.ranks.host_memory import addresses_are_free, freed_memory_kept, glibc
+from trainer.ranks.host_memory import addresses_are_free, glibc
 
-CPU = torch.device("cpu")
 BYTES = 1 << 26
 HUGE_PAGES_ARE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-pytestmark = pytest.mark.skipif(glibc() is None, reason="GLIBC IS NOT THE C LIBRARY HERE")
+no_glibc = pytest.mark.skipif(glibc() is None, reason="GLIBC IS NOT THE C LIBRARY HERE")
 
 
-def faults_of_a_block(count: int = 1) -> int:
-    """Page faults while a large block is taken, written to, and freed again."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(count):
-        torch.empty(BYTES, dtype=torch.uint8).fill_(1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    program = ROOT / "tests/programs/kept_memory.py"
+    finished = wait(begin([sys.executable, str(program)], env={"PYTHONPATH": str(ROOT)}))
+    assert finished.status == 0, finished.output
+    measured: dict[str, Any] = json.loads(finished.stdout)
+    return measured
 
 
-def huge_bytes(block: torch.Tensor) -> int:
-    """Bytes on huge pages in the area of addresses that the middle of a block lies in."""
-    middle, inside = block.data_ptr() + block.nbytes // 2, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first, *rest = line.split()
-        if "-" in first:
-            low, high = (int(bound, 16) for bound in first.split("-"))
-            inside = low <= middle < high
-        elif inside and first == "AnonHugePages:":
-            return int(rest[0]) * 1024
-    raise AssertionError("no area holds the block")
+@no_glibc
+@pytest.mark.process
+def test_a_freed_block_is_there_for_the_next_one(found: dict[str, Any]) -> None:
+    """Law: four more blocks bring no page faults; when the run is over the memory goes back."""
+    assert found["plain_faults"] > 1000
+    assert found["faults"] < found["plain_faults"] / 50
+    assert found["resident_afterwards"] < found["resident"] - BYTES // 2
 
 
-def reserved_bytes(device: torch.device) -> int:
-    """How far the heap may grow for a run without asking the system again."""
-    library = glibc()
-    assert library is not None
-    before = library.sbrk(0)
-    with freed_memory_kept(device, 1):
-        return int(library.sbrk(0) - before)
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def test_a_freed_block_is_there_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law: the second block brings no page faults; afterwards the memory goes back."""
-    for name in host_memory.OWN_WAYS:
-        monkeypatch.delenv(name, raising=False)
-    with freed_memory_kept(CPU, 1):
-        faults_of_a_block()
-        assert faults_of_a_block(4) < 100
-        kept = resident_bytes()
-    assert resident_bytes() < kept - BYTES // 2
-
-
-def test_it_lies_on_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law: where the system has them, wherever the block begins."""
+@no_glibc
+@pytest.mark.process
+def test_it_lies_on_huge_pages(found: dict[str, Any]) -> None:
     if not HUGE_PAGES_ARE.exists() or "[never]" in HUGE_PAGES_ARE.read_text():
         pytest.skip("HUGE PAGES ARE OFF ON THIS MACHINE")
-    for name in host_memory.OWN_WAYS:
-        monkeypatch.delenv(name, raising=False)
-    with freed_memory_kept(CPU, 1):
-        block = torch.ones(BYTES, dtype=torch.uint8)
-        assert huge_bytes(block) >= BYTES // 2
-        del block
+    assert found["huge"] >= BYTES // 2
 
 
-@pytest.mark.parametrize("name", host_memory.OWN_WAYS)
-def test_who_says_how_to_allocate_is_heard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reserved_bytes(CPU) > 1 << 28
-    monkeypatch.setenv(name, "1")
-    assert reserved_bytes(CPU) == 0
-
-
-def test_a_gpu_leaves_host_memory_alone() -> None:
-    """Law: what was copied to the device is given back."""
-    assert reserved_bytes(torch.device("cuda")) == 0
+@no_glibc
+@pytest.mark.process
+def test_who_says_how_to_allocate_is_heard(found: dict[str, Any]) -> None:
+    """Law: by any of the variables; and a run on a GPU gives back what it copied there."""
+    assert found["reserved"] > 1 << 28
+    assert found["reserved_on_gpu"] == 0
+    assert found["reserved_with"] == dict.fromkeys(host_memory.OWN_WAYS, 0)
 
 
 @pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
