@@ -1,7 +1,7 @@
 """Memory of this process: on huge pages, and kept once it is taken.
 
 glibc gives larger blocks back to the system as soon as they are free. A step that needs them again
-pays a page fault for every 4 KiB, in which the system clears them: a third of the processor time of
+pays a page fault for every 4 KiB, in which the system clears them: a quarter of the processor time of
 a small convolutional network. And a page of 4 KiB is an entry in the processor's table of addresses
 each, of which there are too few for a data set that is read in random order, above all in a virtual
 machine. No result changes.
@@ -23,9 +23,12 @@ import torch
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 HUGE_PAGES = 14
 HUGE_PAGE_BYTES = 1 << 21
-KEEPING = {MMAP_MAX: 0, TRIM_THRESHOLD: -1, TOP_PAD: 1 << 26}
-USUAL = {MMAP_MAX: 65536, TRIM_THRESHOLD: 1 << 26, MMAP_THRESHOLD: 1 << 25, TOP_PAD: 1 << 17}
+KEEPING = {MMAP_THRESHOLD: 1 << 25, TRIM_THRESHOLD: -1, TOP_PAD: 1 << 26}
+USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 1 << 25, TRIM_THRESHOLD: 1 << 26, TOP_PAD: 1 << 17}
 """What glibc arrives at by itself in a process that has freed a block of 32 MiB."""
+MOST_RESERVED_BYTES, PART_RESERVED = 1 << 30, 1 / 8
+"""Of addresses: at most so many, and so much of the machine's memory. The gaps between blocks that
+are kept are as large as the blocks, so what they can waste has to end somewhere."""
 OWN_WAYS = (
     "GLIBC_TUNABLES",
     "MALLOC_MMAP_MAX_",
@@ -53,8 +56,9 @@ def freed_memory_kept(device: torch.device, ranks: int) -> Iterator[None]:
 def keep_freed_memory(device: torch.device, ranks: int = 1) -> ctypes.CDLL | None:
     """From now on what a process frees that computes on a CPU is kept for what it needs next.
 
-    Addresses for half of the machine's memory are reserved, which takes none of it. Nothing is done
-    where the C library is another one, or where variables of the environment say how it allocates.
+    Addresses are reserved, which takes no memory; blocks for which these have no room are kept up
+    to 32 MiB. Nothing is done where the C library is another one, or where variables of the
+    environment say how it allocates.
 
     Args:
         device: Where it computes.
@@ -70,7 +74,7 @@ def keep_freed_memory(device: torch.device, ranks: int = 1) -> ctypes.CDLL | Non
         library.mallopt(option, value)
     if addresses_are_free():
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        reserve(library, memory // 2 // ranks)
+        reserve(library, min(MOST_RESERVED_BYTES, int(memory * PART_RESERVED / ranks)))
     return library
 
 
@@ -104,8 +108,10 @@ def reserve(library: ctypes.CDLL, size: int) -> None:
 
     The heap is one area to the system, and only what it holds by now can be given huge pages.
     """
+    library.mallopt(MMAP_MAX, 0)  # or so large a block would not be of the heap
     block = library.malloc(size)
     library.free(block)
+    library.mallopt(MMAP_MAX, USUAL[MMAP_MAX])
     if block is None or block + size > library.sbrk(0):
         return  # there was no room for it, or another allocator answers
     first = -(-block // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
