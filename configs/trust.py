@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import InputError
+from configs.given import is_given
 
 FLAG = "--trust_code"
 BESIDE = ("checkpoints", "metrics.jsonl", "summary.json", "environment.json", "model.json")
@@ -75,6 +76,11 @@ def require_trust(key: str, given: object) -> None:
                 remedy="It would run code that the directory chose. If you know that code and "
                 f"trust it, repeat: {repeated()}",
             )
+
+
+def leads_to_code(value: object) -> bool:
+    """Whether a value holds an import path, which a run directory may not name alone."""
+    return WORDS.search(str(value)) is not None and not is_given(value)
 
 
 def repeated() -> str:

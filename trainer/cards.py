@@ -6,8 +6,10 @@ import shlex
 
 import torch
 
+from configs.identity import flatten
 from configs.idle_keys import Setting, unused_keys
 from configs.schema import RunConfig
+from configs.trust import FLAG, leads_to_code
 from data.catalogue.catalog import CATALOG
 from data.found import Found
 from trainer.checkpoints.run_directory import RunDirectory
@@ -111,7 +113,13 @@ def _reached(run: Run) -> str:
 
 def _next(run: Run) -> str:
     path = shlex.quote(str(run.directory.path))
+    own = any(
+        leads_to_code(value)
+        for key, value in flatten(run.config).items()
+        if key.startswith(("model.", "data.", "task."))
+    )
+    flag = f" {FLAG}" if own else ""
     return (
-        f"Next: convoy evaluate {path} for details, convoy compare {path} OTHER, convoy predict, "
-        "convoy export; --train.epochs N trains on."
+        f"Next: convoy evaluate {path}{flag} for details, convoy compare {path} OTHER, "
+        "convoy predict, convoy export; --train.epochs N trains on."
     )

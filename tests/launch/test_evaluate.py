@@ -69,7 +69,7 @@ def test_counts_and_loss_are_those_that_training_recorded(
 
 
 def test_an_average_in_bfloat16_with_batch_norm_is_evaluated_as_in_training(
-    tmp_path: Path, idx_folder: Path
+    tmp_path: Path, idx_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Law: the logits have the bits that training had, batch by batch."""
     run = train_here(
@@ -81,6 +81,7 @@ def test_an_average_in_bfloat16_with_batch_norm_is_evaluated_as_in_training(
         "--train.max_steps=20",
         "--precision.dtype=bf16",
     )
+    assert f"Next: convoy evaluate {run} --trust_code for details" in capsys.readouterr().out
     trained_logits = torch.cat(RECORDED[-3:])
     RECORDED.clear()
     content = evaluate(run, tmp_path, "--checkpoint=latest", "--trust_code")

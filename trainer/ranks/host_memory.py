@@ -1,10 +1,10 @@
 """Memory of this process: on huge pages, and kept once it is taken.
 
 glibc gives larger blocks back to the system as soon as they are free. A step that needs them again
-pays a page fault for every 4 KiB, in which the system clears them: a quarter of the processor time of
-a small convolutional network. And a page of 4 KiB is an entry in the processor's table of addresses
-each, of which there are too few for a data set that is read in random order, above all in a virtual
-machine. No result changes.
+pays a page fault for every 4 KiB, in which the system clears them: a quarter of the processor time
+of a small convolutional network. And a page of 4 KiB is an entry in the processor's table of
+addresses each, of which there are too few for a data set that is read in random order, above all in
+a virtual machine. No result changes.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import yaml
 
 from configs.errors import InputError
 from configs.load import load_config
+from configs.trust import leads_to_code
 from tests.support.data_sets import make_tree
 from tests.support.processes import ROOT, launch
 from trainer.networks.from_timm import timm_model
@@ -64,6 +65,19 @@ def run(
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield folder
     sys.modules.pop("harmful", None)
+
+
+@pytest.mark.parametrize("value", ["mine:Net", [{"mine.parts:Turn": {}}], {"loss": "mine:loss"}])
+def test_what_leads_to_code_is_known_before_it_is_refused(value: object) -> None:
+    """Law: the line that names the next command names the flag too."""
+    assert leads_to_code(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["mlp", "runs/mine", "s3://bucket/data", {"hidden": [16], "dropout": 0.2}, None, 0.5]
+)
+def test_and_what_does_not(value: object) -> None:
+    assert not leads_to_code(value)
 
 
 def change(run: Path, group: str, values: dict[str, Any]) -> None:
