@@ -80,7 +80,7 @@ def require_trust(key: str, given: object) -> None:
 
 def leads_to_code(value: object) -> bool:
     """Whether a value holds an import path, which a run directory may not name alone."""
-    return WORDS.search(str(value)) is not None and not is_given(value)
+    return not all(is_given(word) for word in WORDS.findall(str(value)))
 
 
 def repeated() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure.shared_model import resident_bytes
 from trainer.ranks.host_memory import OWN_WAYS, freed_memory_kept, glibc
 
 CPU = torch.device("cpu")
@@ -25,10 +26,6 @@ def faults_of_a_block(count: int = 1) -> int:
     for _ in range(count):
         torch.empty(BYTES, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def huge_bytes(block: torch.Tensor) -> int:

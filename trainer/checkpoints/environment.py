@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trainer.ranks.host_memory import memory_bytes
 from trainer.ranks.processor import cpu_model
 from trainer.ranks.runtime import Runtime
 
@@ -39,7 +40,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_count": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(gpus)],
     }
 

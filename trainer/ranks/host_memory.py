@@ -73,9 +73,13 @@ def keep_freed_memory(device: torch.device, ranks: int = 1) -> ctypes.CDLL | Non
     for option, value in KEEPING.items():
         library.mallopt(option, value)
     if addresses_are_free():
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        reserve(library, min(MOST_RESERVED_BYTES, int(memory * PART_RESERVED / ranks)))
+        reserve(library, min(MOST_RESERVED_BYTES, int(memory_bytes() * PART_RESERVED / ranks)))
     return library
+
+
+def memory_bytes() -> int:
+    """What this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def glibc() -> ctypes.CDLL | None:

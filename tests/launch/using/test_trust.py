@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from configs.errors import InputError
+from configs.given import PREFIX
 from configs.load import load_config
 from configs.trust import leads_to_code
 from tests.support.data_sets import make_tree
@@ -74,7 +75,16 @@ def test_what_leads_to_code_is_known_before_it_is_refused(value: object) -> None
 
 
 @pytest.mark.parametrize(
-    "value", ["mlp", "runs/mine", "s3://bucket/data", {"hidden": [16], "dropout": 0.2}, None, 0.5]
+    "value",
+    [
+        "mlp",
+        "runs/mine",
+        "s3://bucket/data",
+        {"hidden": [16], "dropout": 0.2},
+        [f"{PREFIX}metrics.0"],  # an object of a program, which no flag brings back
+        None,
+        0.5,
+    ],
 )
 def test_and_what_does_not(value: object) -> None:
     assert not leads_to_code(value)

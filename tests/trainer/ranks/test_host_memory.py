@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from launch.diagnosis.check_machine import HUGE_PAGES_ARE
+from tests.programs.kept_memory import BYTES
 from tests.support.processes import ROOT, begin, wait
 from trainer.ranks import host_memory
 from trainer.ranks.host_memory import addresses_are_free, glibc
 
-BYTES = 1 << 26
-HUGE_PAGES_ARE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 no_glibc = pytest.mark.skipif(glibc() is None, reason="GLIBC IS NOT THE C LIBRARY HERE")
 
 
