@@ -47,12 +47,14 @@ def main(argv: Sequence[str]) -> int:
     """Read, compare, print, and write what was asked for."""
     arguments = build_parser().parse_args(argv)
     from launch.comparing.run_sources import read_runs
+    from trainer.checkpoints.atomic_files import check_output
 
     outputs = {
         "csv": arguments.csv, "json": arguments.json, "png": arguments.png, "html": arguments.html
     }  # fmt: skip
     for kind, path in outputs.items():
-        check_output(f"--{kind}", path)
+        if path is not None:
+            check_output(f"--{kind}", path)
     runs, notes = read_runs(arguments.runs, group=arguments.filter_group, tag=arguments.filter_tag)
     comparison = compare(runs, metric=arguments.metric, by=arguments.by, by_seed=arguments.group)
     show(comparison, notes)
@@ -85,12 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a row per run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything but the curves")
     return parser
-
-
-def check_output(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written before any run is read."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise InputError(option, given=str(path), expected="a file in a folder that exists")
 
 
 def show(comparison: Comparison, notes: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from benchmarks.measure.scaling_bench import add_scaling_arguments
 from configs.errors import InputError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+WITH_PICTURE = ("peers", "growth", "roofline", "precisions", "seeds")
 DEFAULT_ROUNDS, DEFAULT_EPOCHS, DEFAULT_STEPS = 5, 3, 700
 
 
@@ -76,7 +77,7 @@ def parse_options(
         name = name if arguments.kind == "seeds" else arguments.kind
         name += "_gpu" if arguments.device == "cuda" else ""
         arguments.output = RESULTS / f"{name}.json"
-    results.check_output(arguments.output)
+    results.check_output(arguments.output, picture=arguments.kind in WITH_PICTURE)
     return arguments
 
 

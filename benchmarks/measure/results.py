@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 PACKAGES = ("jax", "jaxlib", "lightning", "accelerate", "matplotlib")
 
 
-def check_output(path: Path | None) -> None:
+def check_output(path: Path | None, *, picture: bool) -> None:
     """Before anything is measured: the result can be written where it is wanted.
+
+    Args:
+        path: The JSON file; None writes nothing.
+        picture: Whether one is drawn beside it.
 
     Raises:
         InputError: If it is no JSON file, its folder cannot be made, or matplotlib is missing.
@@ -30,7 +34,7 @@ def check_output(path: Path | None) -> None:
         return
     if path.suffix != ".json":
         raise InputError("--output", given=str(path), expected="a file that ends in .json")
-    if find_spec("matplotlib") is None:
+    if picture and find_spec("matplotlib") is None:
         raise InputError(
             "matplotlib is not installed",
             expected="it for the picture beside --output",

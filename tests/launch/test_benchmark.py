@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.measure import results
 from benchmarks.measure.contenders import CONTENDERS, PEERS, TEXT, Contender, Settings, choose
 from benchmarks.measure.growth import points
 from benchmarks.measure.option_costs import OPTIONS, step_seconds, summarise
@@ -298,6 +299,13 @@ def test_quick_and_partial_runs_do_not_replace_the_committed_result() -> None:
     assert parse(["--quick"]).output is None
     assert parse(["--only=bare"]).output is None
     assert [item.name for item in choose("bare,convoy")] == ["convoy", "bare"]
+
+
+def test_matplotlib_is_asked_for_where_a_picture_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "find_spec", lambda name: None)
+    assert parse(["--options"]).output is not None
+    with pytest.raises(InputError, match="matplotlib is not installed"):
+        parse([])
 
 
 @pytest.mark.process
