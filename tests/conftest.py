@@ -11,6 +11,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,21 @@ GUARD.install()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
     """A test that starts a process says so: what is set up for it first counts too."""
-    with GUARD.watching(item):
+    with GUARD.watching(item), torch_as_before():
         return (yield)
+
+
+@contextmanager
+def torch_as_before() -> Iterator[None]:
+    """No test depends on what those before it, and their fixtures, have drawn or set in torch."""
+    threads = torch.get_num_threads()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)  # a command sets it for its process
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +57,6 @@ def no_leaks() -> Iterator[None]:
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     yield
     judge([], [], [])  # the config of a run directory limits what its process imports
-    torch.set_flush_denormal(False)  # a command sets it for its process
     changed = {
         name
         for name in before[0].keys() | os.environ.keys()
@@ -61,16 +74,9 @@ def no_leaks() -> Iterator[None]:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Bits are compared: sums must have one order. Generators are put back."""
-    threads = torch.get_num_threads()
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+def one_thread() -> None:
+    """Bits are compared: sums must have one order."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 
 from configs.imports import MissingExtra
 from tests.support.commands import Command, ends_well, find_commands
@@ -81,14 +80,11 @@ def test_they_run_in_order_in_the_environment_of_make_train(
             del given[:2]  # ranks are tried by tests/launch
         dry = any("dry_run" in word for word in given)  # which takes MNIST's 60,000 samples
         given += small if script in ("train", "find_lr") and not dry else []
-        state = torch.get_rng_state()
         try:
             with ends_well():
                 assert importlib.import_module(f"launch.{script}").main(given) == 0, words
         except MissingExtra as refused:
             missing.append((script, str(refused)))
-        finally:
-            torch.set_rng_state(state)
         ran.append(script)
         assert "already finished" not in capsys.readouterr().out, words
     assert {"train", "compare", "evaluate", "predict", "export", "find_lr"} <= set(ran)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.support.commands import Command, all_commands, ends_well
 from tests.support.data_sets import make_idx
@@ -61,14 +60,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def here(arguments: Sequence[object], script: str = "train") -> None:
-    """A command to its end in this process; the generators are left as they were."""
-    state = torch.get_rng_state()
-    try:
-        with ends_well():
-            command = importlib.import_module(f"launch.{script}").main
-            assert command([str(argument) for argument in arguments]) == 0
-    finally:
-        torch.set_rng_state(state)
+    """A command to its end in this process."""
+    with ends_well():
+        command = importlib.import_module(f"launch.{script}").main
+        assert command([str(argument) for argument in arguments]) == 0
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,13 +12,6 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.schema import AugmentConfig
 from data.augment import _beta, build_augment
-
-
-@pytest.fixture(autouse=True)
-def generator_is_put_back() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
 
 
 def dots(count: int = 64, at: tuple[int, int] = (8, 8)) -> Tensor:

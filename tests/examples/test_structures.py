@@ -39,7 +39,6 @@ def run(folder: Path, name: str, *more: object, ranks: int = 1) -> Path:
     words += ["--logging.progress=off", *map(str, more)]
     if ranks == 1:
         assert main(words) == 0
-        torch.set_flush_denormal(False)
     else:
         train(*words, ranks=ranks)
     return folder / name

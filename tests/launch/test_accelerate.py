@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-import torch._dynamo  # the first optimizer imports it, and it sets an environment variable
 
 from tests.support.processes import (
     ROOT,
@@ -46,12 +44,7 @@ def train_alone(arguments: list[str]) -> None:
     """A run of one rank, with one thread, in this process: quicker than another one."""
     from launch.train import main
 
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    try:
-        assert main([*arguments, "--parallel.threads=1", "--logging.progress=off"]) == 0
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)
+    assert main([*arguments, "--parallel.threads=1", "--logging.progress=off"]) == 0
 
 
 def accelerate_launch(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from configs.errors import InputError
 from configs.load import load_config
@@ -19,13 +18,6 @@ from launch.train import main
 from tests.support.processes import launch, train
 
 Arguments = Callable[..., list[str]]
-
-
-@pytest.fixture(autouse=True)
-def same_generators() -> Iterator[None]:
-    before = torch.get_rng_state()
-    yield
-    torch.set_rng_state(before)
 
 
 def dry(*arguments: str) -> Report:

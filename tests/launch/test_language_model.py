@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,13 +40,6 @@ ONE_STEP = (
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(autouse=True)
-def same_generators() -> Iterator[None]:
-    before = torch.get_rng_state()
-    yield
-    torch.set_rng_state(before)
 
 
 @pytest.fixture(scope="module")

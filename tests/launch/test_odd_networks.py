@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from tests.support.processes import launch, train
 from tests.support.runs import assert_same_bits, comparable, latest_weights, records, series
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.ranks.failures import Diverged, RunFailed
-
-
-@pytest.fixture(autouse=True)
-def generators() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
 
 
 def status(folder: Path) -> str:

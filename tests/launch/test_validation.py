@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from configs.errors import InputError
 from configs.load import load_config
@@ -26,13 +25,6 @@ Arguments = Callable[..., list[str]]
 VALIDATION = "--data.validation=0.2"
 ERRATIC = ("--train.epochs=6", "--optimizer.lr=0.01", "--data.validation=0.2", "--seed=3")
 """Options with which, on noisy labels, later epochs are now and then worse than earlier ones."""
-
-
-@pytest.fixture(autouse=True)
-def generators() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
 
 
 @pytest.fixture

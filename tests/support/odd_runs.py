@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from configs.load import load_config
 from trainer.ranks.stop_signals import StopRequest
 
@@ -32,14 +30,9 @@ def arguments(folder: Path, model: str, *more: object) -> list[str]:
 
 
 def run(folder: Path, model: str, *more: object) -> Path:
-    """Train it; torch's generator is left as it was."""
+    """Train it in this process."""
     from launch.train import train
 
     config = load_config(arguments(folder, model, *more), prog="", description="")
-    state = torch.get_rng_state()
-    try:
-        assert train(config, StopRequest()) == 0
-    finally:
-        torch.set_rng_state(state)
-        torch.set_flush_denormal(False)
+    assert train(config, StopRequest()) == 0
     return folder / config.name

@@ -51,7 +51,6 @@ def train_here(folder: Path, data: Path, *more: object) -> Path:
     """A quick run trained in this process; its directory is `folder`/run."""
     from launch.train import main
 
-    state = torch.get_rng_state()
     arguments = [
         "--config=idx",
         f"--data.root={data}",
@@ -63,9 +62,5 @@ def train_here(folder: Path, data: Path, *more: object) -> Path:
         "--evaluate.batch_size=40",
         "--logging.progress=off",
     ]
-    try:
-        assert main([*arguments, *map(str, more)]) == 0
-    finally:
-        torch.set_rng_state(state)
-        torch.set_flush_denormal(False)
+    assert main([*arguments, *map(str, more)]) == 0
     return folder / "run"

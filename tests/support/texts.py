@@ -54,12 +54,7 @@ def train_text(tokens: Path, output: Path, name: str, *more: object) -> Path:
     """Such a run in this process; its directory."""
     from launch.train import main
 
-    state = torch.get_rng_state()
-    try:
-        assert main(text_arguments(tokens, output, name, *more)) == 0
-    finally:
-        torch.set_rng_state(state)
-        torch.set_flush_denormal(False)
+    assert main(text_arguments(tokens, output, name, *more)) == 0
     return output / name
 
 

@@ -40,12 +40,8 @@ def planted_config(
 
 def examine(config: RunConfig, steps: int = 50) -> dict[str, Finding]:
     """Findings by the name of their check."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        found = check_run(config, Runtime(launcher="python"), steps)
-    finally:
-        torch.set_num_threads(before)
+    found = check_run(config, Runtime(launcher="python"), steps)
     assert len({finding.check for finding in found}) == len(found)
     return {finding.check: finding for finding in found}
 

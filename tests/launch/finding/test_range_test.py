@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,14 +25,7 @@ Arguments = Callable[..., list[str]]
 ONE_RANK = Runtime(launcher="python")
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """One thread, and random numbers that do not depend on the tests before."""
-    before = torch.get_rng_state(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_rng_state(before[0])
-    torch.set_num_threads(before[1])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def parts(
     tmp_path: Path, idx_folder: Path, opened: list[RunDirectory]
 ) -> Iterator[Callable[[], Run]]:
     """Assembles a small run as the train command does."""
-    precision, state = torch.get_float32_matmul_precision(), torch.get_rng_state()
+    precision = torch.get_float32_matmul_precision()
     built: list[Run] = []
 
     def make() -> Run:
@@ -165,7 +165,6 @@ def parts(
     for part in built:
         part.sinks.finish("completed")
         part.checkpointer.close()
-    torch.set_rng_state(state)
     torch.set_float32_matmul_precision(precision)
 
 

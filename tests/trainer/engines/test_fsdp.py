@@ -41,11 +41,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "cuda":
         request.getfixturevalue("gpu")
     backend = "gloo" if request.param == "cpu" else "cpu:gloo,cuda:nccl"
-    state = torch.get_rng_state()
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     yield torch.device(request.param)
     dist.destroy_process_group()
-    torch.set_rng_state(state)
 
 
 class Rig:

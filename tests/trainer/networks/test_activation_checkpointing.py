@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,11 +14,8 @@ from trainer.networks.blocks import blocks
 
 
 @pytest.fixture(autouse=True)
-def own_random_numbers() -> Iterator[None]:
-    state = torch.get_rng_state()
+def seeded() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_rng_state(state)
 
 
 class Kept:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,11 +12,8 @@ from trainer.networks.dropout import LEVELS, Dropout
 
 
 @pytest.fixture(autouse=True)
-def generator_is_put_back() -> Iterator[None]:
-    state = torch.get_rng_state()
+def seeded() -> None:
     torch.manual_seed(3)
-    yield
-    torch.set_rng_state(state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -24,13 +24,6 @@ from trainer.records.stopwatch import Stopwatch
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def same_generators() -> Iterator[None]:
-    before = torch.get_rng_state()
-    yield
-    torch.set_rng_state(before)
-
-
 def make(folder: Path, progress: Progress, *, enabled: bool = True, rank: int = 0) -> Profiler:
     return build_profiler(
         ProfileConfig(enabled=enabled, warmup_steps=4, steps=3),

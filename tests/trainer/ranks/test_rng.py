@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,16 +36,6 @@ def through_disk(state: dict[str, Any]) -> dict[str, Any]:
     file.seek(0)
     loaded: dict[str, Any] = torch.load(file, weights_only=True)
     return loaded
-
-
-@pytest.fixture(autouse=True)
-def generators() -> Iterator[None]:
-    """Leave the global generators as they were."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    yield
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])
 
 
 @pytest.mark.parametrize("name", list(DRAWS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Literal
 
@@ -21,13 +20,6 @@ from trainer.ranks.runtime import Runtime, choose_device, process_group, use_tra
 def no_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -84,7 +76,6 @@ def test_more_ranks_than_gpus_are_refused(gpu: torch.device) -> None:
     assert choose_device(runtime, ParallelConfig(device="cpu")).device == torch.device("cpu")
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -58,14 +57,12 @@ def test_a_shared_machine_is_said_once() -> None:
 
 
 @pytest.fixture
-def two_threads() -> Iterator[torch.Tensor]:
+def two_threads() -> torch.Tensor:
     """Torch with two threads, and numbers enough for both."""
     if find_openmp() is None or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("GCC'S OPENMP IS NOT WHAT TORCH USES HERE, or there is one core")
-    threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield torch.ones(1 << 18)
-    torch.set_num_threads(threads)
+    return torch.ones(1 << 18)
 
 
 def waiting_seconds(numbers: torch.Tensor) -> float:
