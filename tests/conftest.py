@@ -25,6 +25,7 @@ from configs.trust import judge  # noqa: E402
 from tests.support.data_sets import make_idx  # noqa: E402
 from tests.support.process_guard import Guard  # noqa: E402
 from tests.support.runs import train_here  # noqa: E402
+from tests.support.wandb_server import wandb_environment  # noqa: E402
 
 GUARD = Guard()
 GUARD.install()
@@ -77,6 +78,20 @@ def no_leaks() -> Iterator[None]:
 def one_thread() -> None:
     """Bits are compared: sums must have one order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def wandb_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No account, no server, and nothing of W&B's outside of tmp_path."""
+    import wandb
+
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    for name, value in wandb_environment(tmp_path / "wandb-home").items():
+        monkeypatch.setenv(name, value)
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture

@@ -65,7 +65,6 @@ def write_offline(
     records: list[Row],
     *,
     run_id: str | None = None,
-    finish: bool = True,
     **given: Any,
 ) -> Path:
     """A run that the real wandb writes in offline mode; returns its directory."""
@@ -79,7 +78,6 @@ def write_offline(
     for record in records:
         run.log(record)
     directory = Path(run.dir).parent
-    if finish:
-        run.finish()
+    run.finish()
     wandb.teardown()  # the service process writes the last of it when it ends
     return directory

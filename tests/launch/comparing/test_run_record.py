@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import wandb
 
 from configs.errors import InputError, closest_run
 from launch.comparing.followed_run import read_run_directory
@@ -18,18 +15,8 @@ from launch.comparing.run_record import flatten_mapping
 from launch.comparing.run_sources import read_runs
 from launch.comparing.wandb_offline import find_wandb_files, read_offline
 from tests.support.sample_runs import Row, rows, write_offline, write_run
-from tests.support.wandb_server import wandb_environment
 
-
-@pytest.fixture(autouse=True)
-def wandb_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    for name, value in wandb_environment(tmp_path / "wandb-home").items():
-        monkeypatch.setenv(name, value)
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("wandb_stays_here")
 
 
 # ------------------------------------------------------------------ history

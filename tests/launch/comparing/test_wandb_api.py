@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,26 +19,20 @@ METADATA = {"gpu_nvidia": [{"name": "NVIDIA H200"}, {"name": "NVIDIA H200"}]}
 
 
 @pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+def serve(
+    wandb_stays_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Server]]:
     """Start a server that knows some runs; wandb's client talks to it and to nobody else."""
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    wandb.teardown()
-    contexts = []
+    with ExitStack() as servers:
 
-    def start(*runs: Row, key: str = "0123456789" * 4) -> Server:
-        context = wandb_server(list(runs))
-        contexts.append(context)
-        server = context.__enter__()
-        for name, value in wandb_environment(tmp_path / "home", server.url, key).items():
-            monkeypatch.setenv(name, value)
-        return server
+        def start(*runs: Row, key: str = "0123456789" * 4) -> Server:
+            server = servers.enter_context(wandb_server(list(runs)))
+            for name, value in wandb_environment(tmp_path / "home", server.url, key).items():
+                monkeypatch.setenv(name, value)
+            return server
 
-    yield start
-    wandb.teardown()
-    for context in contexts:
-        context.__exit__(None, None, None)
+        yield start
+        wandb.teardown()
 
 
 def sample(run_id: str = "abc", **given: object) -> Row:

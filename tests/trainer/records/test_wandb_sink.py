@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
-import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,28 +19,15 @@ from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 from configs.errors import InputError
 from configs.identity import nest
 from configs.schema_records import WandbConfig
+from launch.comparing.wandb_offline import read_messages
 from tests.support.sample_records import CONFIG, evaluation, facts, training
 from trainer.records.sinks import Note, Record
 from trainer.records.wandb_sink import WandbSink, show_evaluation
 
-pytestmark = pytest.mark.process  # W&B's own, which every run of it starts
-
-
-@pytest.fixture(autouse=True)
-def wandb_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No account, no server, and nothing of W&B's outside of tmp_path."""
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    home = tmp_path / "wandb-home"
-    home.mkdir()
-    for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR", "ARTIFACT_DIR"):
-        monkeypatch.setenv(f"WANDB_{name}", str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    yield
-    wandb.teardown()
+pytestmark = [
+    pytest.mark.process,  # W&B's own, which every run of it starts
+    pytest.mark.usefixtures("wandb_stays_here"),
+]
 
 
 @pytest.fixture
@@ -65,24 +49,25 @@ def offline_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
 
+def write(
+    folder: Path,
+    *records: Record,
+    mode: Mode = "offline",
+    first_step: int = 0,
+    status: str = "completed",
+) -> None:
+    """One try of a run."""
+    sink = wandb_sink(mode)
+    sink.start(facts(folder, first_step=first_step))
+    for record in records:
+        sink.record(record)
+    sink.finish(status)
+
+
 def read_offline(path: Path) -> list[Any]:
-    """The records of a .wandb file, which is a LevelDB log of protobuf messages."""
+    """The records of a .wandb file."""
     wandb.teardown()  # its service process writes the last of it when it ends
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    records, pending, at = [], b"", 7
-    while at + 7 <= len(data):
-        room = 32768 - at % 32768
-        if room < 7:  # the end of a block is padding
-            at += room
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        pending += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            records.append(WandbRecord.FromString(pending))
-            pending = b""
-    return records
+    return [WandbRecord.FromString(message) for message in read_messages(path.read_bytes(), path)]
 
 
 def history(records: list[Any]) -> list[dict[str, Any]]:
@@ -110,13 +95,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-@pytest.mark.process
 def test_an_offline_run_holds_every_record_and_the_config(run_folder: Path) -> None:
-    sink = wandb_sink()
-    sink.start(facts(run_folder))
-    sink.record(training(1))
-    sink.record(evaluation(2))
-    sink.finish("completed")
+    write(run_folder, training(1), evaluation(2))
     (path,) = offline_files(run_folder)
     records = read_offline(path)
 
@@ -146,41 +126,25 @@ def logged_steps(folder: Path, key: str) -> list[float]:
     return [row["step"] for row in rows if key in row]
 
 
-@pytest.mark.process
 def test_steps_taken_again_after_a_restart_are_recorded_once(run_folder: Path) -> None:
     """Killed after step 4, continued from the checkpoint of step 2; then again, from step 3."""
     for first_step, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (3, (4, 5))):
-        sink = wandb_sink()
-        sink.start(facts(run_folder, first_step=first_step))
-        for step in steps:
-            sink.record(training(step))
-        sink.finish("preempted")
+        write(run_folder, *map(training, steps), first_step=first_step, status="preempted")
     assert logged_steps(run_folder, "train/loss") == [1, 2, 3, 4, 5]
+    saved = json.loads((run_folder / "wandb.json").read_text())["id"]
+    assert [path.name for path in offline_files(run_folder)] == [f"run-{saved}.wandb"] * 3
 
 
-@pytest.mark.process
 def test_an_evaluation_that_was_interrupted_is_recorded_after_the_restart(run_folder: Path) -> None:
     """Its step is one that W&B has already, for the training metrics."""
-    sink = wandb_sink()
-    sink.start(facts(run_folder))
-    sink.record(training(4))
-    sink.finish("preempted")
-    sink = wandb_sink()
-    sink.start(facts(run_folder, first_step=4))
-    sink.record(evaluation(4))
-    sink.record(training(5))
-    sink.finish("completed")
+    write(run_folder, training(4), status="preempted")
+    write(run_folder, evaluation(4), training(5), first_step=4)
     assert logged_steps(run_folder, "eval/accuracy") == [4]
     assert logged_steps(run_folder, "train/loss") == [4, 5]
 
 
-@pytest.mark.process
 def test_a_record_that_is_new_in_part_is_sent_in_part(run_folder: Path) -> None:
-    sink = wandb_sink()
-    sink.start(facts(run_folder))
-    sink.record(training(4))
-    sink.record(training(4) | evaluation(4))
-    sink.finish("completed")
+    write(run_folder, training(4), training(4) | evaluation(4))
     (path,) = offline_files(run_folder)
     first, second = history(read_offline(path))
     assert "train/loss" in first
@@ -188,14 +152,10 @@ def test_a_record_that_is_new_in_part_is_sent_in_part(run_folder: Path) -> None:
     assert "train/loss" not in second
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"train": null}'])
 def test_unreadable_marks_cost_no_record(run_folder: Path, text: str) -> None:
     (run_folder / "wandb_sent.json").write_text(text)
-    sink = wandb_sink()
-    sink.start(facts(run_folder, first_step=2))
-    sink.record(training(3))
-    sink.finish("completed")
+    write(run_folder, training(3), first_step=2)
     assert logged_steps(run_folder, "train/loss") == [3]
 
 
@@ -231,13 +191,12 @@ def test_online_what_never_arrived_is_sent_again(
     assert [row["step"] for row in server.rows] == [7, 8, 8]
 
 
-@pytest.mark.process
 def test_the_summary_holds_the_best_evaluation(run_folder: Path) -> None:
-    sink = wandb_sink()
-    sink.start(facts(run_folder))
-    for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
-        sink.record(evaluation(step) | {"eval/accuracy": accuracy, "eval/loss": 1 - accuracy})
-    sink.finish("completed")
+    accuracies = {1: 0.5, 2: 0.9, 3: 0.7}
+    write(
+        run_folder,
+        *(evaluation(n) | {"eval/accuracy": a, "eval/loss": 1 - a} for n, a in accuracies.items()),
+    )
     (path,) = offline_files(run_folder)
     found = summary(read_offline(path))
     assert (found["best/accuracy"], found["best/step"]) == (0.9, 2)
@@ -245,7 +204,6 @@ def test_the_summary_holds_the_best_evaluation(run_folder: Path) -> None:
     assert found["eval/accuracy"] == 0.7
 
 
-@pytest.mark.process
 def test_the_best_of_earlier_tries_is_in_the_summary_too(run_folder: Path) -> None:
     best = {"best/accuracy": 0.99, "best/loss": 0.01, "best/step": 7}
     (run_folder / "summary.json").write_text(json.dumps(best | {"eval/loss": 3.0}))
@@ -267,7 +225,6 @@ def save_best(folder: Path) -> None:
     (folder / "checkpoints" / "best").symlink_to(checkpoint.name)
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("asked", "status", "uploads"),
     [(True, "completed", 1), (True, "preempted", 0), (True, "failed", 0), (False, "completed", 0)],
@@ -293,7 +250,6 @@ def test_the_best_checkpoint_is_an_artifact_of_a_completed_run_that_asks_for_it(
         assert [entry.path for entry in artifact.manifest.contents] == ["model.safetensors"]
 
 
-@pytest.mark.process
 def test_a_completed_run_without_a_best_checkpoint_has_no_artifact(
     run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -303,33 +259,26 @@ def test_a_completed_run_without_a_best_checkpoint_has_no_artifact(
     assert warnings(caplog) == []
 
 
-@pytest.mark.process
 def test_a_run_of_a_sweep_has_the_id_its_agent_chose(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "chosen42")
-    sink = wandb_sink()
-    sink.start(facts(run_folder))
-    sink.finish("completed")
+    write(run_folder)
     assert json.loads((run_folder / "wandb.json").read_text()) == {"id": "chosen42"}
     (path,) = offline_files(run_folder)
     assert path.name == "run-chosen42.wandb"
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(("status", "code"), [("completed", 0), ("preempted", 75), ("failed", 1)])
 def test_a_run_ends_there_as_it_ended_here(run_folder: Path, status: str, code: int) -> None:
     """A preempted one is marked so: the server calls it finished only after status 0."""
-    sink = wandb_sink()
-    sink.start(facts(run_folder))
-    sink.finish(status)
+    write(run_folder, status=status)
     (path,) = offline_files(run_folder)
     found = read_offline(path)
     assert [r.exit.exit_code for r in found if r.HasField("exit")] == [code]
     assert any(r.HasField("preempting") for r in found) == (status == "preempted")
 
 
-@pytest.mark.process
 def test_what_is_printed_and_shown_is_kept(run_folder: Path) -> None:
     """Lines of the run, a hook's histogram, and an evaluation that comes when it has ended."""
     sink = wandb_sink()
@@ -361,35 +310,6 @@ def test_an_evaluation_of_a_run_without_wandb_is_refused(run_folder: Path) -> No
         show_evaluation(run_folder, WandbConfig(), 4, {}, {})
 
 
-@pytest.mark.process
-def test_a_restart_continues_the_same_wandb_run(run_folder: Path) -> None:
-    for first_step in (0, 3):
-        sink = wandb_sink()
-        sink.start(facts(run_folder, first_step=first_step))
-        sink.record(training(first_step + 1))
-        sink.finish("preempted")
-    saved = json.loads((run_folder / "wandb.json").read_text())["id"]
-    found = {
-        record.run.run_id
-        for path in offline_files(run_folder)
-        for record in read_offline(path)
-        if record.HasField("run")
-    }
-    assert found == {saved}
-
-
-@pytest.mark.process
-def test_two_runs_are_two_wandb_runs(tmp_path: Path) -> None:
-    ids = set()
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        sink = wandb_sink()
-        sink.start(facts(tmp_path / name))
-        sink.finish("completed")
-        ids.add(json.loads((tmp_path / name / "wandb.json").read_text())["id"])
-    assert len(ids) == 2
-
-
 def test_the_id_is_saved_before_wandb_hears_of_the_run(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,15 +327,12 @@ def test_the_id_is_saved_before_wandb_hears_of_the_run(
     assert len(seen) == 2
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
 def test_an_unreadable_id_makes_a_new_run_and_is_replaced(
     run_folder: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (run_folder / "wandb.json").write_text(text)
-    sink = wandb_sink()
-    sink.start(facts(run_folder))
-    sink.finish("completed")
+    write(run_folder)
     identifier = json.loads((run_folder / "wandb.json").read_text())["id"]
     (path,) = offline_files(run_folder)
     assert path.name == f"run-{identifier}.wandb"
@@ -436,33 +353,23 @@ def test_disabled_does_nothing_at_all(
         raise AssertionError("W&B was called")
 
     monkeypatch.setattr(wandb, "init", never)
-    sink = wandb_sink(mode)
-    sink.start(facts(run_folder))
-    sink.record(training(1))
-    sink.finish("completed")
+    write(run_folder, training(1), mode=mode)
     assert list(run_folder.iterdir()) == []
 
 
-@pytest.mark.process
 def test_the_environment_overrides_a_mode_that_is_on(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    sink = wandb_sink("online")
-    sink.start(facts(run_folder))
-    sink.finish("completed")
+    write(run_folder, mode="online")
     assert len(offline_files(run_folder)) == 1
     assert warnings(caplog) == []
 
 
-@pytest.mark.process
 def test_online_without_a_key_falls_back_to_offline_and_says_so(
     run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sink = wandb_sink("online")
-    sink.start(facts(run_folder))
-    sink.record(training(1))
-    sink.finish("completed")
+    write(run_folder, training(1), mode="online")
     (path,) = offline_files(run_folder)
     assert len(history(read_offline(path))) == 1
     (message,) = warnings(caplog)
@@ -475,10 +382,7 @@ def test_without_the_package_the_run_goes_on_without_wandb(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "wandb", None)
-        sink = wandb_sink(mode)
-        sink.start(facts(run_folder))
-        sink.record(training(1))
-        sink.finish("completed")
+        write(run_folder, training(1), mode=mode)
     (message,) = warnings(caplog)
     assert "pip install" in message
 
@@ -491,10 +395,7 @@ def test_a_wandb_that_cannot_start_only_warns(
         raise RuntimeError("the disk\nis full")
 
     monkeypatch.setattr(wandb, "init", init)
-    sink = wandb_sink(mode)
-    sink.start(facts(run_folder))
-    sink.record(training(1))
-    sink.finish("completed")
+    write(run_folder, training(1), mode=mode)
     assert "the disk is full" in warnings(caplog)[-1]
     assert "training goes on" in warnings(caplog)[-1]
 
