@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ def load(dataset: str, root: Path | None = None, *, seed: int = 0, **options: An
 
 
 def refusal(dataset: str, root: Path | None = None, **options: Any) -> str:
+    return refusal_of(lambda: load(dataset, root, **options))
+
+
+def refusal_of(call: Callable[[], object]) -> str:
+    """The message of the InputError that a call ends with."""
     with pytest.raises(InputError) as caught:
-        load(dataset, root, **options)
+        call()
     return str(caught.value)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import InputError
 from configs.schema import DataConfig
 from data.catalogue.catalog import CATALOG
 from data.catalogue.catalog_emnist import SPLITS
@@ -19,6 +17,7 @@ from data.catalogue.cifar import read_cifar
 from data.datasets import ArrayDataset, Datasets, load_datasets
 from tests.support.data_sets import make_cifar, picture
 from tests.support.idx_files import write_idx
+from tests.support.loaded import refusal_of
 
 
 def load(name: str, root: Path, **options: Any) -> Datasets:
@@ -26,12 +25,6 @@ def load(name: str, root: Path, **options: Any) -> Datasets:
         dataset=name, root=str(root), **{"verify": False, "download": False} | options
     )
     return load_datasets(config, seed=0)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    return str(caught.value)
 
 
 def arrays(dataset: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,19 +67,19 @@ def test_truncated_records_wrong_labels_and_other_files_are_refused(tmp_path: Pa
     path = tmp_path / "data_batch_3.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    message = refusal(lambda: load("cifar10", tmp_path))
+    message = refusal_of(lambda: load("cifar10", tmp_path))
     assert f"{path} is truncated" in message
     assert "a multiple of 3073" in message
     path.write_bytes(bytes([10]) + whole[1:])
-    assert f"{path}: label: given 10, expected below 10" in refusal(
+    assert f"{path}: label: given 10, expected below 10" in refusal_of(
         lambda: load("cifar10", tmp_path)
     )
     path.write_bytes(whole)
-    message = refusal(lambda: load("cifar10", tmp_path, verify=True))
+    message = refusal_of(lambda: load("cifar10", tmp_path, verify=True))
     assert CATALOG["cifar10"].files["train_1"].sha256 is not None
     assert CATALOG["cifar10"].files["train_1"].sha256 in message
     path.unlink()
-    message = refusal(lambda: load("cifar10", tmp_path))
+    message = refusal_of(lambda: load("cifar10", tmp_path))
     assert "cifar-10-binary.tar.gz, or its folder cifar-10-batches-bin" in message
 
 
@@ -128,9 +121,9 @@ def test_images_are_turned_upright_and_labels_begin_with_0(split: str, tmp_path:
 
 def test_letters_labelled_from_0_and_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
     make_emnist(tmp_path, "letters", {"train": [0, 1], "test": [1]})
-    assert "given -1" in refusal(lambda: load("emnist_letters", tmp_path))
+    assert "given -1" in refusal_of(lambda: load("emnist_letters", tmp_path))
     make_emnist(tmp_path, "digits", {"train": [0, 10], "test": [1]})
-    assert "labels up to 10" in refusal(lambda: load("emnist_digits", tmp_path))
+    assert "labels up to 10" in refusal_of(lambda: load("emnist_digits", tmp_path))
 
 
 def test_a_damaged_compressed_file_is_refused_by_its_checksum(tmp_path: Path) -> None:
@@ -141,15 +134,9 @@ def test_a_damaged_compressed_file_is_refused_by_its_checksum(tmp_path: Path) ->
     content = bytearray(gzip.compress(plain, 0))
     content[-9] ^= 1  # the last label: stored, not compressed
     path.write_bytes(bytes(content))
-    assert str(path) in refusal(lambda: load("emnist_mnist", tmp_path, verify=True))
+    assert str(path) in refusal_of(lambda: load("emnist_mnist", tmp_path, verify=True))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "emnist_digits", "mnist"])
 def test_a_catalogue_set_has_no_options(name: str, tmp_path: Path) -> None:
-    assert "data.kwargs of " in refusal(lambda: load(name, tmp_path, kwargs={"size": 3}))
-
-
-def test_an_unknown_name_is_answered_with_all_names() -> None:
-    message = refusal(lambda: load("cifar", Path()))
-    assert all(name in message for name in (*CATALOG, "image_folder", "npy", "webdataset"))
-    assert "Did you mean 'cifar10'?" in message or "Did you mean 'cifar100'?" in message
+    assert "data.kwargs of " in refusal_of(lambda: load(name, tmp_path, kwargs={"size": 3}))

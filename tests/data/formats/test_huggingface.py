@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
 from tests.support.data_sets import CLASSES, JITTER, encoded, make_saved, make_tree, picture
+from tests.support.loaded import refusal_of
 
 pytestmark = pytest.mark.skipif(
     find_spec("datasets") is None, reason="datasets is missing: Hugging Face sets are NOT tested"
@@ -30,12 +29,6 @@ def load(root: Path | None, *, download: bool = False, **kwargs: Any) -> Dataset
         kwargs=kwargs,
     )
     return load_datasets(config, seed=0)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    return str(caught.value)
 
 
 def save(folder: Path, **columns: Any) -> Path:
@@ -114,34 +107,36 @@ def test_a_broken_picture_and_an_empty_cell_are_named(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 0]}, features=features)
     datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "set"))
     train = load(tmp_path / "set").train
-    assert refusal(lambda: train[1]).startswith("sample 1 of split train (x.png) is not an image")
-    assert refusal(lambda: train[2]).startswith("sample 2 of split train: given 'nothing'")
+    assert refusal_of(lambda: train[1]).startswith(
+        "sample 1 of split train (x.png) is not an image"
+    )
+    assert refusal_of(lambda: train[2]).startswith("sample 2 of split train: given 'nothing'")
 
 
 def test_what_is_missing_is_named_with_what_there_is(saved: Path, tmp_path: Path) -> None:
-    message = refusal(lambda: load(saved, input="img"))
+    message = refusal_of(lambda: load(saved, input="img"))
     assert "given 'image, label', expected 'img'" in message
     assert "Did you mean 'image'?" in message
-    assert "given 'train, test', expected dev with" in refusal(lambda: load(saved, test="dev"))
-    assert "data.root: expected" in refusal(lambda: load(None))
-    assert "data.root: given" in refusal(lambda: load(tmp_path / "no"))
-    assert "cannot be loaded" in refusal(lambda: load(tmp_path))
-    assert "data.download is false" in refusal(lambda: load(None, path="owner/name"))
-    assert "Did you mean 'target'?" in refusal(lambda: load(saved, tagret="label"))
+    assert "given 'train, test', expected dev with" in refusal_of(lambda: load(saved, test="dev"))
+    assert "data.root: expected" in refusal_of(lambda: load(None))
+    assert "data.root: given" in refusal_of(lambda: load(tmp_path / "no"))
+    assert "cannot be loaded" in refusal_of(lambda: load(tmp_path))
+    assert "data.download is false" in refusal_of(lambda: load(None, path="owner/name"))
+    assert "Did you mean 'target'?" in refusal_of(lambda: load(saved, tagret="label"))
 
 
 def test_text_and_negative_classes_are_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "set", x=["a", "b"], y=[0, 1], z=[0, -1])
-    message = refusal(lambda: load(folder, input="x", target="y"))
+    message = refusal_of(lambda: load(folder, input="x", target="y"))
     assert "expected a picture or numbers" in message
-    assert "given -1" in refusal(lambda: load(folder, input="y", target="z"))
+    assert "given -1" in refusal_of(lambda: load(folder, input="y", target="z"))
 
 
 def test_one_split_alone_is_refused_unless_it_is_to_be_cut(tmp_path: Path) -> None:
     import datasets
 
     datasets.Dataset.from_dict({"x": [1], "y": [0]}).save_to_disk(str(tmp_path / "set"))
-    assert "--data.test 0.1" in refusal(lambda: load(tmp_path / "set"))
+    assert "--data.test 0.1" in refusal_of(lambda: load(tmp_path / "set"))
 
 
 VECTORS = [[float(index), 1.0] for index in range(8)]
@@ -184,7 +179,7 @@ def test_labels_that_are_no_classes_are_refused_with_their_row(
 
     feature = datasets.ClassLabel(num_classes=classes) if classes else None
     folder = save_splits(tmp_path / "set", train, test, feature)
-    assert re.search(said, refusal(lambda: load(folder)))
+    assert re.search(said, refusal_of(lambda: load(folder)))
 
 
 def test_a_column_of_single_numbers_is_no_input(tmp_path: Path) -> None:
@@ -192,5 +187,5 @@ def test_a_column_of_single_numbers_is_no_input(tmp_path: Path) -> None:
 
     rows = datasets.Dataset.from_dict({"image": [1.0, 2.0], "label": [0, 1]})
     datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "set"))
-    found = refusal(lambda: load(tmp_path / "set"))
+    found = refusal_of(lambda: load(tmp_path / "set"))
     assert "column 'image': given 'single numbers'" in found

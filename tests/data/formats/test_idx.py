@@ -127,14 +127,6 @@ def test_a_file_cut_anywhere_is_refused(
     refusal(folder / "cut", content[: data.draw(st.integers(0, len(content) - 1))])
 
 
-@pytest.mark.parametrize("compress", [False, True])
-def test_every_single_cut_of_one_file_is_refused(compress: bool, tmp_path: Path) -> None:
-    content = header(0x0B, 3, 2) + bytes(range(12))
-    content = gzip.compress(content) if compress else content
-    for end in range(len(content)):
-        refusal(tmp_path / "cut", content[:end])
-
-
 @SMALL
 @given(array=arrays, extra=st.binary(min_size=1, max_size=20), compress=st.booleans())
 def test_trailing_bytes_are_refused(

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
 from data.formats.decode import PictureOptions, PictureReader
 from tests.support.data_sets import CLASSES, JITTER, encoded, make_tree, picture
+from tests.support.loaded import refusal_of
 
 
 def load(root: Path, **kwargs: Any) -> Datasets:
     config = DataConfig(dataset="image_folder", root=str(root), kwargs={"size": 16} | kwargs)
     return load_datasets(config, seed=0)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    return str(caught.value)
 
 
 def sample(content: bytes, **options: Any) -> torch.Tensor:
@@ -95,7 +88,7 @@ def test_subfolders_links_endings_and_other_files(copy: Path) -> None:
 def test_the_test_folder_goes_by_several_names(name: str, copy: Path) -> None:
     (copy / "val").rename(copy / name)
     if name == "elsewhere":
-        message = refusal(lambda: load(copy))
+        message = refusal_of(lambda: load(copy))
         assert "given 'elsewhere, train'" in message
         assert "data.kwargs.test" in message
     assert len(load(copy, **({"test": name} if name == "elsewhere" else {})).test) == 11
@@ -190,7 +183,7 @@ def test_transforms_apply_to_training_pictures_only_and_draw_from_the_global_gen
     ],
 )
 def test_a_wrong_transform_is_refused_before_a_step(augment: Any, said: str, tree: Path) -> None:
-    message = refusal(lambda: load(tree, augment=augment).train[0])
+    message = refusal_of(lambda: load(tree, augment=augment).train[0])
     assert message.startswith("data.kwargs.augment")
     assert said in message
 
@@ -232,9 +225,9 @@ def test_transforms_of_torchvision_go_by_their_names(tree: Path) -> None:
     pixels = torch.from_numpy(np.array(Image.open(path)).transpose(2, 0, 1).copy())
     torch.manual_seed(7)
     assert torch.equal(found, transform(pixels))
-    message = refusal(lambda: load(tree, augment=["RandomHorizontalFlop"]))
+    message = refusal_of(lambda: load(tree, augment=["RandomHorizontalFlop"]))
     assert "Did you mean 'RandomHorizontalFlip'?" in message
-    assert "data.kwargs.augment" in refusal(lambda: load(tree, augment=["Resize"]))
+    assert "data.kwargs.augment" in refusal_of(lambda: load(tree, augment=["Resize"]))
 
 
 def test_a_torchvision_that_is_missing_or_does_not_fit_is_refused_with_what_to_do(
@@ -248,11 +241,11 @@ def test_a_torchvision_that_is_missing_or_does_not_fit_is_refused_with_what_to_d
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('operator x does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
-    message = refusal(lambda: load(tree, augment=["RandomHorizontalFlip"]))
+    message = refusal_of(lambda: load(tree, augment=["RandomHorizontalFlip"]))
     assert "torchvision does not fit torch" in message
     assert "--index-url" in message
     (package / "__init__.py").write_text("raise ModuleNotFoundError(name='torchvision')")
-    message = refusal(lambda: load(tree, augment=["RandomHorizontalFlip"]))
+    message = refusal_of(lambda: load(tree, augment=["RandomHorizontalFlip"]))
     assert "the extra `vision`" in message
 
 
@@ -261,7 +254,7 @@ def test_a_torchvision_that_is_missing_or_does_not_fit_is_refused_with_what_to_d
 
 def test_classes_must_be_the_same_in_both_parts(copy: Path) -> None:
     (copy / "val" / CLASSES[2]).rename(copy / "val" / "parott")
-    message = refusal(lambda: load(copy))
+    message = refusal_of(lambda: load(copy))
     assert "only in train: parrot; only in val: parott" in message
     (copy / "val" / "parott").rename(copy / "val" / CLASSES[2])
     for path in (copy / "val" / CLASSES[2]).iterdir():
@@ -269,15 +262,15 @@ def test_classes_must_be_the_same_in_both_parts(copy: Path) -> None:
     assert load(copy).num_classes == 3, "an empty folder in the test part is a class"
     for path in (copy / "train" / CLASSES[2]).iterdir():
         path.unlink()
-    assert str(copy / "train" / CLASSES[2]) in refusal(lambda: load(copy))
+    assert str(copy / "train" / CLASSES[2]) in refusal_of(lambda: load(copy))
 
 
 def test_a_missing_root_and_missing_parts_are_refused(tree: Path, tmp_path: Path) -> None:
     config = DataConfig(dataset="image_folder")
-    assert refusal(lambda: load_datasets(config, seed=0)).startswith("data.root: expected")
-    assert refusal(lambda: load(tmp_path / "no")).startswith("data.root: given")
-    assert "given 'none', expected train" in refusal(lambda: load(tmp_path))
-    assert "given 'train, val'" in refusal(lambda: load(tree, train="trian"))
+    assert refusal_of(lambda: load_datasets(config, seed=0)).startswith("data.root: expected")
+    assert refusal_of(lambda: load(tmp_path / "no")).startswith("data.root: given")
+    assert "given 'none', expected train" in refusal_of(lambda: load(tmp_path))
+    assert "given 'train, val'" in refusal_of(lambda: load(tree, train="trian"))
 
 
 GIF = (
@@ -312,7 +305,7 @@ def test_a_picture_that_cannot_be_used_is_named(content: bytes, said: str, copy:
     path = copy / "train" / CLASSES[1] / "001.png"
     path.write_bytes(content)
     train = load(copy).train
-    message = refusal(lambda: [train[index] for index in range(len(train))])
+    message = refusal_of(lambda: [train[index] for index in range(len(train))])
     assert message.startswith(str(path))
     assert said in message
 
@@ -336,4 +329,4 @@ def test_a_picture_that_cannot_be_used_is_named(content: bytes, said: str, copy:
 def test_options_no_tree_could_have_are_refused(
     kwargs: dict[str, Any], key: str, tree: Path
 ) -> None:
-    assert key in refusal(lambda: load(tree, **kwargs))
+    assert key in refusal_of(lambda: load(tree, **kwargs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,11 @@ from data.formats.npy import MappedDataset
 from data.loading.loader import build_loader
 from data.loading.order import Plan
 from tests.support.data_sets import make_arrays
+from tests.support.loaded import refusal_of
 
 
 def load(root: Path, **kwargs: Any) -> Datasets:
     return load_datasets(DataConfig(dataset="npy", root=str(root), kwargs=kwargs), seed=0)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +128,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_files_that_do_not_fit_are_refused_by_name(
     files: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    message = refusal(lambda: load(make_arrays(tmp_path, **files)))
+    message = refusal_of(lambda: load(make_arrays(tmp_path, **files)))
     assert said in message
     assert str(tmp_path) in message
 
@@ -145,14 +139,14 @@ def test_truncated_missing_and_foreign_files_are_refused_by_name(tmp_path: Path)
     open_bracket = whole.replace(b"}", b" ", 1)
     for content in (whole[:-1], whole[:20], b"", b"not npy", open_bracket):
         path.write_bytes(content)
-        message = refusal(lambda: load(tmp_path))
+        message = refusal_of(lambda: load(tmp_path))
         assert message.startswith(f"{path} cannot be read as NPY")
     with path.open("wb") as archive:
         np.savez(archive, a=np.zeros(3))
-    assert "an archive of arrays" in refusal(lambda: load(tmp_path))
+    assert "an archive of arrays" in refusal_of(lambda: load(tmp_path))
     path.unlink()
-    assert "lacks train_inputs.npy" in refusal(lambda: load(tmp_path))
-    assert refusal(lambda: load(tmp_path / "no")).startswith("data.root: given")
+    assert "lacks train_inputs.npy" in refusal_of(lambda: load(tmp_path))
+    assert refusal_of(lambda: load(tmp_path / "no")).startswith("data.root: given")
 
 
 @pytest.mark.parametrize(
@@ -170,11 +164,11 @@ def test_truncated_missing_and_foreign_files_are_refused_by_name(tmp_path: Path)
 def test_options_that_do_not_fit_are_refused(
     kwargs: dict[str, Any], said: str, folder: Path
 ) -> None:
-    assert said in refusal(lambda: load(folder, **kwargs))
+    assert said in refusal_of(lambda: load(folder, **kwargs))
 
 
 def test_channels_last_needs_images(tmp_path: Path) -> None:
     inputs = {f"{s}_inputs": np.zeros((n, 4), np.float32) for s, n in (("train", 53), ("test", 19))}
     make_arrays(tmp_path, **inputs)
     assert load(tmp_path).input_shape == (4,)
-    assert "(N, H, W, C)" in refusal(lambda: load(tmp_path, channels_last=True))
+    assert "(N, H, W, C)" in refusal_of(lambda: load(tmp_path, channels_last=True))

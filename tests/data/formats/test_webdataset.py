@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import InputError
 from configs.schema import DataConfig
 from data.datasets import Datasets, load_datasets
 from data.formats.webdataset import expand
 from tests.support.data_sets import encoded, make_shard, make_shards, picture
+from tests.support.loaded import refusal_of
 
 
 def load(root: Path, **kwargs: Any) -> Datasets:
     config = DataConfig(dataset="webdataset", root=str(root), kwargs=kwargs)
     return load_datasets(config, seed=0)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    return str(caught.value)
 
 
 def npy(array: Any) -> bytes:
@@ -95,7 +88,7 @@ def test_arrays_are_taken_as_they_are(tmp_path: Path) -> None:
     assert (data.input_shape, data.num_classes, data.facts().dtype) == ((2, 3), 4, "float32")
     assert (data.mean, data.std, data.scale) == ((0.0,), (1.0,), 1.0)
     assert torch.equal(data.test[2][0], torch.full((2, 3), 2.0))
-    assert "Did you mean 'inputs'?" in refusal(lambda: load(tmp_path, input=["npy"]))
+    assert "Did you mean 'inputs'?" in refusal_of(lambda: load(tmp_path, input=["npy"]))
 
 
 def test_samples_in_folders_of_a_shard_keep_apart(tmp_path: Path) -> None:
@@ -120,7 +113,7 @@ def test_samples_in_folders_of_a_shard_keep_apart(tmp_path: Path) -> None:
 def test_a_sample_that_lacks_a_file_or_a_number_is_named(
     files: dict[str, bytes], said: str, tmp_path: Path
 ) -> None:
-    assert said in refusal(lambda: load(arrays(tmp_path, **files), inputs=["npy"]))
+    assert said in refusal_of(lambda: load(arrays(tmp_path, **files), inputs=["npy"]))
 
 
 @pytest.mark.parametrize(
@@ -130,14 +123,14 @@ def test_a_sample_that_lacks_a_file_or_a_number_is_named(
 )
 def test_an_array_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
     data = load(arrays(tmp_path, **{"9__npy": content, "9__cls": b"1"}), inputs=["npy"])
-    assert f"{tmp_path / 'train.tar'}: 9.npy cannot be read" in refusal(lambda: data.train[3])
+    assert f"{tmp_path / 'train.tar'}: 9.npy cannot be read" in refusal_of(lambda: data.train[3])
 
 
 def test_a_broken_picture_is_named_with_its_shard(shards: Path, tmp_path: Path) -> None:
     files = {"7.jpg": encoded(picture(0, 0), "jpg")[:-99], "7.cls": b"1"}
     for name in ("train.tar", "val.tar"):
         make_shard(tmp_path / name, files)
-    message = refusal(lambda: load(tmp_path))
+    message = refusal_of(lambda: load(tmp_path))
     assert message.startswith(f"{tmp_path / 'train.tar'}: 7.jpg cannot be read as a picture")
 
 
@@ -153,20 +146,20 @@ def test_truncated_compressed_and_foreign_shards_are_refused_by_name(
     # The last of 12 members begins at byte 5 * 1024 of headers and data.
     for content in (whole[: 5 * 1024 + 512], whole[:700], b"", b"x" * 2000, compressed.getvalue()):
         path.write_bytes(content)
-        message = refusal(lambda: load(tmp_path, inputs=["npy"]))
+        message = refusal_of(lambda: load(tmp_path, inputs=["npy"]))
         assert message.startswith(str(path)), len(content)
 
 
 def test_streams_missing_shards_and_shards_in_both_parts_are_refused(shards: Path) -> None:
     config = DataConfig(dataset="webdataset", root="https://host/shards")
-    message = refusal(lambda: load_datasets(config, seed=0))
+    message = refusal_of(lambda: load_datasets(config, seed=0))
     assert "files on this machine" in message
     assert "no order to continue from" in message
-    assert "data.kwargs.train" in refusal(lambda: load(shards, train="pipe:cat x.tar"))
-    assert "expected no*.tar" in refusal(lambda: load(shards, train="no*.tar"))
-    message = refusal(lambda: load(shards, test="train-1.tar"))
+    assert "data.kwargs.train" in refusal_of(lambda: load(shards, train="pipe:cat x.tar"))
+    assert "expected no*.tar" in refusal_of(lambda: load(shards, train="no*.tar"))
+    message = refusal_of(lambda: load(shards, test="train-1.tar"))
     assert "given 'train-1.tar', expected it in train or in test only" in message
-    assert "data.root: expected" in refusal(
+    assert "data.root: expected" in refusal_of(
         lambda: load_datasets(DataConfig(dataset="webdataset"), seed=0)
     )
 
@@ -193,7 +186,7 @@ def test_braces_stand_for_each_of_their_numbers_or_names(shards: Path) -> None:
 def test_options_that_do_not_fit_are_refused(
     kwargs: dict[str, Any], key: str, shards: Path
 ) -> None:
-    assert key in refusal(lambda: load(shards, **kwargs))
+    assert key in refusal_of(lambda: load(shards, **kwargs))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +208,7 @@ def test_a_key_that_occurs_twice_is_refused_with_shard_and_key(
             member = tarfile.TarInfo(name)
             member.size = len(value)
             tar.addfile(member, io.BytesIO(value))
-    found = refusal(lambda: load(tmp_path))
+    found = refusal_of(lambda: load(tmp_path))
     assert f"{path}: sample" in found
     assert given in found
     assert "expected one input and one target (cls)" in found
