@@ -15,7 +15,6 @@ from benchmarks.peers.mini_framework import (
     Linear,
     Matrix,
     Network,
-    ReLU,
     cross_entropy,
 )
 
@@ -68,26 +67,6 @@ def test_the_whole_network_has_the_gradients_of_autograd(dropout: float) -> None
     ]
     for ours, theirs in zip(found, parameters, strict=True):
         torch.testing.assert_close(ours, theirs.grad, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "layer", [Linear(5, 3), ReLU(), Dropout(0.3)], ids=lambda x: type(x).__name__
-)
-def test_each_layer_has_the_input_gradient_of_autograd(layer: Linear | ReLU | Dropout) -> None:
-    random.seed(1)
-    inputs = noise(4, 5)
-    outputs = layer.forward(inputs)
-    upstream = noise(4, len(outputs[0]))
-    leaf = tensor(inputs).requires_grad_()
-    if isinstance(layer, Linear):
-        result = F.linear(leaf, tensor(layer.weight), tensor(layer.bias)[0])
-    elif isinstance(layer, ReLU):
-        result = leaf.relu()
-    else:
-        result = leaf * tensor(layer.mask)
-    torch.testing.assert_close(tensor(outputs), result.detach())
-    result.backward(tensor(upstream))
-    torch.testing.assert_close(tensor(layer.backward(upstream)), leaf.grad)
 
 
 def test_adam_takes_the_steps_of_torch() -> None:

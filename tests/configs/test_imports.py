@@ -82,14 +82,11 @@ def test_the_working_directory_shadows_no_installed_module(
     assert callable(import_object("k", "colorsys:rgb_to_hsv"))
 
 
-@pytest.mark.parametrize("path", [":attribute", "module:", ":"])
-def test_half_a_path_is_refused(path: str) -> None:
+@pytest.mark.parametrize(
+    "path", [":attribute", "module:", ":", ".relative:thing", "..relative:thing"]
+)
+def test_half_a_path_and_a_relative_one_are_refused(path: str) -> None:
     assert "`package.module:attribute`" in refusal(path)
-
-
-@pytest.mark.parametrize("path", [".relative:thing", "..relative:thing"])
-def test_a_relative_path_is_refused(path: str) -> None:
-    refusal(path)
 
 
 @pytest.mark.parametrize("path", ["no_such_module:x", "os.no_such_module:x", "math.sub:x"])
@@ -104,14 +101,8 @@ def test_an_attribute_that_is_not_there_is_refused_by_name(
     name = module("class Net: pass\nthing = Net()\ntable = {}\n")
     assert "an attribute 'Nett'" in refusal(f"{name}:Nett")
     assert "an attribute 'Inner'" in refusal(f"{name}:Net.Inner")
-
-
-@pytest.mark.parametrize("attribute", ["thing.missing", "table.missing"])
-def test_an_attribute_missing_on_an_instance_is_refused_by_name(
-    attribute: str, module: Callable[[str], str]
-) -> None:
-    name = module("class Net: pass\nthing = Net()\ntable = {}\n")
-    assert "an attribute 'missing'" in refusal(f"{name}:{attribute}")
+    for instance in ("thing", "table"):
+        assert "an attribute 'missing'" in refusal(f"{name}:{instance}.missing")
 
 
 @pytest.mark.parametrize(

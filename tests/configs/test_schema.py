@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import inspect
 import json
 import math
 import re
@@ -13,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from configs import schema, schema_execution, schema_model, schema_records, schema_training
 from configs.errors import InputError
 from configs.identity import defines_mathematics, digest, flatten, identity
 from configs.keys import known_keys
-from configs.load import build_parser
 from configs.schema import DataConfig, RunConfig
 from configs.schema_execution import DryRunConfig, ParallelConfig, ProfileConfig
 from configs.schema_model import ModelConfig
@@ -265,48 +261,6 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
             setattr(group, name, getattr(group, name))
 
 
-# -- documentation -------------------------------------------------------------------------------
-
-
-def documented_fields() -> dict[str, str | None]:
-    """Docstring under each field of the schema, by `Class.field`."""
-    found: dict[str, str | None] = {}
-    modules = (schema, schema_model, schema_training, schema_execution, schema_records)
-    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for item, after in zip(node.body, [*node.body[1:], None], strict=True):
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                text = after.value if isinstance(after, ast.Expr) else None
-                is_text = isinstance(text, ast.Constant) and isinstance(text.value, str)
-                sentence = text.value if is_text else None  # type: ignore[union-attr]
-                found[f"{node.name}.{item.target.id}"] = sentence
-    return found
-
-
-def test_every_key_is_one_documented_field() -> None:
-    """Law: what --help can say is exactly what the schema has."""
-    documented = documented_fields()
-    assert len(documented) == len(known_keys())
-    bad = [name for name, text in documented.items() if not text or not text.strip().endswith(".")]
-    assert bad == []
-
-
-def test_help_shows_every_key_with_its_sentence() -> None:
-    def squeeze(text: str) -> str:
-        return re.sub(r"\s+", "", text)
-
-    shown = squeeze(build_parser("train", "Train.").format_help())
-    missing = [key for key in known_keys() if f"--{key}" not in shown]
-    assert missing == []
-    unsaid = [
-        name
-        for name, text in documented_fields().items()
-        if squeeze(str(text)).rstrip(".") not in shown
-    ]
-    assert unsaid == []
-
-
 # -- identity ------------------------------------------------------------------------------------
 
 
@@ -336,14 +290,6 @@ def test_a_key_of_the_execution_does_not_change_the_digest(key: str) -> None:
     assert flatten(other) != flatten(RunConfig())
     assert digest(other) == digest(RunConfig())
     assert key not in identity(other)
-
-
-def test_every_key_says_itself_which_it_is() -> None:
-    """Law: the fields' own words, which the documentation repeats, are those of the lists above."""
-    assert {key: defines_mathematics(key) for key in flatten(RunConfig())} == {
-        **dict.fromkeys(MATHS, True),
-        **dict.fromkeys(EXECUTION, False),
-    }
 
 
 def test_a_group_speaks_for_every_key_under_it() -> None:

@@ -113,18 +113,15 @@ def test_without_a_content_digest_a_compressed_file_must_be_the_published_one(
     assert len(load("toy", folder, verify=False).test) == 10_000
 
 
-def test_a_catalogue_set_that_is_not_here_is_refused_when_it_may_not_be_fetched(
-    tmp_path: Path,
-) -> None:
-    assert "'mnist' is not on this machine" in refusal("mnist", tmp_path, download=False)
-
-
 @pytest.mark.parametrize(
     ("name", "closest"), [("mnits", "mnist"), ("fashionmnist", "fashion_mnist"), ("zzz", None)]
 )
-def test_an_unknown_name_is_answered_with_the_closest_one(name: str, closest: str | None) -> None:
+def test_an_unknown_name_is_answered_with_the_closest_one_and_all(
+    name: str, closest: str | None
+) -> None:
     message = refusal(name)
     assert message.startswith(f"data.dataset: given {name!r}")
+    assert all(known in message for known in (*CATALOG, "image_folder", "npy", "webdataset"))
     assert (f"Did you mean {closest!r}?" in message) == (closest is not None)
 
 

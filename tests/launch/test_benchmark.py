@@ -34,24 +34,12 @@ from benchmarks.measure.seeds import moments
 from benchmarks.measure.timed_runs import time_mlp_step
 from benchmarks.run import parse
 from configs.errors import InputError
+from tests.benchmarks.test_peers import KEYS
 from tests.support.processes import is_running, launch, python_command, start, wait
 
 SETTINGS = Settings(epochs=1, threads=1, max_steps=3)
 PNG = b"\x89PNG\r\n\x1a\n"
-RUN_KEYS = {
-    "name",
-    "train_seconds",
-    "compile_seconds",
-    "first_step_seconds",
-    "test_accuracy",
-    "train_loss",
-    "peak_memory_bytes",
-    "epochs",
-    "steps",
-    "threads",
-    "ranks",
-    "extrapolated",
-}
+RUN_KEYS = KEYS - {"samples_per_epoch"}
 
 
 def line(*train_seconds: float, accuracy: float = 0.9) -> dict[str, Any]:

@@ -89,14 +89,6 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.process
-def test_bad_input_gives_one_message_and_status_2(small: Arguments) -> None:
-    finished = launch("launch/find_lr.py", *small(), "--lr_finder.steps=few")
-    assert finished.status == 2
-    assert finished.output.count("lr_finder.steps: given 'few'") == 1
-    assert "Traceback" not in finished.output
-
-
 def test_a_loss_that_does_not_fall_is_said_and_the_curve_kept(
     small: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from configs.errors import InputError
 from data.catalogue import acquire as module
-from data.catalogue.acquire import acquire, cache_folder, find_files, verify_published
+from data.catalogue.acquire import acquire, cache_folder, find_files
 from data.catalogue.catalog import MNIST
 from data.catalogue.dataset_facts import ROLES, DatasetFacts, FileFacts
 from tests.support.http_server import (
@@ -426,21 +426,3 @@ def test_a_downloader_that_was_killed_blocks_nobody(
     wait(process)
     never.set()
     assert contents(acquire(toy, None, mirrors=(server.mirror(),))) == published
-
-
-# -- verify_published ----------------------------------------------------------------------------
-
-
-def test_a_compressed_file_must_be_the_published_one(
-    toy: DatasetFacts, published: dict[str, bytes], tmp_path: Path
-) -> None:
-    """Law: without a digest of the content, a .gz is known by its own."""
-    facts, content = toy.files["test_labels"], published["test_labels"]
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    verify_published(path, facts)
-    path.write_bytes(gzip.compress(gzip.decompress(content), 1))
-    with pytest.raises(InputError, match=facts.gz_sha256):
-        verify_published(path, facts)
-    path.write_bytes(gzip.decompress(content))
-    verify_published(path, facts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from data.loading.order import Plan
 from trainer.backward.autograd import AutogradPasses
-from trainer.engines.reduction import PairwiseTree, Reduction
+from trainer.engines.reduction import PairwiseTree
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
@@ -239,12 +238,3 @@ def test_a_frozen_parameter_has_no_gradient() -> None:
     module = network()
     module[2].weight.requires_grad_(False)
     assert len(run_rank(module, size=8, shards=2).gradient) == 3
-
-
-def test_a_single_rank_without_shards_changes_nothing() -> None:
-    reduction, plan = Reduction(), Plan(num_samples=8, global_batch_size=8)
-    global_batch = plan.global_batch(0)
-    assert reduction.gradient_scale == 1.0
-    assert isinstance(
-        reduction.micro_batch(global_batch, global_batch.micro_batches[0]), nullcontext
-    )

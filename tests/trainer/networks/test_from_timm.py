@@ -80,17 +80,6 @@ def test_a_model_is_built_for_the_data(timm: Any, name: str, shape: tuple[int, .
     assert model(torch.randn(2, *shape)).shape == (2, 5)
 
 
-def test_the_seed_decides_its_weights(timm: Any) -> None:
-    def weights(seed: int) -> torch.Tensor:
-        parameters = build("timm/resnet18", seed=seed).parameters()
-        return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-
-    first = weights(3)
-    torch.rand(5)
-    assert torch.equal(weights(3), first)
-    assert not torch.equal(weights(4), first)
-
-
 def test_arguments_are_passed_on(timm: Any) -> None:
     model = build("timm/vit_tiny_patch16_224", (1, 8, 8), patch_size=2, depth=3)
     assert len(declared_blocks(model)) == 3

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from configs.schema_training import PrecisionConfig
 from data.datasets import ArrayDataset, Datasets
@@ -38,13 +36,6 @@ FACTS = Datasets(
     std=(0.3,),
     scale=255.0,
 )
-
-
-@pytest.fixture(autouse=True)
-def generator() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
 
 
 def network(dropout: float = 0.0) -> nn.Module:
@@ -109,46 +100,6 @@ def test_the_counts_are_exact(kind: str, batch_size: int) -> None:
     assert (result.correct, result.count) == (correct, NUM_SAMPLES)
     assert result.values["accuracy"] == correct / NUM_SAMPLES
     assert result.loss == pytest.approx(loss, rel=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["resident", "host"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 12])
-def test_the_ranks_of_any_world_share_the_test_set_without_gap_or_overlap(
-    kind: str, world_size: int
-) -> None:
-    """With 12 ranks and 11 batches one rank has nothing to do."""
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for rank in range(world_size):
-        for index, batch in make_loader(kind).evaluation("test", BATCH, rank, world_size):
-            assert index not in found
-            found[index] = batch
-    assert sorted(found) == list(range(11))
-    assert torch.equal(torch.cat([found[i][0] for i in range(11)]), DATA.inputs)
-    assert torch.equal(torch.cat([found[i][1] for i in range(11)]), DATA.targets)
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_the_sums_of_all_ranks_have_the_bits_of_a_single_one(world_size: int) -> None:
-    """What `evaluate` adds up, each rank's rows apart: integers and loss do not move."""
-    module = network().eval()
-    normalize = Normalize(FACTS, CPU)
-
-    def total(ranks: int) -> list[float]:
-        rows = torch.zeros(11, 3, dtype=torch.float64)
-        for rank in range(ranks):
-            for index, (inputs, targets, _) in make_loader().evaluation("test", BATCH, rank, ranks):
-                with torch.inference_mode():
-                    logits = module(normalize(inputs))
-                loss = F.cross_entropy(logits.double(), targets, reduction="sum")
-                hits = (logits.argmax(1) == targets).sum()
-                rows[index] += torch.stack([loss, hits.double(), torch.tensor(float(len(targets)))])
-        sums: list[float] = rows.sum(0).tolist()
-        return sums
-
-    result, _ = run(module, make_loader())
-    assert result is not None
-    loss, correct, count = total(world_size)
-    assert (loss / count, correct, count) == (result.loss, result.correct, result.count)
 
 
 @pytest.mark.parametrize("training", [True, False])
