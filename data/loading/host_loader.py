@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from configs.errors import InputError
 from data.collate import stack
-from data.loading.evaluation_order import evaluation_batches
-from data.loading.order import Plan, derive_seed
+from data.loading.order import Plan, derive_seed, evaluation_batches
 from data.loading.prefetch import prefetch
 from data.loading.workers import (
     Fetcher,

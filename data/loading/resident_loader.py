@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from data.loading.evaluation_order import evaluation_batches
-from data.loading.order import GlobalBatch, Plan
+from data.loading.order import GlobalBatch, Plan, evaluation_batches
 from data.samples import ArrayDataset, Batch, MapDataset
 
 

@@ -20,8 +20,7 @@ from data.catalogue.acquire import acquire, download_folder, find_files
 from data.catalogue.catalog import CATALOG
 from data.catalogue.dataset_facts import DatasetFacts
 from data.datasets import ArrayDataset, Datasets, load_datasets
-from data.loading.evaluation_order import evaluation_batches
-from data.loading.order import Plan
+from data.loading.order import Plan, evaluation_batches
 from data.splits import cut
 from launch.forecast.memory import Need, largest_micro_batch, memory_of_rank
 from trainer.beginning import continue_from, decide_resume

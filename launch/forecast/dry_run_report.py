@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from configs.visible import plain
-from data.loading.evaluation_order import evaluation_batches
+from data.loading.order import evaluation_batches
 from launch.forecast.dry_run import RankSplit, Report
 
 

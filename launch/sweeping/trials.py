@@ -18,7 +18,6 @@ import numpy as np
 
 from configs.errors import InputError, did_you_mean
 from configs.read_files import read_yaml
-from launch.sweeping.key_lines import key_lines
 
 METHODS = ("grid", "random")
 BASE = re.compile(r"--config[ =](\S+)")
@@ -228,3 +227,25 @@ def _draw(space: Space, generator: np.random.Generator) -> Any:
 
 def _named(chosen: Sequence[dict[str, Any]]) -> list[Trial]:
     return [Trial(f"trial_{number}", trial) for number, trial in enumerate(chosen, start=1)]
+
+
+def key_lines(path: Path) -> dict[str, int]:
+    """The line of each key at the top, and of each one below it as `parameters.KEY`.
+
+    Args:
+        path: A YAML file that has been read without an error.
+    """
+    import yaml
+
+    found: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str, depth: int) -> None:
+        if not isinstance(node, yaml.MappingNode) or depth == 0:
+            return
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            found[name] = key.start_mark.line + 1
+            walk(value, f"{name}.", depth - 1)
+
+    walk(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader), "", 2)
+    return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data.loading.evaluation_order import evaluation_batches
 from data.loading.loader import Loader
+from data.loading.order import evaluation_batches
 from data.normalize import Normalize
 from data.structures import map_tensors
 from trainer.networks.calling import Call, call_whole

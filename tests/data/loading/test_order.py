@@ -15,8 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import InputError
-from data.loading.evaluation_order import evaluation_batches
-from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed
+from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed, evaluation_batches
 from tests.support.processes import ROOT, environment
 
 LAWS = settings(max_examples=50, deadline=None)
