@@ -27,7 +27,7 @@ def peers_figure(results: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
         axes.barh(
             place,
             seconds["median"],
-            xerr=_error(seconds),
+            xerr=errors([seconds]),
             color=OURS if ours else THEIRS,
             hatch="//" if item["extrapolated"] else None,
             ecolor="#333333",
@@ -67,10 +67,7 @@ def growth_figure(series: Sequence[dict[str, Any]]) -> Figure:
         axes.errorbar(
             [point["value"] for point in points],
             [rate["median"] for rate in rates],
-            yerr=[
-                [rate["median"] - rate["min"] for rate in rates],
-                [rate["max"] - rate["median"] for rate in rates],
-            ],
+            yerr=errors(rates),
             marker="o",
             capsize=2,
             color=OURS,
@@ -145,8 +142,9 @@ def _draw_roofs(axes: Axes, result: dict[str, Any]) -> None:
     axes.legend(fontsize=8, title=f"copy: {bandwidth / 1e9:.1f} GB/s", title_fontsize=8)
 
 
-def _error(values: dict[str, float]) -> list[list[float]]:
-    return [[values["median"] - values["min"]], [values["max"] - values["median"]]]
+def errors(values: Sequence[dict[str, float]]) -> list[list[float]]:
+    """How far the range reaches below each median, and above it."""
+    return [[v["median"] - v["min"] for v in values], [v["max"] - v["median"] for v in values]]
 
 
 def tidy(axes: Axes) -> None:

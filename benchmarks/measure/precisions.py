@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.measure.pictures import errors
 from benchmarks.measure.results import range_text, show
 from benchmarks.measure.rounds import collect, spread
 from benchmarks.measure.timed_runs import time_mlp_step
@@ -211,10 +212,7 @@ def precisions_figure(found: dict[str, Any]) -> Figure:
         bars = axes.barh(
             [f"{item['precision']}, {item['mode']}" for item in cases],
             medians,
-            xerr=[
-                [rate["median"] - rate["min"] for rate in rates],
-                [rate["max"] - rate["median"] for rate in rates],
-            ],
+            xerr=errors(rates),
         )
         parts = [f"{item['part_of_products']['median']:.0%}" for item in cases]
         axes.bar_label(bars, parts, padding=4)

@@ -7,7 +7,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +40,9 @@ def check_output(path: Path | None, *, picture: bool) -> None:
             remedy="Run `pip install -e '.[benchmark]'`.",
         )
     from trainer.checkpoints.atomic_files import check_output as check_file
+    from trainer.checkpoints.atomic_files import make_folder
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            "--output", given=str(path), expected=f"a folder that can be made ({error.strerror})"
-        ) from None
+    make_folder("--output", path.parent)
     check_file("--output", path)
 
 
@@ -82,10 +77,10 @@ def write(path: Path, content: dict[str, Any], figure: Figure | None = None) -> 
 
 def environment() -> dict[str, Any]:
     """Code, versions and hardware, the peers' packages included."""
-    from trainer.checkpoints.environment import describe_machine
+    from trainer.checkpoints.environment import describe_machine, version
 
     found = describe_machine()
-    found["packages"] |= {name: _version(name) for name in PACKAGES}
+    found["packages"] |= {name: version(name) for name in PACKAGES}
     return found
 
 
@@ -95,10 +90,3 @@ def range_text(values: dict[str, float] | None, digits: int = 2) -> str:
         return ""
     median, least, most = (f"{values[key]:,.{digits}f}" for key in ("median", "min", "max"))
     return median if least == most else f"{median} ({least} - {most})"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.read_files import read_json
-from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.atomic_files import write_output
 
 FILE = "notes.json"
 MOST_LETTERS, MOST_TAGS, MOST_TAG_LETTERS = 10_000, 20, 40
@@ -42,10 +42,7 @@ def write_annotation(folder: Path, annotation: Annotation) -> None:
         InputError: If it cannot be written.
     """
     content = json.dumps(asdict(annotation), indent=2, ensure_ascii=False) + "\n"
-    try:
-        write_atomically(folder / FILE, content.encode("utf-8", "replace"))
-    except OSError as error:
-        raise InputError(f"cannot write {folder / FILE} ({error.strerror})") from None
+    write_output(folder / FILE, content.encode("utf-8", "replace"))
 
 
 def to_annotation(content: Any) -> Annotation:

@@ -20,7 +20,7 @@ from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
 from launch.comparing.tables import speed, value_text
 from launch.figure_files import as_text, png
-from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.atomic_files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "notes": comparison.notes,
     }
     text = json.dumps(finite(content), indent=2, allow_nan=False, default=str, ensure_ascii=False)
-    replace(path, text.encode() + b"\n")
+    write_output(path, text.encode() + b"\n")
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
@@ -74,7 +74,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     writer = csv.writer(file)
     for cells in (columns, *([row.get(name, "") for name in columns] for row in rows)):
         writer.writerow(map(csv_cell, cells))
-    replace(path, file.getvalue().encode())
+    write_output(path, file.getvalue().encode())
 
 
 def write_png(comparison: Comparison, path: Path) -> None:
@@ -105,12 +105,7 @@ def write_png(comparison: Comparison, path: Path) -> None:
             axis.set_yscale("log")
     names = [as_text(name) for name in handles]
     figure.legend(handles.values(), names, loc="outside lower center", ncols=3, frameon=False)
-    replace(path, png(figure, dpi=DOTS_PER_INCH))
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new."""
-    write_atomically(path, content, durable=False)
+    write_output(path, png(figure, dpi=DOTS_PER_INCH))
 
 
 def finite(content: Any) -> Any:

@@ -11,10 +11,10 @@ from html import escape
 from pathlib import Path
 
 from launch.comparing.comparison import Comparison
-from launch.comparing.comparison_files import replace
 from launch.comparing.page_curves import points_per_curve
 from launch.comparing.page_data import Json, whole_page
 from launch.comparing.tables import Cell, Table, differences_table, explain, results_table
+from trainer.checkpoints.atomic_files import write_output
 
 FOLDER = Path(__file__).resolve().parent / "page"
 SCRIPTS = (
@@ -41,7 +41,7 @@ def write_html(comparison: Comparison, path: Path) -> None:
         [*map(table_html, tables), *(f'<p class="quiet">{escape(note)}</p>' for note in notes)]
     )
     title = f"Comparison of {shown}" if len(names) > 1 else shown
-    replace(path, build_page(title, data, plain)[0])
+    write_output(path, build_page(title, data, plain)[0])
 
 
 def build_page(title: str, data: Json, plain: str = "") -> tuple[bytes, str]:

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.errors import InputError
 from configs.visible import plain, visible
-from trainer.checkpoints.atomic_files import write_atomically
+from trainer.checkpoints.atomic_files import write_output
 from trainer.checkpoints.environment import describe_machine
 
 Rows = Sequence[dict[str, Any]]
@@ -133,14 +132,7 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
         "findings": [_jsonable(asdict(finding)) for finding in findings],
         "environment": describe_machine(),
     }
-    try:
-        write_atomically(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror})",
-            expected="a file in a folder this user may write to",
-            remedy="Choose another with --json.",
-        ) from None
+    write_output(path, json.dumps(content, indent=2) + "\n")
 
 
 def _jsonable(value: Any) -> Any:
