@@ -16,9 +16,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import argparse
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +30,6 @@ from launch.entry import called, run_command
 from trainer.checkpoints.atomic_files import write_output
 
 SMALLEST_BYTES = 1 << 10
-WARMUP = 3
-TOTAL_BYTES = 1 << 28
-MIN_REPEATS, MAX_REPEATS = 5, 200
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from configs.schema_execution import ParallelConfig
+    from trainer.ranks.link import all_reduce_seconds
     from trainer.ranks.runtime import choose_device, detect, process_group
 
     runtime = detect(os.environ)
@@ -67,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
     runtime = choose_device(runtime, config)
     with process_group(runtime, config):
         times = [
-            {"bytes": size, "seconds": measure(size, runtime.device)} for size in sizes(largest)
+            {"bytes": size, "seconds": all_reduce_seconds(runtime.device, size)}
+            for size in sizes(largest)
         ]
     if runtime.is_main:
         result: dict[str, Any] = {
@@ -87,30 +84,6 @@ def sizes(largest: int) -> list[int]:
     while found[-1] * 4 <= largest:
         found.append(found[-1] * 4)
     return found if len(found) > 1 else [*found, largest]
-
-
-def measure(num_bytes: int, device: Any) -> float:
-    """Median seconds of an all-reduce of float32 numbers; every rank calls it equally often."""
-    import torch
-    import torch.distributed as dist
-
-    message = torch.zeros(num_bytes // 4, device=device)
-    repeats = min(max(TOTAL_BYTES // num_bytes // 8, MIN_REPEATS), MAX_REPEATS)
-    seconds = []
-    for _ in range(WARMUP + repeats):
-        _synchronize(device)
-        begun = time.perf_counter()
-        dist.all_reduce(message)
-        _synchronize(device)
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds[WARMUP:])
-
-
-def _synchronize(device: Any) -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def samples_per_second(case: Case, data: Datasets, amounts: Amounts, device: tor
     """Rate of a fresh loader after its workers have started and their queues are full."""
     from data.loading.host_loader import HostLoader
     from data.loading.order import Plan
+    from trainer.ranks.link import wait_for
 
     loader = HostLoader(
         data.train,
@@ -139,22 +140,15 @@ def samples_per_second(case: Case, data: Datasets, amounts: Amounts, device: tor
     # What the queues held at the start is not the loader's pace: read past it first.
     for _ in range(2 * PREFETCH * case.workers + 2):
         next(batches)
-    wait(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(count):
         next(batches)
-    wait(device)
+    wait_for(device)
     seconds = time.perf_counter() - start
     del batches, loader  # ends the workers
     gc.collect()
     return count * amounts.batch_size / seconds
-
-
-def wait(device: torch.device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def summarise(cases: list[Case], rates: list[list[float]]) -> list[dict[str, Any]]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from launch.diagnosis.findings import Check, Finding, name_some
 from trainer.ranks.collectives import barrier, gather_objects, sum_
+from trainer.ranks.link import all_reduce_seconds, wait_for
 from trainer.ranks.runtime import Runtime
 
 STRAGGLER_RATIO = 1.5
 SIZES_BYTES = (2**10, 2**16, 2**20, 2**24)
-REPEATS = 5
 ROUNDS = 3
 SLOW_NCCL_GB = 1.0
 """Bus bandwidth in GB/s below which NCCL does not use what connects the GPUs."""
@@ -59,16 +59,7 @@ def check_bandwidth(runtime: Runtime) -> Finding:
     """Time all-reduces of several sizes; the median of the slowest rank counts."""
     rows: list[dict[str, Any]] = []
     for size in SIZES_BYTES:
-        tensor = torch.zeros(size // 4, device=runtime.device)
-        seconds = []
-        for _ in range(REPEATS + 1):
-            barrier(runtime)
-            _wait_for(runtime.device)
-            began = time.perf_counter()
-            sum_(runtime, tensor)
-            _wait_for(runtime.device)
-            seconds.append(time.perf_counter() - began)
-        slowest = max(gather_objects(runtime, statistics.median(seconds[1:])))
+        slowest = max(gather_objects(runtime, all_reduce_seconds(runtime.device, size)))
         # Bytes that cross each link, as NCCL's own tests count them.
         bus = size / slowest * 2 * (runtime.world_size - 1) / runtime.world_size
         rows.append({"KiB": size // 1024, "ms": slowest * 1e3, "bus GB/s": bus / 1e9})
@@ -123,14 +114,9 @@ def matmul_seconds(device: torch.device) -> float:
     matrix = torch.ones(size, size, device=device)
     seconds = []
     for _ in range(15):
-        _wait_for(device)
+        wait_for(device)
         began = time.perf_counter()
         matrix @ matrix
-        _wait_for(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

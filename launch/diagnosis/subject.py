@@ -24,6 +24,7 @@ from data.structures import floats_as, split, tensors
 from trainer.networks.calling import Call
 from trainer.objective.losses import summed_over
 from trainer.objective.task import Task
+from trainer.ranks.link import wait_for
 from trainer.ranks.precision import Precision, build_precision
 
 MOST_BYTES = 2**28
@@ -134,7 +135,7 @@ def collect(
         global_batch = plan.global_batch(len(batches))
         # A batch without samples stands for nothing here: there are no other ranks.
         found = [next(stream) for _ in global_batch.micro_batches]
-        _wait_for(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - began)
         batches.append([batch for batch in found if batch.size])
         parts = tensors([(batch.inputs, batch.targets) for batch in found])
@@ -176,8 +177,3 @@ def logits_of_batches(subject: Subject, model: nn.Module, most: int) -> Tensor:
         if sum(map(len, parts)) >= most:
             break
     return torch.cat(parts)[:most]
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -20,6 +20,7 @@ from trainer.profiling.events import DATA, REGION, STEP, break_down
 from trainer.profiling.flops import Forward, count_flops, matmul_rate
 from trainer.profiling.summary import Facts, markdown
 from trainer.profiling.trace import read_trace
+from trainer.ranks.link import wait_for
 from trainer.ranks.precision import Precision
 from trainer.ranks.runtime import Runtime
 from trainer.records.stopwatch import Stopwatch
@@ -118,7 +119,7 @@ class TorchProfiler:
                 self.recording
                 and self.progress.global_batches >= self.global_batches[0] + self.steps
             ):
-                self._synchronize()  # work still queued belongs to the last step
+                wait_for(self.runtime.device)  # work still queued belongs to the last step
         if self.recording and self.progress.global_batches >= self.global_batches[0] + self.steps:
             self._end()
 
@@ -156,7 +157,7 @@ class TorchProfiler:
         return text
 
     def _time(self, global_batch: int) -> None:
-        self._synchronize()
+        wait_for(self.runtime.device)
         self.timed.append((global_batch, self.watch.total_seconds))
 
     def _begin(self, global_batch: int) -> None:
@@ -173,10 +174,6 @@ class TorchProfiler:
         self.profile.stop()
         self.recording = False
         self.global_batches = (self.global_batches[0], self.progress.global_batches)
-
-    def _synchronize(self) -> None:
-        if self.runtime.device.type == "cuda":
-            torch.cuda.synchronize(self.runtime.device)
 
     def _plain_step_seconds(self) -> float | None:
         """By the run's own stopwatch, before the profiler began; None without a warm-up."""

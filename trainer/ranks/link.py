@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from trainer.ranks.collectives import max_
 from trainer.ranks.runtime import Runtime
 
 REPEATS = 5
+WARMUP = 3
+TOTAL_BYTES = 1 << 28
+MIN_REPEATS, MAX_REPEATS = 5, 200
 LATENCIES = 4
 """A message that takes so many times the latency of one spends a fifth of its time waiting."""
 
@@ -52,10 +56,10 @@ def slowest(runtime: Runtime, *calls: Callable[[], object]) -> list[float]:
     best = [float("inf")] * len(calls)
     for round_ in range(REPEATS + 1):
         for index, call in enumerate(calls):
-            _wait(runtime)
+            wait_for(runtime.device)
             began = time.perf_counter()
             call()
-            _wait(runtime)
+            wait_for(runtime.device)
             if round_:  # libraries and connections wake up in the first one
                 best[index] = min(best[index], time.perf_counter() - began)
     found: list[float] = max_(
@@ -64,6 +68,21 @@ def slowest(runtime: Runtime, *calls: Callable[[], object]) -> list[float]:
     return found
 
 
-def _wait(runtime: Runtime) -> None:
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize(runtime.device)
+def all_reduce_seconds(device: torch.device, num_bytes: int) -> float:
+    """Median seconds of an all-reduce of float32 numbers; every rank calls it equally often."""
+    message = torch.zeros(num_bytes // 4, device=device)
+    repeats = min(max(TOTAL_BYTES // num_bytes // 8, MIN_REPEATS), MAX_REPEATS)
+    seconds = []
+    for _ in range(WARMUP + repeats):
+        wait_for(device)
+        begun = time.perf_counter()
+        dist.all_reduce(message)
+        wait_for(device)
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[WARMUP:])
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was asked for; nothing waits on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

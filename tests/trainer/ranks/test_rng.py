@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import random
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.subjects import through_disk
 from trainer.ranks.rng import capture_rng, restore_rng, seed_stream
 
 CPU = torch.device("cpu")
@@ -28,14 +27,6 @@ DRAWS: dict[str, Draw] = {
     "python uniform": lambda: [random.random() for _ in range(5)],
     "python normal": lambda: [random.gauss(0, 1)],
 }
-
-
-def through_disk(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 @pytest.mark.parametrize("name", list(DRAWS))
