@@ -379,17 +379,6 @@ def test_checks_across_groups_are_made_on_the_merged_config(write: Any) -> None:
 # -- output --------------------------------------------------------------------------------------
 
 
-def test_help_ends_with_status_zero_and_names_the_program(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        load("--help")
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    assert "Train a model." in shown
-    assert "--train.global_batch_size" in shown
-
-
 @pytest.mark.parametrize("argv", [[], ["--seed=7", "--optimizer.lr=3e-4", "--config=idx"]])
 def test_the_printed_config_is_the_same_run(
     argv: list[str], write: Any, capsys: pytest.CaptureFixture[str]

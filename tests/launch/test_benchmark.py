@@ -34,12 +34,10 @@ from benchmarks.measure.seeds import moments
 from benchmarks.measure.timed_runs import time_mlp_step
 from benchmarks.run import parse
 from configs.errors import InputError
-from tests.benchmarks.test_peers import KEYS
 from tests.support.processes import is_running, launch, python_command, start, wait
 
 SETTINGS = Settings(epochs=1, threads=1, max_steps=3)
 PNG = b"\x89PNG\r\n\x1a\n"
-RUN_KEYS = KEYS - {"samples_per_epoch"}
 
 
 def line(*train_seconds: float, accuracy: float = 0.9) -> dict[str, Any]:
@@ -53,6 +51,9 @@ def line(*train_seconds: float, accuracy: float = 0.9) -> dict[str, Any]:
         "peak_memory_bytes": 1 << 20,
         "extrapolated": False,
     }
+
+
+RUN_KEYS = {*line(1.0), "name", "epochs", "steps", "threads", "ranks"}
 
 
 def test_statistics_of_known_numbers() -> None:

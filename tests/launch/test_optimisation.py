@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.processes import launch, train
+from tests.support.processes import train
 from tests.support.runs import assert_same_bits, latest_weights, records, series
 
 pytestmark = pytest.mark.process
@@ -62,11 +62,3 @@ def test_a_plateau_is_continued_bit_for_bit(small: Arguments, tmp_path: Path) ->
     assert len(set(rates)) > 1
     assert rates == series(tmp_path / "parts", "train/lr")
     assert all(rates[step] == rates[0] for step in range(8)), "an epoch has one rate"
-
-
-def test_a_mistake_ends_the_command_with_one_message(small: Arguments, tmp_path: Path) -> None:
-    finished = launch("launch/train.py", *small("run", "--optimizer.kwargs.amsgard=true"))
-    assert finished.status == 2
-    assert "unexpected keyword argument 'amsgard'" in finished.stderr
-    assert "Traceback" not in finished.output
-    assert not (tmp_path / "run").exists()

@@ -132,30 +132,6 @@ def test_a_data_worker_dies_with_its_rank_from_the_first_moment(
             time.sleep(0.05)
 
 
-def test_an_evaluation_that_comes_again_is_recorded_once(tmp_path: Path) -> None:
-    """Law: after a stop in an evaluation, a restart and a kill before its checkpoint was there."""
-    from trainer.records.jsonl import JsonlSink
-    from trainer.records.sinks import RunFacts
-
-    lines = [
-        {"step": 4, "train/loss": 1},
-        {"step": 4, "eval/loss": 1},
-        {"step": 5, "train/loss": 1},
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    for void, expected in (((), [4, 4]), (("eval",), [4])):
-        (tmp_path / "metrics.jsonl").write_text(text)
-        facts = RunFacts.__new__(RunFacts)
-        for name, value in (("directory", tmp_path), ("first_step", 4), ("void", void)):
-            object.__setattr__(facts, name, value)
-        sink = JsonlSink()
-        sink.start(facts)
-        sink.finish("completed")
-        kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in kept] == expected
-        assert "train/loss" in json.loads(kept[0])
-
-
 def test_a_run_directory_that_is_deleted_is_missed_at_once(
     small: Arguments, tmp_path: Path
 ) -> None:

@@ -95,14 +95,6 @@ def test_help_shows_every_key_with_type_default_and_a_sentence() -> None:
     assert "Peak learning rate. (type: number; default: 0.001)" in finished.stdout
 
 
-def test_print_config_prints_the_resolved_config() -> None:
-    finished = launch("launch/train.py", "--print_config", "--optimizer.lr", "3e-4")
-    printed = yaml.safe_load(finished.stdout)
-    assert finished.status == 0
-    assert printed["optimizer"]["lr"] == 3e-4
-    assert printed["name"] == "mnist"
-
-
 @pytest.mark.parametrize(
     ("shape", "suffix"), [((5, 11), ".gz"), ((6, 5, 3), ""), ((3, 8, 8), ""), ((1, 1), "")]
 )
