@@ -13,12 +13,6 @@ from trainer.checkpoints.checkpoint_folder import save_checkpoint
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 
 
-def release(directory: RunDirectory) -> None:
-    """What the end of the process does."""
-    if directory.lock is not None:
-        directory.lock.close()
-
-
 def save(config: RunConfig, step: int) -> Path:
     return save_checkpoint(
         RunDirectory(config).checkpoints,
@@ -43,5 +37,5 @@ def earlier_run(config: RunConfig, status: str, *, steps: tuple[int, ...] = (10,
     directory.open(config, Resume(None, 0, []))
     paths = [save(config, step) for step in steps]
     directory.write_summary({"status": status})
-    release(directory)
+    directory.release()
     return paths

@@ -29,7 +29,7 @@ from trainer.ranks.failures import RunFailed
 
 
 def test_a_link_keeps_leading_to_the_disk_that_was_chosen(
-    config: RunConfig, tmp_path: Path, opened: list[RunDirectory]
+    config: RunConfig, tmp_path: Path
 ) -> None:
     """Law: what it leads to is moved aside there, and the link is not touched."""
     disk = tmp_path / "disk"
@@ -38,7 +38,6 @@ def test_a_link_keeps_leading_to_the_disk_that_was_chosen(
     earlier_run(config, "completed")
     old = contents(disk / "there")
     directory = RunDirectory(config)
-    opened.append(directory)
     (note,) = directory.open(config, Resume(None, 0, []))
     assert contents(disk / "there.1") == old
     assert str(disk / "there.1") in note
@@ -50,7 +49,6 @@ def test_a_link_keeps_leading_to_the_disk_that_was_chosen(
 def test_two_links_to_one_directory_are_one_run(
     config: RunConfig,
     tmp_path: Path,
-    opened: list[RunDirectory],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Law: whatever leads to it, and even if the directory was moved aside in between."""
@@ -60,14 +58,13 @@ def test_two_links_to_one_directory_are_one_run(
         (tmp_path / name).symlink_to(tmp_path / "disk/there")
     (tmp_path / "folder").symlink_to(tmp_path)
     earlier_run(config, "completed")
-    opened.append(RunDirectory(config))
-    opened[0].open(config, Resume(None, 0, []))
+    directory = RunDirectory(config)
+    directory.open(config, Resume(None, 0, []))
     for folder, name in (("", "run"), ("", "other"), ("folder", "run"), ("disk", "there")):
         same = replace(config, output_dir=str(tmp_path / folder), name=name)
         with pytest.raises(InputError, match="another process is training in"):
             RunDirectory(same).claim()
     another = RunDirectory(replace(config, name="another"))
-    opened.append(another)
     another.claim()
 
 
@@ -89,19 +86,18 @@ def test_a_name_that_is_too_long_is_blamed_on_the_name(tmp_path: Path, length: i
     assert "--output_dir" not in str(caught.value)
 
 
-def test_the_longest_name_is_taken(tmp_path: Path, opened: list[RunDirectory]) -> None:
+def test_the_longest_name_is_taken(tmp_path: Path) -> None:
     config = RunConfig(output_dir=str(tmp_path), name="n" * 249)
-    opened.append(RunDirectory(config))
-    opened[0].open(config, Resume(None, 0, []))
-    opened[0].check_there()
+    directory = RunDirectory(config)
+    directory.open(config, Resume(None, 0, []))
+    directory.check_there()
 
 
 @pytest.mark.parametrize("what", ["deleted", "moved", "replaced"])
 def test_a_directory_that_is_not_there_any_more_fails_the_run(
-    config: RunConfig, tmp_path: Path, opened: list[RunDirectory], what: str
+    config: RunConfig, tmp_path: Path, what: str
 ) -> None:
     directory = RunDirectory(config)
-    opened.append(directory)
     directory.open(config, Resume(None, 0, []))
     directory.check_there()
     (tmp_path / "run").rename(tmp_path / "elsewhere")
@@ -112,11 +108,10 @@ def test_a_directory_that_is_not_there_any_more_fails_the_run(
 
 
 def test_a_full_disk_does_not_leave_a_finished_run_running(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, opened: list[RunDirectory]
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: the last summary takes the room of the one before; others keep it as it was."""
     directory = RunDirectory(config)
-    opened.append(directory)
     directory.open(config, Resume(None, 0, []))
     directory.write_summary({"status": "running", "note": "x" * 100})
 

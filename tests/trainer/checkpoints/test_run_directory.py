@@ -18,7 +18,7 @@ from configs.schema_execution import CompileConfig
 from configs.schema_records import EvaluateConfig, LoggingConfig
 from configs.schema_training import OptimizerConfig, TrainConfig
 from tests.support.checkpoints import contents
-from tests.support.run_directories import earlier_run, release
+from tests.support.run_directories import earlier_run
 from trainer.beginning import claim_and_decide, decide_resume
 from trainer.checkpoints.checkpoint import step_of
 from trainer.checkpoints.checkpoint_folder import list_checkpoints, set_aside_newer
@@ -91,14 +91,11 @@ def test_an_unfinished_run_without_a_summary_is_unfinished_too(config: RunConfig
         decide_resume(changed(config, **OTHER_LR), RunDirectory(config))
 
 
-def test_a_finished_run_with_another_config_makes_room(
-    config: RunConfig, tmp_path: Path, opened: list[RunDirectory]
-) -> None:
+def test_a_finished_run_with_another_config_makes_room(config: RunConfig, tmp_path: Path) -> None:
     earlier_run(config, "completed")
     old = contents(tmp_path / "run")
     other = changed(config, **OTHER_LR)
     directory = RunDirectory(other)
-    opened.append(directory)
     resume = decide_resume(other, directory)
     assert (resume.checkpoint, resume.step) == (None, 0)
     assert "optimizer.lr 0.1, now 0.25" in resume.notes[0]
@@ -121,53 +118,36 @@ def test_runs_moved_aside_are_numbered(config: RunConfig, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("status", ["running", "completed"])
 def test_never_starts_afresh_and_keeps_the_old_run(
-    config: RunConfig, tmp_path: Path, opened: list[RunDirectory], status: str
+    config: RunConfig, tmp_path: Path, status: str
 ) -> None:
     earlier_run(config, status)
     old = contents(tmp_path / "run")
     fresh = changed(config, resume="never")
     directory = RunDirectory(fresh)
-    opened.append(directory)
     resume = decide_resume(fresh, directory)
     assert resume == Resume(None, 0, [])
     directory.open(fresh, resume)
     assert contents(tmp_path / "run.1") == old
 
 
+@pytest.mark.parametrize("given", [".", "runs", "link"])
 def test_a_broken_newest_checkpoint_is_passed_over_and_set_aside(
-    config: RunConfig, opened: list[RunDirectory]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: RunConfig, given: str
 ) -> None:
-    paths = earlier_run(config, "running")
-    damage(paths[-1])
-    directory = RunDirectory(config)
-    opened.append(directory)
-    resume = decide_resume(config, directory)
-    assert (resume.checkpoint, resume.step) == (paths[0], 10)
-    assert str(paths[-1]) in resume.notes[0]
-    notes = directory.open(config, resume)
-    assert notes == resume.notes
-    assert list_checkpoints(directory.checkpoints) == [paths[0]]
-    assert os.readlink(directory.checkpoints / "latest") == paths[0].name
-
-
-@pytest.mark.parametrize("given", ["runs", "link"])
-def test_the_latest_link_is_right_however_the_output_folder_is_written(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    config: RunConfig,
-    opened: list[RunDirectory],
-    given: str,
-) -> None:
-    """`runs`, the default, is relative; a scratch disk is often reached over a link."""
+    """Law: the link is right however the output folder is written: `runs`, the default, is
+    relative; a scratch disk is often reached over a link."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "link").symlink_to("runs")
     monkeypatch.chdir(tmp_path)
-    config = dataclasses.replace(config, output_dir=given)
+    config = dataclasses.replace(config, output_dir=str(tmp_path) if given == "." else given)
     paths = earlier_run(config, "running")
     damage(paths[-1])
     directory = RunDirectory(config)
-    opened.append(directory)
-    directory.open(config, decide_resume(config, directory))
+    resume = decide_resume(config, directory)
+    assert (resume.checkpoint, resume.step) == (paths[0], 10)
+    assert str(paths[-1]) in resume.notes[0]
+    assert directory.open(config, resume) == resume.notes
+    assert list_checkpoints(directory.checkpoints) == [paths[0]]
     assert os.readlink(directory.checkpoints / "latest") == paths[0].name
     assert (directory.checkpoints / "latest").exists()
 
@@ -197,26 +177,20 @@ def test_an_explicit_path_may_be_a_run_a_link_or_a_checkpoint(
     assert (step_of(resume.checkpoint), resume.step) == (step, step)
 
 
-def test_continuing_at_an_older_checkpoint_sets_the_newer_ones_aside(
-    config: RunConfig, opened: list[RunDirectory]
-) -> None:
+def test_continuing_at_an_older_checkpoint_sets_the_newer_ones_aside(config: RunConfig) -> None:
     paths = earlier_run(config, "running", steps=(10, 20, 30))
     given = changed(config, resume=paths[0])
     directory = RunDirectory(given)
-    opened.append(directory)
     directory.open(given, decide_resume(given, directory))
     assert list_checkpoints(directory.checkpoints) == [paths[0]]
     assert len(list((directory.checkpoints / "rejected").iterdir())) == 2
 
 
-def test_continuing_another_run_leaves_that_run_alone(
-    config: RunConfig, tmp_path: Path, opened: list[RunDirectory]
-) -> None:
+def test_continuing_another_run_leaves_that_run_alone(config: RunConfig, tmp_path: Path) -> None:
     paths = earlier_run(config, "running")
     old = contents(tmp_path / "run")
     given = changed(dataclasses.replace(config, name="branch"), resume=paths[0])
     directory = RunDirectory(given)
-    opened.append(directory)
     directory.open(given, decide_resume(given, directory))
     assert contents(tmp_path / "run") == old
     assert list_checkpoints(directory.checkpoints) == []
@@ -245,7 +219,7 @@ def test_a_start_reads_every_file_once_to_verify_it(
     directory = RunDirectory(config)
     resume = claim_and_decide(config, directory)
     directory.open(config, resume)
-    release(directory)
+    directory.release()
     assert resume.step == 20
     assert set(read.values()) == {1}
     folders = {"step_00000010", ".writing-step_00000020"} if below is None else {"step_00000020"}
@@ -307,13 +281,10 @@ def test_a_file_in_the_way_is_an_error_of_the_input(tmp_path: Path, below: str) 
     assert "--output_dir" in str(caught.value)
 
 
-def test_a_file_in_the_place_of_the_run_is_an_error_of_the_input(
-    tmp_path: Path, opened: list[RunDirectory]
-) -> None:
+def test_a_file_in_the_place_of_the_run_is_an_error_of_the_input(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     config = RunConfig(output_dir=str(tmp_path), name="run")
     directory = RunDirectory(config)
-    opened.append(directory)
     assert decide_resume(config, directory).checkpoint is None
     with pytest.raises(InputError, match="cannot write"):
         directory.open(config, Resume(None, 0, []))

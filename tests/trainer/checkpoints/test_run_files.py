@@ -25,7 +25,7 @@ from configs.schema_records import CheckpointConfig, LoggingConfig
 from configs.schema_training import OptimizerConfig, TrainConfig
 from tests.support.checkpoints import contents
 from tests.support.processes import ROOT, environment, wait
-from tests.support.run_directories import earlier_run, release
+from tests.support.run_directories import earlier_run
 from trainer.build import build
 from trainer.checkpoints.run_directory import Resume, RunDirectory
 from trainer.loop import Run
@@ -36,7 +36,7 @@ ALONE = Runtime(launcher="python")
 
 
 def test_a_second_writer_is_refused_and_may_come_back_later(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, opened: list[RunDirectory]
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer.checkpoints.run_directory, "LOCK_SECONDS", 0.1)
     first, second, elsewhere = (
@@ -44,20 +44,19 @@ def test_a_second_writer_is_refused_and_may_come_back_later(
         RunDirectory(config),
         RunDirectory(dataclasses.replace(config, name="other")),
     )
-    opened += [first, second, elsewhere]
     first.open(config, Resume(None, 0, []))
     before = contents(first.path)
     with pytest.raises(InputError, match="another process is training"):
         second.open(config, Resume(None, 0, []))
     assert contents(first.path) == before
     elsewhere.open(config, Resume(None, 0, []))  # another run of the same folder is free
-    release(first)
+    first.release()
     second.open(config, Resume(None, 0, []))
 
 
 @pytest.mark.process
 def test_a_killed_process_does_not_keep_its_directory(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, opened: list[RunDirectory]
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f"""
         import sys, time
@@ -82,20 +81,16 @@ def test_a_killed_process_does_not_keep_its_directory(
         assert process.stdout.readline() == "mine\n"
         monkeypatch.setattr(trainer.checkpoints.run_directory, "LOCK_SECONDS", 0.1)
         directory = RunDirectory(config)
-        opened.append(directory)
         with pytest.raises(InputError, match="another process"):
             directory.open(config, Resume(None, 0, []))
     finally:
         process.kill()
         wait(process)
     directory = RunDirectory(config)
-    opened.append(directory)
     directory.open(config, Resume(None, 0, []))
 
 
-def test_the_config_that_lies_in_the_directory_is_the_config_of_the_run(
-    tmp_path: Path, opened: list[RunDirectory]
-) -> None:
+def test_the_config_that_lies_in_the_directory_is_the_config_of_the_run(tmp_path: Path) -> None:
     config = RunConfig(
         output_dir=str(tmp_path),
         seed=2**62,
@@ -105,7 +100,6 @@ def test_the_config_that_lies_in_the_directory_is_the_config_of_the_run(
         checkpoint=CheckpointConfig(every_epochs=None),
     )
     directory = RunDirectory(config)
-    opened.append(directory)
     directory.open(config, Resume(None, 0, []))
     path = directory.path / "config.yaml"
     found = load_config([f"--config={path}"], prog="test", description="")
@@ -113,10 +107,9 @@ def test_the_config_that_lies_in_the_directory_is_the_config_of_the_run(
 
 
 def test_the_summary_is_replaced_as_a_whole(
-    config: RunConfig, opened: list[RunDirectory], monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = RunDirectory(config)
-    opened.append(directory)
     directory.open(config, Resume(None, 0, []))
     assert directory.status() is None
     directory.write_summary({"status": "running", "step": 3})
@@ -143,9 +136,7 @@ def test_an_unreadable_summary_says_nothing(config: RunConfig, text: str) -> Non
 
 
 @pytest.fixture
-def parts(
-    tmp_path: Path, idx_folder: Path, opened: list[RunDirectory]
-) -> Iterator[Callable[[], Run]]:
+def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[[], Run]]:
     """Assembles a small run as the train command does."""
     precision = torch.get_float32_matmul_precision()
     built: list[Run] = []
@@ -158,7 +149,6 @@ def parts(
             logging=LoggingConfig(progress="off"),
         )
         built.append(build(config, ALONE, StopRequest()))
-        opened.append(built[-1].directory)
         return built[-1]
 
     yield make
