@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -34,17 +35,21 @@ GUARD.install()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
     """A test that starts a process says so: what is set up for it first counts too."""
-    with GUARD.watching(item), torch_as_before():
+    with GUARD.watching(item), process_as_before():
         return (yield)
 
 
 @contextmanager
-def torch_as_before() -> Iterator[None]:
-    """No test depends on what those before it, and their fixtures, have drawn or set in torch."""
-    threads = torch.get_num_threads()
+def process_as_before() -> Iterator[None]:
+    """No test depends on what those before it, and their fixtures, have drawn, or set in torch, or
+    on what the folder of a config has added to the import path."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    path = list(sys.path)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     yield
+    sys.path[:] = path
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
     torch.set_flush_denormal(False)  # a command sets it for its process
     torch.set_rng_state(states[0])
     random.setstate(states[1])

@@ -39,12 +39,6 @@ def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
     return accept
 
 
-@pytest.fixture
-def imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a config's folder adds to the import path goes with the test."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-
 def check_train(words: Sequence[str]) -> None:
     """`launch/train.py` would take these options: keys, types, ranges, and files that it names."""
     words = [word.replace("examples/", f"{ROOT}/examples/") for word in words]
@@ -172,7 +166,6 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-@pytest.mark.usefixtures("imports")
 def test_every_command_is_taken_by_its_program(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +218,6 @@ python = "not a command"
         "convoy compare runs/a --nproc 2",
     ],
 )
-@pytest.mark.usefixtures("imports")
 def test_a_mistake_in_a_command_would_be_seen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of all commands can fail: a wrong word in each place is caught."""
     (command,) = find_commands(f"    {line}", "page")

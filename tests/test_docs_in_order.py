@@ -62,7 +62,6 @@ def test_they_run_in_order_in_the_environment_of_make_train(
         tmp_path / "FOLDER", num_train=1000, num_test=60, shape=(28, 28), num_classes=10
     )
     only_base(monkeypatch)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KINETO_LOG_LEVEL", "6")  # which --profile would set
     small = [STEPS, "--data.dataset=idx", f"--data.root={files}", "--logging.progress=off"]

@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,12 +46,6 @@ def is_run(command: Command) -> bool:
 
 
 RUN = [command for command in COMMANDS if is_run(command)]
-
-
-@pytest.fixture
-def imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a config's folder adds to the import path goes with the test."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +100,6 @@ def arguments_of(command: Command, files: Path, folder: Path) -> tuple[str, list
 
 @pytest.mark.process
 @pytest.mark.parametrize("command", RUN, ids=str)
-@pytest.mark.usefixtures("imports")
 def test_commands_that_run_in_seconds_are_run(
     command: Command,
     files: Path,
@@ -134,7 +126,6 @@ def test_the_sharded_command_runs_on_its_two_ranks(files: Path, tmp_path: Path) 
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("imports")
 def test_the_twenty_lines_of_the_readme_learn(tmp_path: Path) -> None:
     """Law: they are the file in examples/, and the network tells the spirals apart."""
     page = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ from tests.support.processes import ROOT
 EXAMPLES = ROOT / "examples"
 ATTENTION = "tests.support.attention"
 SLOW = ("gan", "segmentation", "tied", "tags", "lines", "polynomial")
-
-
-@pytest.fixture(autouse=True)
-def imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a config's folder adds to the import path goes with the test."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def of_file(name: str, *more: str) -> dict[str, Finding]:

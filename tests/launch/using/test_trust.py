@@ -63,7 +63,6 @@ def run(
     folder = Path(shutil.copytree(trained_run, tmp_path / "run", symlinks=True))
     (folder / "harmful.py").write_text(CODE.format(mark=str(mark)))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     yield folder
     sys.modules.pop("harmful", None)
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-import torch._dynamo  # the first optimizer imports it, and it sets an environment variable
 
 import trainer.checkpoints.run_directory
 from configs.errors import InputError
@@ -138,7 +136,6 @@ def test_an_unreadable_summary_says_nothing(config: RunConfig, text: str) -> Non
 @pytest.fixture
 def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[[], Run]]:
     """Assembles a small run as the train command does."""
-    precision = torch.get_float32_matmul_precision()
     built: list[Run] = []
 
     def make() -> Run:
@@ -155,7 +152,6 @@ def parts(tmp_path: Path, idx_folder: Path) -> Iterator[Callable[[], Run]]:
     for part in built:
         part.sinks.finish("completed")
         part.checkpointer.close()
-    torch.set_float32_matmul_precision(precision)
 
 
 def test_a_run_that_is_assembled_has_described_itself(

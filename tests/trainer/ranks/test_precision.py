@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, get_args
 
 import pytest
@@ -18,13 +17,6 @@ Matmul = Literal["highest", "high", "medium"]
 COMPUTES_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(autouse=True)
-def matmul_precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 def check_dtypes(dtype: Dtype, device: torch.device) -> None:
