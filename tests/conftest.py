@@ -7,6 +7,7 @@ import os
 # Processes side by side with several threads each are slow: threads spin at barriers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import itertools
 import random
 import signal
 import sys
@@ -28,6 +29,7 @@ from tests.support.process_guard import Guard  # noqa: E402
 from tests.support.runs import train_here  # noqa: E402
 from tests.support.wandb_server import wandb_environment  # noqa: E402
 
+NUMBERS = itertools.count()
 GUARD = Guard()
 GUARD.install()
 
@@ -83,6 +85,22 @@ def no_leaks() -> Iterator[None]:
 def one_thread() -> None:
     """Bits are compared: sums must have one order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Write a module of the user's, importable for the length of a test; returns its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    names: list[str] = []
+
+    def write(source: str) -> str:
+        names.append(f"module_of_user_{next(NUMBERS)}")
+        (tmp_path / f"{names[-1]}.py").write_text(source)
+        return names[-1]
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os.path
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,6 @@ from configs.errors import InputError
 from configs.imports import call_with, find_beside, import_object, is_import_path, pip_line
 from tests.support.processes import ROOT
 from tests.support.source_code import sources
-
-NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """Write a module of the user's, importable for the length of a test; returns its name."""
-    monkeypatch.syspath_prepend(tmp_path)
-    names: list[str] = []
-
-    def write(source: str) -> str:
-        name = f"imports_of_user_{next(NUMBERS)}"
-        names.append(name)
-        (tmp_path / f"{name}.py").write_text(source)
-        return name
-
-    yield write
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 def refusal(path: str) -> str:
@@ -64,7 +44,7 @@ def test_a_module_in_the_working_directory_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: the folder a command is started in need not be on PYTHONPATH."""
-    name = f"imports_of_user_{next(NUMBERS)}"
+    name = "imports_of_user"
     (tmp_path / f"{name}.py").write_text("ANSWER = 42\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])

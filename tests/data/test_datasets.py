@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import itertools
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from tests.support.data_sets import make_idx
 from tests.support.idx_files import write_idx
 from tests.support.loaded import arrays, load, refusal
 
-NUMBERS = itertools.count()
 CPU = torch.device("cpu")
 
 
@@ -195,19 +192,9 @@ class StatefulStream(Stream):
 
 
 @pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+def user(module: Callable[[str], str]) -> Callable[[str], str]:
     """The import path of `build` in a new module that holds the classes above."""
-    monkeypatch.syspath_prepend(tmp_path)
-    names: list[str] = []
-
-    def write(build: str) -> str:
-        names.append(f"datasets_of_user_{next(NUMBERS)}")
-        (tmp_path / f"{names[-1]}.py").write_text(f"{SOURCE}\n{build}\n")
-        return f"{names[-1]}:build"
-
-    yield write
-    for name in names:
-        sys.modules.pop(name, None)
+    return lambda build: f"{module(f'{SOURCE}{build}')}:build"
 
 
 @pytest.mark.parametrize("form", ["Points(9), Points(4)", "[Points(9), Points(4)]"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,17 +127,12 @@ def test_a_misspelt_optimizer_is_answered_with_the_closest_one(name: str, closes
         build_optimizer(OptimizerConfig(name=name), [nn.Parameter(torch.zeros(1))], CPU)
 
 
-def test_an_optimizer_may_be_named_by_import_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "optim_user_module.py").write_text(
-        "import torch\n\n\ndef make(parameters, config, fused):\n"
-        "    return torch.optim.Adagrad(parameters, lr=config.lr)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "optim_user_module", None)
-    monkeypatch.delitem(sys.modules, "optim_user_module")
-    config = OptimizerConfig(name="optim_user_module:make", lr=0.5)
+def adagrad(parameters: Any, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(parameters, lr=config.lr)
+
+
+def test_an_optimizer_may_be_named_by_import_path() -> None:
+    config = OptimizerConfig(name=f"{__name__}:adagrad", lr=0.5)
     optimizer = build_optimizer(config, [nn.Parameter(torch.zeros(1))], CPU)
     assert type(optimizer) is torch.optim.Adagrad
     assert optimizer.param_groups[0]["lr"] == 0.5

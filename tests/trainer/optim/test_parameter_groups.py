@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,30 +110,28 @@ def test_modules_are_the_layers_of_a_model_without_blocks() -> None:
     assert scales["second.bias"] == 1.0
 
 
-@pytest.fixture
-def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "groups_of_a_user.py").write_text(
-        "def good(model):\n"
-        "    return [\n"
-        "        {'params': model.first.parameters(), 'lr': 0.01},\n"
-        "        {'params': [*model.norm.parameters()], 'weight_decay': 0.0},\n"
-        "        {'params': model.second.parameters(), 'lr_scale': 3.0, 'momentum': 0.5},\n"
-        "    ]\n\n\n"
-        "def missing(model):\n"
-        "    return good(model)[:2]\n\n\n"
-        "def twice(model):\n"
-        "    return [*good(model), {'params': [model.norm.bias]}]\n\n\n"
-        "def others(model):\n"
-        "    return list(model.parameters())\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "groups_of_a_user", None)
-    monkeypatch.delitem(sys.modules, "groups_of_a_user")
-    return "groups_of_a_user"
+def good(model: Bare) -> list[dict[str, Any]]:
+    return [
+        {"params": model.first.parameters(), "lr": 0.01},
+        {"params": [*model.norm.parameters()], "weight_decay": 0.0},
+        {"params": model.second.parameters(), "lr_scale": 3.0, "momentum": 0.5},
+    ]
 
 
-def test_groups_of_the_users_own_keep_what_they_say(user_module: str) -> None:
-    config = OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.2, groups=f"{user_module}:good")
+def missing(model: Bare) -> list[dict[str, Any]]:
+    return good(model)[:2]
+
+
+def twice(model: Bare) -> list[dict[str, Any]]:
+    return [*good(model), {"params": [model.norm.bias]}]
+
+
+def others(model: Bare) -> list[nn.Parameter]:
+    return list(model.parameters())
+
+
+def test_groups_of_the_users_own_keep_what_they_say() -> None:
+    config = OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.2, groups=f"{__name__}:good")
     groups = group_parameters(Bare(), config)
     first, norm, second = build_optimizer(config, groups, torch.device("cpu")).param_groups
     assert first["lr_scale"] == pytest.approx(0.1)
@@ -151,10 +147,8 @@ def test_groups_of_the_users_own_keep_what_they_say(user_module: str) -> None:
         ("others", "a function model -> list of groups"),
     ],
 )
-def test_groups_that_leave_something_out_are_refused(
-    user_module: str, name: str, said: str
-) -> None:
-    config = OptimizerConfig(groups=f"{user_module}:{name}")
+def test_groups_that_leave_something_out_are_refused(name: str, said: str) -> None:
+    config = OptimizerConfig(groups=f"{__name__}:{name}")
     with pytest.raises(InputError, match=f"optimizer.groups.*{said}"):
         group_parameters(Bare(), config)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,36 +200,32 @@ def test_changed_arguments_hold_from_the_continued_step_on() -> None:
     assert changed.apply(real, 6, 6) == pytest.approx(PEAK * 0.9**6)
 
 
-@pytest.fixture
-def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "schedules_of_a_user.py").write_text(
-        "import torch\n"
-        "from torch.optim.lr_scheduler import LRScheduler, StepLR\n\n\n"
-        "class Halving(LRScheduler):\n"
-        "    def get_lr(self):\n"
-        "        return [base * 0.5**self.last_epoch for base in self.base_lrs]\n\n\n"
-        "class Unsaveable(Halving):\n"
-        "    def state_dict(self):\n"
-        "        return {'self': Unsaveable}\n\n\n"
-        "def factory(optimizer, size=1):\n"
-        "    return StepLR(optimizer, step_size=size, gamma=0.5)\n\n\n"
-        "def shape(config, progress, epochs):\n"
-        "    return 0.5**(epochs * 4)\n\n\n"
-        "def wrong(optimizer):\n"
-        "    return 3\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "schedules_of_a_user", None)
-    monkeypatch.delitem(sys.modules, "schedules_of_a_user")
-    return "schedules_of_a_user"
+class Halving(lr_scheduler.LRScheduler):
+    def get_lr(self) -> list[float]:
+        return [base * 0.5**self.last_epoch for base in self.base_lrs]
+
+
+class Unsaveable(Halving):
+    def state_dict(self) -> dict[str, Any]:
+        return {"self": Unsaveable}
+
+
+def factory(optimizer: torch.optim.Optimizer, size: int = 1) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.StepLR(optimizer, step_size=size, gamma=0.5)
+
+
+def shape(config: ScheduleConfig, progress: float, epochs: float) -> float:
+    return 0.5 ** (epochs * 4)
+
+
+def wrong(optimizer: torch.optim.Optimizer) -> int:
+    return 3
 
 
 @pytest.mark.parametrize("name", ["Halving", "factory", "shape"])
-def test_a_class_a_factory_or_a_shape_may_be_named_by_import_path(
-    user_module: str, name: str
-) -> None:
+def test_a_class_a_factory_or_a_shape_may_be_named_by_import_path(name: str) -> None:
     real = optimizer()
-    schedule = schedule_of(real, name=f"{user_module}:{name}")
+    schedule = schedule_of(real, name=f"{__name__}:{name}")
     assert isinstance(schedule, PureSchedule if name == "shape" else TorchSchedule)
     rates = [schedule.apply(real, step, step) for step in range(4)]
     assert rates == pytest.approx([PEAK, PEAK / 2, PEAK / 4, PEAK / 8])
@@ -253,13 +247,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "Did you mean 'StepLR'",
     ),
     ({"name": "LambdaLR", "kwargs": {"lr_lambda": "nowhere:f"}}, "importable module"),
-    ({"name": "schedules_of_a_user:wrong"}, "LRScheduler"),
-    ({"name": "schedules_of_a_user:Unsaveable"}, r"state_dict\(\) is made of"),
+    ({"name": f"{__name__}:wrong"}, "LRScheduler"),
+    ({"name": f"{__name__}:Unsaveable"}, r"state_dict\(\) is made of"),
     ({"name": "ReduceLROnPlateau", "evaluate_every": None}, "evaluate.every_epochs"),
 ]
 
 
-@pytest.mark.usefixtures("user_module")
 @pytest.mark.parametrize(("keys", "said"), REFUSED, ids=lambda case: str(case)[:40])
 def test_what_no_run_could_use_is_refused(keys: dict[str, Any], said: str) -> None:
     with warnings.catch_warnings():
