@@ -13,6 +13,7 @@ from configs.errors import InputError
 from configs.identity import digest
 from configs.load import RECIPES, build_parser, load_config
 from configs.schema import RunConfig
+from tests.support.processes import run_code
 
 build_once = functools.cache(build_parser)
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -393,17 +394,11 @@ def test_the_printed_config_is_the_same_run(
 @pytest.mark.process
 def test_loading_a_config_does_not_load_torch() -> None:
     """A mistyped key is answered at once: nothing heavy is imported before it is found."""
-    import subprocess
-    import sys
-
-    from tests.support.processes import ROOT, environment
-
     code = (
         "import sys; from configs.load import load_config; "
         "load_config([], prog='p', description='d'); sys.exit('torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", code]
-    assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == 0
+    assert run_code(code).status == 0
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import pytest
 
 from launch.figure_files import png
-from tests.support.processes import ROOT, environment
+from tests.support.processes import run_code
 
 
 def test_letters_that_no_font_has_are_drawn_without_a_warning_for_each() -> None:
@@ -36,8 +34,5 @@ def main(argv):
     return 0
 run_command(main)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_code(program)
     assert done.stderr.splitlines() == ["something is wrong", "ours"]

@@ -86,6 +86,11 @@ def wait(process: Any, timeout: float = TIMEOUT_SECONDS) -> Finished:
     return Finished(process.returncode, stdout, stderr)
 
 
+def run_code(code: str, *, env: dict[str, str] | None = None) -> Finished:
+    """A program that is written in a test, to its end."""
+    return wait(start([sys.executable, "-c", code], env=env))
+
+
 def python_command(script: str | Path, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 
 from configs.errors import InputError
 from data.loading.order import GlobalBatch, MicroBatch, Plan, derive_seed, evaluation_batches
-from tests.support.processes import ROOT, environment
+from tests.support.processes import run_code
 
 LAWS = settings(max_examples=50, deadline=None)
 
@@ -86,14 +84,7 @@ def test_an_order_is_the_same_in_another_process() -> None:
         "from data.loading.order import Plan; "
         "print(Plan(num_samples=50, global_batch_size=8, seed=7).order(3).tolist())"
     )
-    finished = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment({"PYTHONHASHSEED": "123"}),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    finished = run_code(code, env={"PYTHONHASHSEED": "123"})
     here = Plan(num_samples=50, global_batch_size=8, seed=7).order(3).tolist()
     assert finished.stdout.strip() == str(here)
 

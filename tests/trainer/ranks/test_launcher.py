@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import astuple
 
 import pytest
 
 from configs.errors import InputError
 from launch import entry
-from tests.support.processes import start, wait
+from tests.support.processes import run_code
 from trainer.ranks import runtime
 from trainer.ranks.launcher import MPI_SIZES, RANK_VARIABLES, SLURM_VARIABLES, detect, guess
 
@@ -123,5 +122,5 @@ def test_whoever_reports_an_error_gets_an_answer_all_the_same(
 def test_a_command_knows_its_rank_before_torch_is_loaded() -> None:
     """Law: a wrong key is refused, and said by one rank, within the time Python takes to start."""
     script = "import sys, launch.entry as e; print(e.rank(), e.num_ranks(), 'torch' in sys.modules)"
-    finished = wait(start([sys.executable, "-c", script], env=TORCHRUN))
+    finished = run_code(script, env=TORCHRUN)
     assert finished.stdout.split() == ["3", "4", "False"], finished.output

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, environment
+from tests.support.processes import run_code
 from trainer.ranks import stop_signals as preempt
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.stop_signals import (
@@ -88,15 +86,8 @@ def test_a_later_second_signal_ends_the_process_at_once(second: signal.Signals) 
         finally:
             print("cleaned up", flush=True)
     """
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert finished.returncode == 128 + second, finished.stderr
+    finished = run_code(textwrap.dedent(script))
+    assert finished.status == 128 + second, finished.stderr
     assert finished.stdout.split("\n") == ["asked True", ""]
 
 

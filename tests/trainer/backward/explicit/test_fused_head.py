@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.explicit import Dtype, as_batch, batch, explicit, network
-from tests.support.processes import ROOT, environment
+from tests.support.processes import run_code
 
 SHAPES = ((64, 128, 10), (32, 128, 10), (7, 9, 5), (16, 16, 16), (1, 33, 2), (40, 200, 47))
 ERRORS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -119,13 +118,6 @@ def test_interpreted() -> None:
     program += "for dtype, most in ERRORS.items():\n"
     program += "    for shape in SHAPES:\n"
     program += "        assert largest_difference(torch.device('cpu'), *shape, dtype) < most\n"
-    env = environment({"TRITON_INTERPRET": "1"})
-    finished = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=env | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    env = {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    finished = run_code(program, env=env)
+    assert finished.status == 0, finished.stderr
