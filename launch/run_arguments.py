@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import InputError
+from configs.errors import InputError, closest_run
 from configs.trust import FLAG
 from launch.entry import called, num_ranks
+from trainer.checkpoints.atomic_files import follow
 
 if TYPE_CHECKING:
     from launch.using.trained import Trained
@@ -41,6 +43,37 @@ def build_run_parser(name: str, description: str, groups: Sequence[str]) -> argp
         "and run it. Without it nothing in the directory can (docs/security.md).",
     )
     return parser
+
+
+def parse_run_arguments(parser: argparse.ArgumentParser, own: Sequence[str]) -> argparse.Namespace:
+    """The arguments, of a run that is there: found out before what takes seconds to import.
+
+    Raises:
+        InputError: If it is not, or several ranks were started.
+    """
+    arguments = parser.parse_args(own)
+    if num_ranks() > 1:
+        raise InputError(
+            "ranks",
+            given=num_ranks(),
+            expected="one process",
+            remedy="Start this command with plain python.",
+        )
+    follow_run(arguments.run)
+    return arguments
+
+
+def follow_run(given: Path) -> Path:
+    """The directory that a run, or a checkpoint in one, is named by.
+
+    Raises:
+        InputError: If it is not there.
+    """
+    path = follow(given.expanduser())
+    if not os.path.isdir(path):
+        expected, remedy = "a run directory or a checkpoint in one", closest_run(str(given))
+        raise InputError("run", given=str(given), expected=expected, remedy=remedy)
+    return path
 
 
 def split_overrides(argv: Sequence[str], groups: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -101,15 +134,8 @@ def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained
     """The trained run that the arguments name.
 
     Raises:
-        InputError: If it cannot be used, or several ranks were started.
+        InputError: If it cannot be used.
     """
-    if num_ranks() > 1:
-        raise InputError(
-            "ranks",
-            given=num_ranks(),
-            expected="one process",
-            remedy="Start this command with plain python.",
-        )
     from launch.using.trained import load_trained
     from trainer.ranks.host_memory import keep_freed_memory
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError, closest_run, one_line
+from configs.errors import InputError, one_line
 from configs.imports import is_import_path
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -20,6 +19,7 @@ from configs.trust import FLAG
 from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts, read_model
 from data.normalize import Normalize
+from launch.run_arguments import follow_run
 from trainer.checkpoints.atomic_files import follow
 from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
 from trainer.engines.dtensor import load_full_state
@@ -165,10 +165,7 @@ def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
     Raises:
         InputError: If one of them is not there.
     """
-    path = follow(given.expanduser())
-    if not os.path.isdir(path):
-        expected, remedy = "a run directory or a checkpoint in one", closest_run(str(given))
-        raise InputError("run", given=str(given), expected=expected, remedy=remedy)
+    path = follow_run(given)
     is_checkpoint = (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
     directory = path.parent.parent if is_checkpoint else path
     if not (directory / "config.yaml").is_file():
