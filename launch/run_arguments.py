@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import InputError, closest_run
+from configs.errors import InputError
 from configs.trust import FLAG
 from launch.entry import called, num_ranks
-from trainer.checkpoints.atomic_files import follow
+from launch.using.named_run import follow_run
 
 if TYPE_CHECKING:
     from launch.using.trained import Trained
@@ -61,19 +60,6 @@ def parse_run_arguments(parser: argparse.ArgumentParser, own: Sequence[str]) -> 
         )
     follow_run(arguments.run)
     return arguments
-
-
-def follow_run(given: Path) -> Path:
-    """The directory that a run, or a checkpoint in one, is named by.
-
-    Raises:
-        InputError: If it is not there.
-    """
-    path = follow(given.expanduser())
-    if not os.path.isdir(path):
-        expected, remedy = "a run directory or a checkpoint in one", closest_run(str(given))
-        raise InputError("run", given=str(given), expected=expected, remedy=remedy)
-    return path
 
 
 def split_overrides(argv: Sequence[str], groups: Sequence[str]) -> tuple[list[str], list[str]]:
