@@ -84,6 +84,9 @@ def test_a_network_of_ones_own_is_recorded_after_a_trial() -> None:
     assert recorder.replayed > 10
     assert not steps.given_up
     assert_same_bits(everything(rig), everything(executed(Plain)))
+    assert not recorder.forgotten
+    steps.close()
+    assert recorder.forgotten  # whoever still holds a recording, such as a traceback
 
 
 @pytest.mark.parametrize(
@@ -101,12 +104,13 @@ def test_what_a_replay_would_not_do_again_is_not_recorded(
 ) -> None:
     """Law: one line says why, and the run has the bits of one that never tried."""
     with caplog.at_level(logging.INFO, "convoy"):
-        rig, steps, _ = tried(network, recorder)
+        rig, steps, found = tried(network, recorder)
     (line,) = [r.message for r in caplog.records if "compile.capture" in r.message]
     assert line.startswith("steps are taken one by one and not recorded")
     assert "\n" not in line
     assert re.search(reason, line), line
     assert steps.given_up
+    assert found.forgotten
     assert steps.max_steps == 1
     if network is not Drawing:  # Python's generator goes on from test to test
         assert_same_bits(everything(rig), everything(executed(network)))
@@ -276,3 +280,41 @@ def test_a_network_of_ones_own_is_recorded_on_a_gpu(gpu: torch.device) -> None:
         drive(rig, steps, CUTS) if recorded else rig.drive(sum(CUTS))
         found.append(rig.weights())
     assert_same_bits(found[0], found[1])
+
+
+@pytest.mark.gpu
+def test_a_recording_that_is_forgotten_holds_no_graph(gpu: torch.device) -> None:
+    """NCCL waits for the end of every graph with its collectives."""
+    recorder = GraphRecorder(gpu)
+    tensor = torch.zeros(3, device=gpu)
+    recorder.eagerly(lambda: tensor.add_(1))
+    _, replay = recorder.record(lambda: tensor.add_(1))
+    replay()
+    assert tensor.tolist() == [2.0, 2.0, 2.0]
+    recorder.forget()
+    with pytest.raises(RuntimeError, match="without a preceding successful capture"):
+        replay()
+
+
+@pytest.mark.gpu
+def test_a_recording_that_fails_leaves_no_memory_behind(gpu: torch.device) -> None:
+    """Law: what it took is free again, and so is later what another stream has used."""
+    recorder, side = GraphRecorder(gpu), torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
+
+    def asking() -> float:
+        return float(torch.ones(1 << 26, device=gpu).sum())
+
+    recorder.eagerly(asking)
+    torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved(gpu)
+    with pytest.raises(RuntimeError):
+        recorder.record(asking)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(gpu) <= reserved + (1 << 22)
+    held = torch.cuda.memory_allocated(gpu)
+    used = torch.ones(1 << 20, device=gpu)
+    used.record_stream(side)
+    del used
+    torch.cuda.synchronize(gpu)
+    torch.ones(1, device=gpu)  # asks what other streams are done with
+    assert torch.cuda.memory_allocated(gpu) == held
