@@ -19,13 +19,7 @@ from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from configs.schema_training import OptimizerConfig
 from trainer.optim.muon import MuonWithAdamW
-from trainer.optim.optimizers import (
-    build_optimizer,
-    check_gradients,
-    needs_closure,
-    one_kernel,
-    product_in_single,
-)
+from trainer.optim.optimizers import build_optimizer, check_gradients, needs_closure, one_kernel
 
 CPU = torch.device("cpu")
 Vector = NDArray[np.float64]
@@ -300,10 +294,3 @@ def test_an_optimizer_may_call_its_parameters_as_it_likes() -> None:
     optimizer = build_optimizer(config, [torch.nn.Parameter(torch.ones(2))], torch.device("cpu"))
     assert isinstance(optimizer, OtherName)
     assert optimizer.param_groups[0]["lr"] == 0.5
-
-
-@pytest.mark.parametrize("rate", [1e-3, 3e-4, 0.1])
-@pytest.mark.parametrize("scale", [1.0, 0.3, 1 / 3, 0.75**5])
-def test_a_factor_of_the_rate_is_rounded_on_the_host_as_on_a_gpu(rate: float, scale: float) -> None:
-    """Law: a rate that the device multiplies and one that the host does have the same bits."""
-    assert product_in_single(rate, scale) == float(torch.tensor(rate) * scale)
