@@ -64,6 +64,7 @@ class GraphRecorder:
     def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what is cached cannot be given back while one records
         generator = torch.cuda.default_generators[self.stream.device_index]
         before = generator.clone_state()
         with torch.cuda.stream(self.stream):
@@ -71,6 +72,7 @@ class GraphRecorder:
             graph.capture_begin(pool=self.pool, capture_error_mode=self.forbids)
             try:
                 result = call()
+                graph.capture_end()
             except BaseException:
                 with suppress(RuntimeError):  # it is invalid by now
                     graph.capture_end()
@@ -82,7 +84,6 @@ class GraphRecorder:
                 # Else it would go on as in a recording that has not ended.
                 generator.graphsafe_set_state(before)
                 raise
-            graph.capture_end()
         self.graphs.append(graph)
         return result, graph.replay
 
