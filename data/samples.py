@@ -99,14 +99,15 @@ class ArrayDataset:
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self._pick(lambda tensor: tensor[index])
 
-    def gather(self, indices: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Any, Any]:
-        """`(inputs[indices], targets[indices])` in one gather each, perhaps to tensors given."""
+    def gather(self, indices: Tensor, out: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
+        """`(inputs[indices], targets[indices])` in one gather for each tensor, perhaps into what an
+        earlier call gave."""
         if out is None:
             return self._pick(lambda tensor: torch.index_select(tensor, 0, indices))
-        return (
-            torch.index_select(self.inputs, 0, indices, out=out[0]),
-            torch.index_select(self.targets, 0, indices, out=out[1]),
-        )
+        held = tensors((self.inputs, self.targets))
+        for tensor, place in zip(held, tensors(out), strict=True):
+            torch.index_select(tensor, 0, indices, out=place)
+        return out
 
     def rows(self, start: int, stop: int) -> tuple[Any, Any]:
         """Inputs and targets of samples in a row, without a copy."""

@@ -20,7 +20,13 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from configs.visible import plain, visible
 from launch.entry import run_command
-from launch.run_arguments import build_run_parser, load_run, not_negative, split_overrides
+from launch.run_arguments import (
+    build_run_parser,
+    load_run,
+    not_negative,
+    parse_run_arguments,
+    split_overrides,
+)
 
 if TYPE_CHECKING:
     from data.datasets import Datasets
@@ -33,7 +39,7 @@ GROUPS = ("data", "evaluate", "parallel", "precision")
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print the tables, and write evaluation.json and the pictures."""
     own, overrides = split_overrides(argv, GROUPS)
-    arguments = build_parser().parse_args(own)
+    arguments = parse_run_arguments(build_parser(), own)
 
     from data.datasets import load_datasets
     from launch.using.assess import assess, tells_classes_apart, to_record

@@ -18,7 +18,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from configs.visible import visible
 from launch.entry import run_command
-from launch.run_arguments import build_run_parser, load_run, split_overrides
+from launch.run_arguments import build_run_parser, load_run, parse_run_arguments, split_overrides
 
 SUFFIXES = {"safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 
@@ -26,7 +26,7 @@ SUFFIXES = {"safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onn
 def main(argv: Sequence[str]) -> int:
     """Export, check, and only then write the file."""
     own, _ = split_overrides(argv, ())
-    arguments = build_parser().parse_args(own)
+    arguments = parse_run_arguments(build_parser(), own)
 
     from launch.using.exporting import export
     from trainer.checkpoints.atomic_files import check_output, write_output

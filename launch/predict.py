@@ -26,7 +26,13 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from configs.errors import InputError
 from configs.visible import visible
 from launch.entry import run_command
-from launch.run_arguments import build_run_parser, load_run, positive, split_overrides
+from launch.run_arguments import (
+    build_run_parser,
+    load_run,
+    parse_run_arguments,
+    positive,
+    split_overrides,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     """Check every input, then write one row for each image, or text."""
     own, overrides = split_overrides(argv, GROUPS)
     text = any(word.partition("=")[0] == "--prompt" for word in own)
-    arguments = build_parser(text=text).parse_args(own)
+    arguments = parse_run_arguments(build_parser(text=text), own)
     if text:
         return continue_text(arguments, overrides)
     kind = output_format(arguments)

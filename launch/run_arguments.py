@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from configs.errors import InputError
 from configs.trust import FLAG
 from launch.entry import called, num_ranks
+from launch.using.named_run import follow_run
 
 if TYPE_CHECKING:
     from launch.using.trained import Trained
@@ -41,6 +42,24 @@ def build_run_parser(name: str, description: str, groups: Sequence[str]) -> argp
         "and run it. Without it nothing in the directory can (docs/security.md).",
     )
     return parser
+
+
+def parse_run_arguments(parser: argparse.ArgumentParser, own: Sequence[str]) -> argparse.Namespace:
+    """The arguments, of a run that is there: found out before what takes seconds to import.
+
+    Raises:
+        InputError: If it is not, or several ranks were started.
+    """
+    arguments = parser.parse_args(own)
+    if num_ranks() > 1:
+        raise InputError(
+            "ranks",
+            given=num_ranks(),
+            expected="one process",
+            remedy="Start this command with plain python.",
+        )
+    follow_run(arguments.run)
+    return arguments
 
 
 def split_overrides(argv: Sequence[str], groups: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -101,15 +120,8 @@ def load_run(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trained
     """The trained run that the arguments name.
 
     Raises:
-        InputError: If it cannot be used, or several ranks were started.
+        InputError: If it cannot be used.
     """
-    if num_ranks() > 1:
-        raise InputError(
-            "ranks",
-            given=num_ranks(),
-            expected="one process",
-            remedy="Start this command with plain python.",
-        )
     from launch.using.trained import load_trained
     from trainer.ranks.host_memory import keep_freed_memory
 

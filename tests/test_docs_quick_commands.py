@@ -27,7 +27,7 @@ NOT_RUN = {
     r"--format (onnx|torch_export)": "takes long; run by tests/launch/test_export.py",
     r"predict\.py \S+ -": "reads its standard input; run by tests/launch/test_predict.py",
     r"gpt_small|--prompt": "takes long; run by tests/launch/test_language_model.py",
-    r"val/miou": "needs runs of an example",
+    r"runs/seeds": "needs runs of an example",
     r"prepare_data": "fills the cache of the machine",
     r"examples/(timm|torchvision|bert|boxes)\.": "run by tests/examples/test_packages.py",
     r"runs/mnist runs/mnist_1|data/embedded": "run in README's order by test_docs_in_order.py",

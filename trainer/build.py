@@ -31,7 +31,7 @@ from trainer.outputs import build_log, open_outputs
 from trainer.profiling.profiler import build_profiler
 from trainer.ranks.collectives import broadcast_object, raise_on_all_ranks
 from trainer.ranks.deterministic import refused_by_name
-from trainer.ranks.load_data import load_data
+from trainer.ranks.load_data import least_free_bytes, load_data
 from trainer.ranks.runtime import Runtime, use_training_timeout
 from trainer.ranks.stop_signals import StopRequest
 from trainer.records.sinks import Sinks
@@ -188,8 +188,9 @@ def _prepare(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Components
         )
     if config.deterministic and config.parallel.engine == "native":
         raise_on_all_ranks(runtime, lambda: _try_step(config, runtime, data))
+    free = least_free_bytes(runtime)
     return config, raise_on_all_ranks(
-        runtime, lambda: build_components(config, runtime, data, among_ranks=True)
+        runtime, lambda: build_components(config, runtime, data, among_ranks=True, free=free)
     )
 
 

@@ -85,7 +85,12 @@ class Components:
 
 
 def build_components(
-    config: RunConfig, runtime: Runtime, data: Datasets, *, among_ranks: bool = False
+    config: RunConfig,
+    runtime: Runtime,
+    data: Datasets,
+    *,
+    among_ranks: bool = False,
+    free: int | None = None,
 ) -> Components:
     """The parts of one rank, which need not be one of the process group's.
 
@@ -95,6 +100,7 @@ def build_components(
         data: What it is trained on.
         among_ranks: Whether the ranks are there: a model that they share by FSDP is then built on
             meta where that is possible, so that none of them ever holds all of it.
+        free: `least_free_bytes`; None: what this rank's own device has.
 
     Raises:
         InputError: If this rank's part of the run cannot be had.
@@ -102,20 +108,20 @@ def build_components(
     shared = config.parallel.strategy == "fsdp" and runtime.world_size > 1
     if among_ranks and shared and config.model.weights is None:
         try:
-            return _build_components(config, runtime, data, deferred=True)
+            return _build_components(config, runtime, data, free=free, deferred=True)
         except NotDeferred as reason:
             log.info(f"every rank builds the whole model before it keeps its part: {reason}")
-    return _build_components(config, runtime, data, deferred=False)
+    return _build_components(config, runtime, data, free=free, deferred=False)
 
 
 def _build_components(
-    config: RunConfig, runtime: Runtime, data: Datasets, *, deferred: bool
+    config: RunConfig, runtime: Runtime, data: Datasets, *, free: int | None, deferred: bool
 ) -> Components:
     if config.parallel.engine != "native":
         check_accelerate(config, runtime, os.environ)
     precision = build_precision(config.precision, runtime.device)
     example = Example(data.train[0], choose_collate(config.data))
-    subject, later = _subject(config, runtime, data, example, deferred=deferred)
+    subject, later = _subject(config, runtime, data, example, free=free, deferred=deferred)
     model, plan, task = subject.model, subject.plan, subject.task
     call = call_for(task, model, example, config.model.forward)
     normalize = Normalize(data, runtime.device)
@@ -168,7 +174,13 @@ def _build_components(
 
 
 def _subject(
-    config: RunConfig, runtime: Runtime, data: Datasets, example: Example, *, deferred: bool
+    config: RunConfig,
+    runtime: Runtime,
+    data: Datasets,
+    example: Example,
+    *,
+    free: int | None,
+    deferred: bool,
 ) -> tuple[Subject, Deferred | None]:
     """What is trained, on which samples, and where; and what its weights will be, if deferred."""
     task = build_task(
@@ -203,7 +215,9 @@ def _subject(
         world_size=runtime.world_size,
         in_group=runtime.in_group,
         resident=placement(
-            config.data, [data.train, *data.held_out.values()], free_bytes(runtime.device)
+            config.data,
+            [data.train, *data.held_out.values()],
+            free_bytes(runtime.device) if free is None else free,
         ),
     )
     return subject, later

@@ -242,6 +242,8 @@ class RunLog:
                 "skipped_steps": progress.skipped_steps,
                 "elapsed_seconds": round(self.elapsed_seconds, 3),
                 "selected_on": self.chosen_on,
+                "selected_by": self.selection.metric,
+                "higher_is_better": dict(self.selection.directions),
                 "best/step": progress.best_step if progress.best else None,
             }
             | under(self.group, progress.metrics or unknown)

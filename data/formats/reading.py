@@ -54,7 +54,9 @@ def fit(pixels: Tensor, how: PictureFit) -> Tensor:
     scale = max(side / how.crop / own for side, own in zip(how.size, now, strict=True))
     resized = [max(round(own * scale), side) for side, own in zip(how.size, now, strict=True)]
     if resized != list(now):
-        pixels = F.interpolate(pixels[None], size=resized, mode="bilinear", antialias=True)[0]
+        # Torch's kernel fails on 3 x h x w -> 3 x 1 x 1 in any other layout; the bits are the same.
+        stored = pixels[None].contiguous(memory_format=torch.channels_last)
+        pixels = F.interpolate(stored, size=resized, mode="bilinear", antialias=True)[0]
     top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
     return pixels[:, top : top + height, left : left + width].contiguous()
 

@@ -54,7 +54,7 @@ class Comparison:
         return [run for group in self.groups for run in group.runs]
 
     def is_lower_better(self, metric: str) -> bool:
-        return self.lower if metric == self.metric else lower_is_better(metric)
+        return self.lower if metric == self.metric else lower_is_better(metric, self.runs)
 
 
 class Absent:
@@ -95,7 +95,7 @@ def compare(
         raise InputError("--metric", given=metric, expected=expected, remedy=remedy)
     by = by or default_by(metric)
     groups, notes = group_runs(runs, by_seed=by_seed)
-    lower = lower_is_better(metric) if lower is None else lower
+    lower = lower_is_better(metric, runs) if lower is None else lower
     groups = rank(groups, metric, by, lower)
     return Comparison(
         metric=metric,

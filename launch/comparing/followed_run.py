@@ -18,6 +18,7 @@ from launch.comparing.run_record import (
     count_names,
     flatten_mapping,
     repeated_note,
+    selection,
     short_commit,
 )
 from trainer.records.jsonl import FILE_NAME
@@ -150,6 +151,7 @@ class FollowedRun:
             pictures=sorted(self.path.glob("*.png"))[:MOST_PICTURES],
             annotation=annotation,
             notes=notes + repeated_note(history.repeated),
+            **selection(config, summary),
             **evaluation,
         )
 

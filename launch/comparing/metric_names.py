@@ -17,15 +17,19 @@ LAYERS = "gradients/"
 """Prefix of the metrics of one parameter: its NAME/norm and NAME/update_ratio."""
 HELD_OUT = {"eval", "test", "val", "valid", "validation", "dev"}
 VALIDATION = HELD_OUT - {"eval", "test"}
-OURS = ("val/accuracy", "eval/accuracy")
-"""The metrics of this project that rank, the better one first."""
+OURS = ("val", "eval")
+"""The groups of this project whose metrics rank."""
 
 
-def lower_is_better(metric: str) -> bool:
+def lower_is_better(metric: str, runs: Sequence[RunRecord] = ()) -> bool:
     """Whether less is better: of `eval/loss`, `val_loss` and `error_rate`, but not of `accuracy`.
 
-    The words of the name tell.
+    The runs tell, or else the words of the name.
     """
+    own = metric.rpartition("/")[2]
+    for run in runs:
+        if own in run.higher_is_better:
+            return not run.higher_is_better[own]
     return any(LOWER.fullmatch(word) for word in words_of(metric))
 
 
@@ -61,17 +65,20 @@ def selected_on(run: RunRecord) -> str | None:
 
 
 def default_metric(runs: Sequence[RunRecord]) -> str:
-    """`val/accuracy` or else `eval/accuracy` if most runs have it, else the metric that looks most
-    like it and that most runs have."""
+    """What the runs were selected by, of validation samples or else of the test set, if most runs
+    have it; else the metric that looks most like `val/accuracy` and that most runs have."""
     names = all_metrics(runs)
     if not names:
         raise InputError("these runs have recorded no metric", expected="at least one number")
+
+    selected = {run.selected_by for run in runs if run.selected_by} or {"accuracy"}
+    own = {f"{group}/{name}" for group in OURS for name in selected}
 
     def preference(name: str) -> tuple[bool, bool, int, int, int, bool]:
         kind = max(QUALITY.get(word, 0) for word in words_of(name))
         split = 2 if is_held_out(name) else 0 if "train" in words_of(name) else 1
         shared = sum(name in run.metrics for run in runs)
-        ours = name in OURS and 2 * shared >= len(runs)
+        ours = name in own and 2 * shared >= len(runs)
         return ours, kind > 0, split, kind, shared, is_chosen_on(name)
 
     return max(names, key=preference)

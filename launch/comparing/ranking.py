@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from launch.comparing.metric_names import is_chosen_on, is_held_out, lower_is_better, words_of
+from launch.comparing.metric_names import is_chosen_on, is_held_out, words_of
 from launch.comparing.run_record import RunRecord
 from launch.comparing.significance import spread
 
@@ -24,7 +24,8 @@ SAMPLES = ("data.dataset", "data.test")
 def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that decide on the order of runs."""
     parser.add_argument(
-        "--metric", help="ranks the runs (default: val/accuracy, eval/accuracy or the like)"
+        "--metric",
+        help="ranks the runs (default: what they were selected by, as val/accuracy)",
     )
     parser.add_argument(
         "--by",
@@ -72,16 +73,15 @@ def default_by(metric: str) -> By:
     return "best" if is_chosen_on(metric) else "final"
 
 
-def score(run: RunRecord, metric: str, by: By, lower: bool | None = None) -> float | None:
-    """Best or final value of a run; None without one. Which way is better the name tells, unless
-    `lower` does."""
+def score(run: RunRecord, metric: str, by: By, lower: bool) -> float | None:
+    """Best or final value of a run; None without one."""
     if by == "final":
         return run.final(metric)
-    best = run.best(metric, lower=lower_is_better(metric) if lower is None else lower)
+    best = run.best(metric, lower=lower)
     return best[0] if best else None
 
 
-def scores(group: Group, metric: str, by: By, lower: bool | None = None) -> list[float]:
+def scores(group: Group, metric: str, by: By, lower: bool) -> list[float]:
     """The scores of the runs that count and have the metric."""
     found = (score(run, metric, by, lower) for run in group.counted)
     return [value for value in found if value is not None]

@@ -36,6 +36,10 @@ class RunRecord:
     world_size: int | None = None
     hardware: str | None = None
     group: str | None = None
+    selected_by: str | None = None
+    """The metric, without its group, that told which weights were the best; None: unknown."""
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    """What is known of its metrics, by their names without a group."""
     confusion: list[list[int]] = field(default_factory=list)
     """Counts, one row per true class; empty if the run has not been evaluated that way."""
     classes: list[str] = field(default_factory=list)
@@ -98,6 +102,20 @@ def flatten_mapping(content: dict[str, Any]) -> dict[str, Any]:
             yield prefix, value
 
     return dict(walk("", content))
+
+
+def selection(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """selected_by and higher_is_better, as summary.json says or else the config."""
+    best, mode = config.get("evaluate.best"), config.get("evaluate.best_mode")
+    directions = {str(best): mode == "max"} if best and mode in ("max", "min") else {}
+    said = summary.get("higher_is_better")
+    items = said.items() if isinstance(said, dict) else ()
+    directions |= {name: higher for name, higher in items if isinstance(higher, bool)}
+    selected = summary.get("selected_by") or best
+    return {
+        "selected_by": str(selected) if selected else None,
+        "higher_is_better": directions,
+    }
 
 
 def short_commit(commit: object, dirty: object = False) -> str | None:

@@ -8,7 +8,13 @@ from typing import Any
 
 from configs.errors import InputError, one_line
 from launch.comparing.history import build_history, from_wandb
-from launch.comparing.run_record import RunRecord, count_names, repeated_note, short_commit
+from launch.comparing.run_record import (
+    RunRecord,
+    count_names,
+    repeated_note,
+    selection,
+    short_commit,
+)
 from launch.comparing.wandb_offline import INSTALL, split_facts
 
 TIMEOUT_SECONDS = 30
@@ -105,6 +111,7 @@ def _to_run(run: Any) -> RunRecord:
         hardware=_hardware(metadata),
         group=run.group or None,
         notes=repeated_note(history.repeated),
+        **selection(config, {}),
     )
 
 

@@ -23,6 +23,7 @@ from launch.comparing.run_record import (
     count_names,
     flatten_mapping,
     repeated_note,
+    selection,
     short_commit,
 )
 
@@ -201,4 +202,5 @@ def _to_run(found: Offline) -> RunRecord:
         hardware=found.hardware or None,
         group=found.group or None,
         notes=repeated_note(history.repeated),
+        **selection(config, {}),
     )

@@ -100,4 +100,4 @@ def deciding_metric(sweep: Sweep, runs: list[RunRecord]) -> tuple[str, bool]:
     found = next((name for name in names if name in known), None)
     if found is None:
         raise InputError("metric.name", given=metric, expected=f"one of {', '.join(known)}")
-    return found, not lower_is_better(found) if sweep.higher is None else sweep.higher
+    return found, not lower_is_better(found, runs) if sweep.higher is None else sweep.higher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError, closest_run, one_line
+from configs.errors import InputError, one_line
 from configs.imports import is_import_path
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -20,8 +19,8 @@ from configs.trust import FLAG
 from data.datasets import load_datasets, picture_fit
 from data.facts import InputFacts, read_model
 from data.normalize import Normalize
-from trainer.checkpoints.atomic_files import follow
-from trainer.checkpoints.checkpoint import MANIFEST, Refused, load_checkpoint, verify_checkpoint
+from launch.using.named_run import find_checkpoint
+from trainer.checkpoints.checkpoint import Refused, load_checkpoint, verify_checkpoint
 from trainer.engines.dtensor import load_full_state
 from trainer.networks.models import MODELS, build_model
 from trainer.networks.module_state import load_non_persistent_buffers, no_larger_than
@@ -157,59 +156,6 @@ def require_classes(config: RunConfig) -> None:
             expected="classification",
             remedy="The metrics of other tasks are in metrics.jsonl and summary.json of the run.",
         )
-
-
-def find_checkpoint(given: Path, checkpoint: str | None) -> tuple[Path, Path]:
-    """The run directory and the checkpoint that are meant; nothing is read yet.
-
-    Raises:
-        InputError: If one of them is not there.
-    """
-    path = follow(given.expanduser())
-    if not os.path.isdir(path):
-        expected, remedy = "a run directory or a checkpoint in one", closest_run(str(given))
-        raise InputError("run", given=str(given), expected=expected, remedy=remedy)
-    is_checkpoint = (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
-    directory = path.parent.parent if is_checkpoint else path
-    if not (directory / "config.yaml").is_file():
-        raise InputError(
-            "run",
-            given=str(given),
-            expected="a run directory (it holds config.yaml and checkpoints/) or a checkpoint in "
-            "one",
-        )
-    if is_checkpoint and checkpoint is not None:
-        raise InputError(
-            "--checkpoint",
-            given=checkpoint,
-            expected="nothing, because the first argument names a checkpoint already",
-        )
-    return directory, path if is_checkpoint else _choose(directory, checkpoint)
-
-
-def _choose(directory: Path, checkpoint: str | None) -> Path:
-    folder = directory / "checkpoints"
-    if not follow(folder / "latest").is_dir():
-        raise InputError(
-            f"{directory} has no checkpoint yet",
-            expected="a run that has saved",
-            remedy="Train it further: the first one is written after checkpoint.every_epochs or "
-            "checkpoint.every_steps, and on a stop request.",
-        )
-    if checkpoint is None:
-        checkpoint = "best" if follow(folder / "best").is_dir() else "latest"
-        if checkpoint == "latest":
-            log.info("no evaluation has chosen a best checkpoint yet: taking the latest")
-    named = folder / checkpoint if checkpoint in ("best", "latest") else Path(checkpoint)
-    found = follow(named.expanduser())
-    if not found.is_dir():
-        raise InputError(
-            "--checkpoint",
-            given=checkpoint,
-            expected="best, latest or the path of a checkpoint directory",
-            remedy=f"{folder} has {', '.join(sorted(path.name for path in folder.iterdir()))}.",
-        )
-    return found
 
 
 def load_run_config(

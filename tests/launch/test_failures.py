@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.entry import torchrun
 from tests.support.processes import (
@@ -56,6 +57,28 @@ def test_a_rank_that_raises_ends_all_and_is_shown_once(small: Arguments, tmp_pat
     assert finished.output.count("KeyError: 'planted'") == 1
     assert "rank      : 1 (local_rank: 1)" in finished.stderr
     assert status_of(tmp_path / "run") == "failed"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([*faulty("raise", at=5), "--compile.enabled=false"], "KeyError: 'planted'"),
+        (["--precision.dtype=fp16", "--optimizer.lr=1e30", "--train.epochs=20"], "not finite"),
+    ],
+)
+def test_a_run_that_fails_over_nccl_ends_and_says_why_once(
+    small: Arguments, gpu: torch.device, options: list[str], says: str
+) -> None:
+    """A rank that fails alone does not wait for the others to end NCCL, and a recording that a
+    traceback holds does not keep all of them from it."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU on this machine")
+    device = f"--parallel.device={gpu.type}"
+    command = torchrun_command(2, "launch/train.py", *small("run"), device, *options)
+    finished = wait(start(command, env=PROGRAMS))
+    assert finished.status != 0
+    assert finished.output.count(says) == 1
 
 
 @pytest.mark.slow

@@ -176,3 +176,17 @@ def test_compile_under_ddp_keeps_keys_and_compiles_only_in_the_first_epoch(
         assert after[2] == after[0]
     names = latest_weights(tmp_path / "compiled").keys()
     assert names == {f"layers.{i}.{p}" for i in (1, 4, 7) for p in ("weight", "bias")}
+
+
+def test_all_ranks_have_the_data_where_the_fullest_gpu_allows(tmp_path: Path) -> None:
+    """Law: how steps are taken follows from it, and ranks take them together."""
+    make_idx(tmp_path / "files")
+    finished = launch(
+        "tests/programs/placed.py",
+        "--config=idx",
+        f"--data.root={tmp_path / 'files'}",
+        f"--output_dir={tmp_path}",
+        ranks=2,
+        env={"PYTHONPATH": str(Path.cwd())},
+    )
+    assert marked(finished, "PLACED ") == [["HostLoader", "HostLoader"]]

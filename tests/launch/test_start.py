@@ -102,3 +102,19 @@ def test_a_run_that_does_not_compile_starts_without_the_compiler(small: Argument
         assert finished.status == 0, finished.output
         assert "IMPORTED []" in finished.stdout, finished.stdout
     assert "step 6/10" in finished.stdout, "it went on"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export --format=onnx", "predict"])
+def test_a_run_that_is_not_there_is_refused_without_torch(command: str) -> None:
+    """Law: a mistyped name is told at once, not after the seconds that torch takes to import."""
+    name, *options = command.split()
+    argv = ["runs/no_such", *options, *(["digit.png"] if name == "predict" else [])]
+    program = (
+        f"import sys; from launch.entry import run_command; from launch.{name} import main\n"
+        f"try: run_command(lambda _: main({argv}))\n"
+        "finally: print('IMPORTED', [name for name in ('torch',) if name in sys.modules])"
+    )
+    finished = wait(start([sys.executable, "-c", program]))
+    assert finished.status == 2, finished.output
+    assert "given 'runs/no_such', expected a run directory" in finished.stderr
+    assert "IMPORTED []" in finished.stdout, finished.stdout

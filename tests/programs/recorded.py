@@ -24,6 +24,7 @@ from tests.support.recording import NOISY, Again, drive, everything, rows
 from tests.support.rig import Rig, make
 from trainer.cuda_graphs.recorded_steps import RecordedSteps
 from trainer.ranks.collectives import gather_objects
+from trainer.ranks.flight_record import status
 from trainer.ranks.runtime import Runtime, detect, process_group
 
 T = TypeVar("T")
@@ -55,6 +56,21 @@ class Slow(Again):
         return result, slow
 
 
+class Noting(Again):
+    """Notes how many collectives had begun when the latest replay was over."""
+
+    begun = 0
+
+    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        result, replay = super().record(call)
+
+        def noted() -> None:
+            replay()
+            self.begun = collectives()
+
+        return result, noted
+
+
 class Failing(Again):
     """A replay fails on rank 1."""
 
@@ -74,6 +90,12 @@ class CountingOnOne(Plain):
 
     def __new__(cls) -> Any:
         return Counting() if detect(os.environ).rank == 1 else Plain()
+
+
+def collectives() -> int:
+    """How many this rank has begun."""
+    (group,) = json.loads(status("gloo"))["pg_status"].values()
+    return int(group["last_enqueued_collective"])
 
 
 def digest(state: Any) -> str:
@@ -135,6 +157,13 @@ def pace(runtime: Runtime) -> list[int]:
     return [steps.max_steps, int(recorded_steps.MAX_SECONDS / SLOW_SECONDS)]
 
 
+def watched(runtime: Runtime) -> list[int]:
+    found = rig("whole", runtime)
+    recorder = Noting(found)
+    drive(found, rows(found, most=50, recorder=recorder), [1] * 8)
+    return [recorder.begun, collectives()]
+
+
 def given_up(runtime: Runtime) -> Any:
     found = rig("own", runtime, network=CountingOnOne)
     steps = rows(found, most=50, recorder=Again(found), tried=True, required=False)
@@ -153,6 +182,7 @@ def main(argv: Sequence[str]) -> int:
                 for name in RUNS
             },
             "pace": pace(runtime),
+            "watched": watched(runtime),
             "given up": given_up(runtime),
         }
         found = gather_objects(runtime, mine)

@@ -26,6 +26,7 @@ class Again:
         self.rig = rig
         self.recorded: list[int] = []
         self.replayed = 0
+        self.forgotten = False
 
     def eagerly(self, call: Callable[[], T]) -> T:
         return call()
@@ -53,6 +54,9 @@ class Again:
                         mine.copy_(new)
 
         return result, replay
+
+    def forget(self) -> None:
+        self.forgotten = True
 
 
 def flat(outcome: Outcome) -> list[Tensor]:

@@ -55,6 +55,12 @@ def test_ranks_agree_on_what_they_record(found: list[dict[str, Any]]) -> None:
     assert [rank["given up"] for rank in found] == [True, True]
 
 
+def test_a_collective_that_is_in_no_graph_follows_each_replay(found: list[dict[str, Any]]) -> None:
+    """NCCL's watchdog times nothing that is in one, and the flight record has nothing of it."""
+    for in_replay, after in (rank["watched"] for rank in found):
+        assert after == in_replay + 1 > 1
+
+
 def test_a_rank_that_fails_in_a_replay_ends_all_with_its_name(finished: Any) -> None:
     assert finished.status != 0
     assert "an illegal memory access was encountered" in finished.output

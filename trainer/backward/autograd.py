@@ -81,6 +81,9 @@ class LossModule(nn.Module):
         self.task = task
         self.call = call
         self.learn = task.learn
+        self.overwritten = False
+        """Whether the next pass writes over what this one gave: its outputs and gradients. So do
+        the graphs that torch.compile records by itself."""
 
     def forward(
         self, inputs: Any, targets: Any, size: int | None = None
@@ -137,6 +140,8 @@ class AutogradPasses:
         self.size = sum(parameter.numel() for parameter in self.parameters)
         self.used = [False] * len(self.parameters)
         """Which of them had a gradient when it was popped, since one was set."""
+        loss = model if isinstance(model, LossModule) else getattr(model, "module", None)
+        self.overwritten = isinstance(loss, LossModule) and loss.overwritten
 
     def clear(self) -> None:
         for parameter in self.parameters:
@@ -152,9 +157,17 @@ class AutogradPasses:
         return loss, score, weight
 
     def _add(self, batch: Batch, loss_weight: float) -> Sums:
+        if self.overwritten:
+            for parameter in self.parameters:
+                if parameter.grad is not None:  # of an earlier micro-batch
+                    parameter.grad = parameter.grad.clone()
         loss, score, weight = self.model(*arguments_of(batch))
         self.backward(loss * loss_weight)
-        return loss.detach(), score, weight
+        loss = loss.detach()
+        if self.overwritten:
+            loss, score = loss.clone(), score.clone()
+            weight = None if weight is None else weight.clone()
+        return loss, score, weight
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss, as fp16 scales it."""

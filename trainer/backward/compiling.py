@@ -22,6 +22,9 @@ from trainer.networks.module_state import untouched
 
 MANY_EQUAL_BLOCKS = 8
 """Equal blocks from which on `compile.regional: auto` compiles one of them instead of all."""
+OVERWRITING = ("reduce-overhead", "max-autotune")
+"""Modes in which torch.compile records CUDA graphs, whose outputs live until the next pass.
+https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html#limitations"""
 NO_GRAPH_BREAK = "a model that torch.compile takes whole, as compile.fullgraph asks"
 
 
@@ -122,6 +125,7 @@ def compile_passes(loss: LossModule, config: CompileConfig, plan: Plan, *, regio
     drop_damaged(cache_folder())
     for owner, name in regions(loss, regional=regional):
         setattr(owner, name, Compiled(getattr(owner, name), config))
+    loss.overwritten = config.mode in OVERWRITING
 
 
 def regions(loss: LossModule, *, regional: bool) -> list[tuple[nn.Module, str]]:

@@ -18,7 +18,7 @@ from data.samples import Batch
 from trainer.cuda_graphs.recorder import Recorder
 from trainer.cuda_graphs.trial_recording import compare, untraced
 from trainer.objective.meter import Meter, in_a_row
-from trainer.ranks.collectives import gather_objects, max_
+from trainer.ranks.collectives import gather_objects, max_, sum_
 from trainer.ranks.precision import forget_step
 from trainer.step import TrainStep
 
@@ -111,8 +111,10 @@ class RecordedSteps:
             global_batches = global_batches[count:]
 
     def close(self) -> None:
-        """Let go of the recordings: NCCL cannot be ended while a graph holds its collectives."""
+        """Let go of the recordings: NCCL cannot be ended while a graph holds its collectives, be it
+        that a traceback holds the graph."""
         self.recordings.clear()
+        self.recorder.forget()
 
     def _take(self, global_batches: Sequence[GlobalBatch]) -> None:
         step = self.step
@@ -193,6 +195,7 @@ class RecordedSteps:
         Raises:
             InputError: On every rank alike, if the run has to be recorded.
         """
+        self.close()
         if self.required:
             refusal = InputError(
                 "compile.capture",
@@ -205,7 +208,6 @@ class RecordedSteps:
         log.info(f"steps are taken one by one and not recorded (compile.capture): {reason}")
         self.given_up, self.max_steps = True, 1
         self.step.max_steps, self.step.loader = 1, self.loader
-        self.recordings.clear()
 
     def _outcome(
         self, global_batches: Sequence[GlobalBatch], block: Batch, hyperparameters: Tensor
@@ -240,6 +242,9 @@ class RecordedSteps:
             float(recording.hyperparameters[0, 0])  # waits for the device: once, to learn the pace
             began = time.perf_counter()
         recording.replay()
+        # Nobody's time-out sees a collective in a graph: NCCL's watchdog and the flight record have
+        # this one for them, which waits for them all.
+        sum_(self.step.runtime, torch.zeros(1, device=self.step.runtime.device))
         if not self.paced:
             float(recording.outcome.losses[0])
             self._set_pace(time.perf_counter() - began)

@@ -28,6 +28,10 @@ class Recorder(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Let go of everything that was recorded; nothing of it can be replayed from then on."""
+        ...
+
 
 class GraphRecorder:
     """CUDA graphs over one pool of memory, recorded on a stream of their own.
@@ -51,6 +55,7 @@ class GraphRecorder:
         self.stream = recording_stream(device)
         self.pool = torch.cuda.graph_pool_handle()
         self.forbids = "thread_local" if several else "global"
+        self.graphs: list[torch.cuda.CUDAGraph] = []
 
     def eagerly(self, call: Callable[[], T]) -> T:
         with aside(self.device):
@@ -59,6 +64,7 @@ class GraphRecorder:
     def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what is cached cannot be given back while one records
         generator = torch.cuda.default_generators[self.stream.device_index]
         before = generator.clone_state()
         with torch.cuda.stream(self.stream):
@@ -66,11 +72,22 @@ class GraphRecorder:
             graph.capture_begin(pool=self.pool, capture_error_mode=self.forbids)
             try:
                 result = call()
+                graph.capture_end()
             except BaseException:
                 with suppress(RuntimeError):  # it is invalid by now
                     graph.capture_end()
+                with suppress(RuntimeError):  # unless that has done it
+                    # A recording whose end fails goes on for the allocator: no memory that another
+                    # stream has used would be free again, nor what the recording took.
+                    torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
+                    torch._C._cuda_releasePool(self.stream.device_index, self.pool)
                 # Else it would go on as in a recording that has not ended.
                 generator.graphsafe_set_state(before)
                 raise
-            graph.capture_end()
+        self.graphs.append(graph)
         return result, graph.replay
+
+    def forget(self) -> None:
+        for graph in self.graphs:
+            graph.reset()
+        self.graphs.clear()

@@ -14,6 +14,7 @@ from data.loading.order import Plan
 from data.samples import Example
 from trainer.backward.autograd import arguments_of
 from trainer.networks.module_state import untouched
+from trainer.ranks.rng import capture_rng, restore_rng
 from trainer.ranks.runtime import Runtime
 from trainer.ranks.streams import aside
 
@@ -79,7 +80,8 @@ def freeze_buckets(
     example: Example,
     device: torch.device,
 ) -> None:
-    """Two passes over copies of a sample that leave no trace but DDP's final bucket layout.
+    """Two passes over copies of a sample that leave no trace but DDP's final bucket layout: a run
+    that goes on, or gives up recording, comes by here too.
 
     DDP lays its buckets out anew after the first backward pass (with a static graph the second
     one), and with three ranks or more the order of additions depends on the layout: without this
@@ -87,7 +89,9 @@ def freeze_buckets(
     (With `find_unused_parameters` DDP never lays them out anew.)
     """
     batch = example.batch(max(plan.global_batch(0).micro_batch_sizes[0], 1)).to(device)
+    drawn = capture_rng(device)
     with untouched(module):
         for _ in range(2):
             ddp(*arguments_of(batch))[0].backward()
         module.zero_grad(set_to_none=True)
+    restore_rng(drawn, device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from configs.errors import InputError
 from trainer.objective.task import Task
@@ -17,6 +18,8 @@ class Selection:
     """The name of a value that every evaluation reports."""
     higher: bool
     """Whether more of it is better."""
+    directions: Mapping[str, bool] = field(default_factory=dict, compare=False)
+    """The same of every value that an evaluation reports, for who reads the run."""
 
     def score(self, values: dict[str, float]) -> float:
         """The metric, negated where less of it is better."""
@@ -59,4 +62,5 @@ def choose_selection(task: Task, metric: str | None, mode: str) -> Selection:
     name = metric or task.best
     if name not in known:
         raise InputError("evaluate.best", given=name, expected=f"one of {', '.join(known)}")
-    return Selection(name, {"auto": known[name], "max": True, "min": False}[mode])
+    higher = {"auto": known[name], "max": True, "min": False}[mode]
+    return Selection(name, higher, known | {name: higher})

@@ -249,10 +249,18 @@ def check_gradients(
 def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     """Every group's learning rate: the schedule's times the group's own factor.
 
-    On a GPU the host's number is rounded to float32, as it is when it comes from the device: how
-    steps are taken must not show.
+    On a GPU the host's numbers are rounded to float32, as they are when the rate comes from the
+    device: how steps are taken must not show.
     """
-    if isinstance(rate, float) and optimizer.param_groups[0]["params"][0].is_cuda:
-        rate = ctypes.c_float(rate).value
+    on_gpu = optimizer.param_groups[0]["params"][0].is_cuda
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate
+        if on_gpu and isinstance(rate, float):
+            group["lr"] = product_in_single(rate, group.get("lr_scale", 1.0))
+        else:
+            group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate
+
+
+def product_in_single(rate: float, scale: float) -> float:
+    """As a float32 tensor is multiplied by a number: each of the three is rounded."""
+    product = ctypes.c_float(rate).value * ctypes.c_float(scale).value
+    return ctypes.c_float(product).value

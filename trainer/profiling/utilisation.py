@@ -18,18 +18,18 @@ from trainer.ranks.rng import capture_rng, restore_rng
 
 log = logging.getLogger("convoy")
 PEAKS = {
-    r"B200": (80, 1125, 2250),
+    r"\bB200": (80, 1125, 2250),
+    r"H[12]00 NVL": (60, 417.5, 835),
     r"H200|H100 80GB HBM3|GH200": (67, 494.7, 989.4),
-    r"H100 NVL": (60, 417.5, 835),
     r"H100 PCIe": (51, 378, 756),
     r"A100": (19.5, 156, 312),
     r"L40S": (91.6, 183, 362),
     r"L4\b": (30.3, 60, 121),
     r"A10\b": (31.2, 62.5, 125),
-    r"V100": (15.7, 15.7, 125),
+    r"V100-SXM": (15.7, 15.7, 125),
     r"T4\b": (8.1, 8.1, 65),
-    r"RTX 4090": (82.6, 82.6, 165.2),
-    r"RTX 3090": (35.6, 35.6, 71),
+    r"RTX 4090$": (82.6, 82.6, 165.2),
+    r"RTX 3090$": (35.6, 35.6, 71),
 }
 """TFLOP/s of dense matrix products by the vendor's data sheets: float32, TF32, and 16 bits, by what
 is in the name of the card."""

@@ -58,8 +58,9 @@ def gather_objects(runtime: Runtime, value: T) -> list[T]:
 
 
 def barrier(runtime: Runtime) -> None:
-    """Wait until every rank is here."""
-    sum_(runtime, torch.zeros(1, device=runtime.device))
+    """Wait until every rank is here: this thread, too, and not its GPU alone, as NCCL has it."""
+    if runtime.world_size > 1:
+        sum_(runtime, torch.zeros(1, device=runtime.device)).item()
 
 
 def raise_on_all_ranks(runtime: Runtime, work: Callable[[], T]) -> T:

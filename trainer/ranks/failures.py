@@ -26,6 +26,11 @@ class SaveFailed(RunFailed):
     """A checkpoint could not be written; earlier ones are as they were."""
 
 
+def fails_everywhere(error: BaseException) -> bool:
+    """Whether every rank raises it at the same place."""
+    return isinstance(error, Diverged | Drifted) or getattr(error, "shared", False)
+
+
 LOST_CONTACT = re.compile(
     r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|NCCL|remote process",
     re.IGNORECASE,

@@ -55,6 +55,12 @@ def forget_step(scaler: torch.amp.GradScaler) -> None:
         scaler._per_optimizer_states.clear()
 
 
+def has_bf16() -> bool:
+    """Whether the current GPU computes in bfloat16 itself: others only hold numbers of that type,
+    and compute slower than in float32."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
     """Build what `precision` asks for, and set how float32 matrices are multiplied.
 
@@ -62,7 +68,7 @@ def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
         InputError: If the device cannot compute in that type.
     """
     dtype = DTYPES[config.dtype]
-    if dtype is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if dtype is torch.bfloat16 and device.type == "cuda" and not has_bf16():
         raise InputError(
             "precision.dtype",
             given="bf16",

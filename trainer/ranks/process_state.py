@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -26,21 +26,28 @@ def process_state_kept() -> Iterator[None]:
     Afterwards random generators, torch's settings, environment variables and sys.path are as they
     were, and nothing of it is left to be done when the process ends.
     """
-    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
     flushes = not torch.full((), 1e-310, dtype=torch.float64).mul(1.0).item()
     path, variables = list(sys.path), dict(os.environ)
     gpus = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    states = torch.cuda.get_rng_state_all() if gpus else []
+    states, seed = torch.cuda.get_rng_state_all() if gpus else [], torch.initial_seed()
     device = torch.cuda.current_device() if gpus else None
-    with borrowed_rng(), _log_shown(), torch.inference_mode(False), torch.enable_grad():
+    with (
+        borrowed_rng(),
+        _log_shown(),
+        _products_kept(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         try:
             yield
         finally:
             if device is not None:
                 torch.cuda.set_rng_state_all(states)
                 torch.cuda.set_device(device)
+            elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.manual_seed_all(seed)  # as it would have been at its first use
             torch.set_num_threads(threads)
-            torch.set_float32_matmul_precision(matmul)
             torch.set_flush_denormal(flushes)
             sys.path[:] = path
             for name in os.environ.keys() - variables.keys():
@@ -48,6 +55,24 @@ def process_state_kept() -> Iterator[None]:
             os.environ.update(variables)
             if not multiprocessing.active_children():
                 atexit.unregister(end_workers)
+
+
+@contextmanager
+def _products_kept() -> Iterator[None]:
+    """Multiply float32 matrices afterwards as before, whichever of torch's two ways said how: it
+    does not tell by the old one what the new one has set."""
+    places = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    precisions = [place.fp32_precision for place in places]
+    named = None
+    with suppress(RuntimeError):
+        named = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        if named is not None:
+            torch.set_float32_matmul_precision(named)
+        for place, precision in zip(places, precisions, strict=True):
+            place.fp32_precision = precision
 
 
 @contextmanager

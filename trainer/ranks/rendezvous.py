@@ -114,7 +114,8 @@ def meeting_point(ranks: LaunchedRank, env: Mapping[str, str]) -> tuple[str, int
     """Host and port where ranks meet.
 
     They are MASTER_ADDR and MASTER_PORT where the first is set. srun alone leaves that to us: they
-    meet on the first node of the step, at a port that follows from the job.
+    meet on the first node of the step, at a port that follows from the job and the step, of which
+    several may run beside each other.
 
     Raises:
         ValueError: If nothing says so.
@@ -128,8 +129,9 @@ def meeting_point(ranks: LaunchedRank, env: Mapping[str, str]) -> tuple[str, int
     if "SLURM_LAUNCH_NODE_IPADDR" in env and not _resolves(address):
         # Where srun was called: in a batch job that is the first node, too.
         address = env["SLURM_LAUNCH_NODE_IPADDR"]
-    port = env.get("MASTER_PORT") or 20000 + int(env.get("SLURM_JOB_ID", "0")) % 12000
-    return address, int(port)
+    job, step = (int(env.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
+    # Far apart, since jobs and steps have numbers in a row.
+    return address, int(env.get("MASTER_PORT") or 20000 + (job + 997 * step) % 12000)
 
 
 def _first_host(nodelist: str) -> str:

@@ -17,6 +17,7 @@ from configs.errors import InputError, first_line
 from configs.schema_execution import OTHER_DEVICES, ParallelConfig
 from trainer.ranks import launcher
 from trainer.ranks.cores import fair_threads
+from trainer.ranks.failures import fails_everywhere
 from trainer.ranks.host_memory import freed_memory_kept
 from trainer.ranks.launcher import LaunchedRank
 from trainer.ranks.peer_watch import answered_within, watched_ranks
@@ -69,8 +70,9 @@ def choose_device(runtime: Runtime, config: ParallelConfig) -> Runtime:
             expected="a CUDA device on this machine",
             remedy="Use --parallel.device cpu, or a torch build with CUDA on a machine with a GPU.",
         )
-    # With `srun --gpus-per-task` every rank sees its own GPU only, under the number 0.
-    own = runtime.launcher == "srun" and os.environ.get("SLURM_GPUS_PER_TASK") == "1"
+    # With `srun --gpus-per-task=[TYPE:]1` every rank sees its own GPU only, under the number 0.
+    per_task = os.environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
+    own = runtime.launcher == "srun" and per_task == "1"
     index = 0 if own and num_gpus == 1 else runtime.local_rank
     if num_gpus and index >= num_gpus:
         raise InputError(
@@ -158,6 +160,10 @@ def use_device(runtime: Runtime, config: ParallelConfig) -> None:
 def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
     """The default process group of all ranks, ended on the way out; nothing with one rank.
 
+    NCCL ends a group once all ranks of the machine do. A rank that fails by itself would wait for
+    the others, and they for it in a collective, until their time is up: it leaves the group as it
+    is, says what has happened, and is missed.
+
     Raises:
         InputError: If the ranks cannot find each other within parallel.init_timeout_seconds.
     """
@@ -166,11 +172,16 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
             yield
         else:
             _connect(runtime, config)
+            ends = True
             try:
                 yield
+            except BaseException as error:
+                ends = "nccl" not in runtime.backend or fails_everywhere(error)
+                raise
             finally:
                 _more_groups.clear()
-                dist.destroy_process_group()
+                if ends:
+                    dist.destroy_process_group()
 
 
 def _connect(runtime: Runtime, config: ParallelConfig) -> None:

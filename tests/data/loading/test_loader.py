@@ -15,7 +15,8 @@ from data.loading.host_loader import HostLoader
 from data.loading.loader import Loader, build_loader
 from data.loading.order import Plan
 from data.loading.resident_loader import ResidentLoader
-from data.samples import Batch
+from data.samples import ArrayDataset, Batch
+from data.structures import tensors
 from tests.support.loading import (
     BATCH,
     CPU,
@@ -47,6 +48,21 @@ def make_loader(kind: str, plan: Plan) -> Loader:
 
 WITH_WORKERS = (pytest.param(k, marks=pytest.mark.process) for k in ("arrays-2", "samples-2"))
 KINDS = pytest.mark.parametrize("kind", ["resident", "arrays-0", "samples-0", *WITH_WORKERS])
+
+
+def test_a_block_of_several_inputs_is_gathered_into_an_earlier_one() -> None:
+    """Recorded steps find the samples of every row in the same memory."""
+    data = make_arrays(NUM_TRAIN)
+    several = ArrayDataset({"pixels": data.inputs, "number": data.targets}, data.targets)
+    plan = make_plan()
+    loader = ResidentLoader(several, {}, plan=plan, device=CPU)
+    block = loader.block([plan.global_batch(0)])
+    memory = [part.data_ptr() for part in tensors(block)]
+    found = loader.block([plan.global_batch(1)], out=block)
+    expected = loader.block([plan.global_batch(1)])
+    assert [part.data_ptr() for part in tensors(found)] == memory
+    for mine, theirs in zip(tensors(block), tensors(expected), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 # -- training ------------------------------------------------------------------------------------

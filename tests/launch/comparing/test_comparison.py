@@ -12,7 +12,7 @@ from configs.errors import InputError
 from launch.compare import fit
 from launch.comparing.comparison import ABSENT, compare
 from launch.comparing.metric_names import default_metric, lower_is_better
-from launch.comparing.run_record import RunRecord
+from launch.comparing.run_record import RunRecord, selection
 from launch.comparing.tables import Cell, Table
 
 
@@ -68,6 +68,41 @@ def test_best_and_final_may_rank_differently_and_lower_may_be_better() -> None:
     losses = [run("a", [0.5, 0.1, 0.6], "eval/loss"), run("b", [0.7, 0.2], "eval/loss")]
     assert names(losses, by="best") == [["a"], ["b"]]
     assert names(losses, by="final") == [["b"], ["a"]]
+
+
+def test_a_run_says_by_which_metric_it_is_judged_and_which_way_is_better() -> None:
+    """Law: the words of a name are asked only where no run says it."""
+    records = [{"step": 1.0, "eval/accuracy": 0.9, "eval/miss": miss} for miss in (0.2, 0.1)]
+    said = {"selected_by": "miss", "higher_is_better": {"accuracy": True, "miss": False}}
+    bad, good = (
+        replace(run(name, []), records=[record], **said)
+        for name, record in zip(("bad", "good"), records, strict=True)
+    )
+    found = compare([bad, good])
+    assert (found.metric, found.lower) == ("eval/miss", True)
+    assert names([bad, good]) == [["good"], ["bad"]]
+    assert compare([bad, good], metric="eval/accuracy").lower is False
+
+
+@pytest.mark.parametrize(
+    ("config", "summary", "expected"),
+    [
+        ({}, {}, (None, {})),
+        ({"evaluate.best": "miss", "evaluate.best_mode": "min"}, {}, ("miss", {"miss": False})),
+        ({"evaluate.best": "miss", "evaluate.best_mode": "auto"}, {}, ("miss", {})),
+        (
+            {"evaluate.best_mode": "auto"},
+            {"selected_by": "f1", "higher_is_better": {"f1": True, "bad": 3}},
+            ("f1", {"f1": True}),
+        ),
+        ({}, {"higher_is_better": "nonsense"}, (None, {})),
+    ],
+)
+def test_the_summary_tells_how_a_run_is_judged_or_else_the_config(
+    config: dict[str, Any], summary: dict[str, Any], expected: tuple[str | None, dict[str, bool]]
+) -> None:
+    found = selection(config, summary)
+    assert (found["selected_by"], found["higher_is_better"]) == expected
 
 
 def test_runs_without_a_number_come_last() -> None:

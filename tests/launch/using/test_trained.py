@@ -13,7 +13,8 @@ import yaml
 from configs.errors import InputError
 from data.datasets import load_datasets
 from data.normalize import Normalize
-from launch.using.trained import find_checkpoint, load_trained, read_facts
+from launch.using.named_run import find_checkpoint
+from launch.using.trained import load_trained, read_facts
 from tests.support.checkpoints import sign
 from tests.support.runs import latest_weights, records, train_here
 

@@ -15,7 +15,7 @@ import torch
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from launch.using.trained import find_checkpoint
+from launch.using.named_run import find_checkpoint
 from tests.support.checkpoints import contents, save
 from tests.support.odd_runs import run
 from tests.support.run_directories import earlier_run

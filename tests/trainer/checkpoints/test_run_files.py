@@ -179,6 +179,8 @@ def test_a_run_that_is_assembled_has_described_itself(
         "best/accuracy": None,
         "best/loss": None,
         "selected_on": "test",
+        "selected_by": "accuracy",
+        "higher_is_better": {"loss": False, "accuracy": True, "correct": True},
         "best/step": None,
         "skipped_steps": 0,
         "elapsed_seconds": 0,

@@ -14,7 +14,7 @@ from configs.schema_model import ModelConfig
 from configs.schema_training import OptimizerConfig
 from trainer.networks.mlp import MLP
 from trainer.networks.models import build_model
-from trainer.optim.optimizers import build_optimizer
+from trainer.optim.optimizers import build_optimizer, product_in_single
 from trainer.optim.parameter_groups import group_parameters
 
 
@@ -157,3 +157,10 @@ def test_lbfgs_is_refused_with_groups() -> None:
     config = OptimizerConfig(name="lbfgs", layer_decay=0.5)
     with pytest.raises(InputError, match="doesn't support per-parameter options"):
         build_optimizer(config, group_parameters(Bare(), config), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("rate", [1e-3, 3e-4, 0.1])
+@pytest.mark.parametrize("scale", [1.0, 0.3, 1 / 3, 0.75**5])
+def test_a_factor_of_the_rate_is_rounded_on_the_host_as_on_a_gpu(rate: float, scale: float) -> None:
+    """Law: a rate that the device multiplies and one that the host does have the same bits."""
+    assert product_in_single(rate, scale) == float(torch.tensor(rate) * scale)

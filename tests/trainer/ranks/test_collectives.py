@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from configs.errors import InputError
@@ -50,6 +51,16 @@ def test_a_lone_rank_waits_for_nobody() -> None:
     barrier(ALONE)
     with pytest.raises(ValueError, match="process group"):  # there is nobody to wait for here
         barrier(replace(ALONE, world_size=2))
+
+
+def test_a_barrier_waits_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's all-reduce lets the GPU wait, and the host go on: it has to ask for the sum."""
+    asked: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "item", lambda tensor: asked.append(tensor))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    barrier(replace(ALONE, world_size=2))
+    dist.destroy_process_group()
+    assert len(asked) == 1
 
 
 def test_work_done_together_returns_its_result() -> None:

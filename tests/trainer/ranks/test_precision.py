@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Literal, get_args
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from configs.errors import InputError
 from configs.schema_training import PrecisionConfig
-from trainer.ranks.precision import build_precision
+from trainer.ranks.precision import build_precision, has_bf16
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Matmul = Literal["highest", "high", "medium"]
@@ -43,7 +44,7 @@ def test_the_forward_pass_runs_in_the_chosen_type_and_weights_stay_float32(dtype
 def test_the_forward_pass_on_the_gpu_runs_in_the_chosen_type(
     gpu: torch.device, dtype: Dtype
 ) -> None:
-    if dtype == "bf16" and not torch.cuda.is_bf16_supported():
+    if dtype == "bf16" and not has_bf16():
         pytest.skip("this GPU has no bfloat16")
     check_dtypes(dtype, gpu)
 
@@ -75,3 +76,15 @@ def test_devices_that_are_left_to_accelerate_have_no_fp16(device: str) -> None:
     with pytest.raises(InputError, match=f"fp32 or bf16 on {device}"):
         build_precision(PrecisionConfig(dtype="fp16"), torch.device(device))
     assert build_precision(PrecisionConfig(dtype="bf16"), torch.device(device)).dtype is BF16
+
+
+def test_a_gpu_that_only_emulates_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts it among those that support it: it computes slower than in float32."""
+    found = SimpleNamespace(major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(InputError, match="fp32 or fp16 on Tesla T4"):
+        build_precision(PrecisionConfig(dtype="bf16"), torch.device("cuda", 0))

@@ -33,6 +33,11 @@ def test_the_first_host_of_a_slurm_node_list_is_found(nodelist: str, first: str)
         ("torchrun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, ("a", 1)),
         ("srun", {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, ("a", 1)),
         ("srun", {"SLURM_NODELIST": "n[2-3]", "SLURM_JOB_ID": "40007"}, ("n2", 24007)),
+        (
+            "srun",
+            {"SLURM_NODELIST": "n2", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"},
+            ("n2", 22001),
+        ),
         ("srun", {"SLURM_NODELIST": "n[2-3]", "MASTER_PORT": "29400"}, ("n2", 29400)),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Literal
 
@@ -10,10 +11,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import trainer.ranks.runtime
 from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from tests.support.time_outs import record_timeouts
+from trainer.ranks.failures import Diverged
 from trainer.ranks.runtime import Runtime, choose_device, process_group, use_training_timeout
+
+
+def shared(error: InputError) -> InputError:
+    error.shared = True
+    return error
 
 
 @pytest.fixture
@@ -134,3 +142,46 @@ def test_the_public_name_for_a_timeout_is_used_where_torch_has_it(
     runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend="gloo")
     use_training_timeout(runtime, ParallelConfig(timeout_seconds=7))
     assert asked == [timedelta(seconds=7)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "ends"),
+    [
+        ("nccl", None, True),
+        ("nccl", ValueError("of this rank alone"), False),
+        ("nccl", InputError("of this rank alone"), False),
+        ("cpu:gloo,cuda:nccl", KeyboardInterrupt(), False),
+        ("nccl", shared(InputError("of all")), True),
+        ("nccl", Diverged("on all"), True),
+        ("gloo", ValueError("of this rank alone"), True),
+    ],
+)
+def test_a_rank_that_fails_alone_does_not_wait_for_nccls_goodbye(
+    monkeypatch: pytest.MonkeyPatch, backend: str, error: BaseException | None, ends: bool
+) -> None:
+    """The others are in a collective, and would not come: its error would never be shown."""
+    ended: list[bool] = []
+    monkeypatch.setattr(trainer.ranks.runtime, "_connect", lambda runtime, config: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(True))
+    runtime = Runtime(launcher="torchrun", world_size=2, local_world_size=2, backend=backend)
+    with (
+        nullcontext() if error is None else pytest.raises(type(error)),
+        process_group(runtime, ParallelConfig()),
+    ):
+        if error is not None:
+            raise error
+    assert bool(ended) is ends
+
+
+@pytest.mark.parametrize("per_task", ["1", "h100:1"])
+def test_a_rank_of_srun_that_sees_one_gpu_of_its_own_takes_it(
+    monkeypatch: pytest.MonkeyPatch, per_task: str
+) -> None:
+    """`--gpus-per-task` may name the type of the GPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    runtime = Runtime(launcher="srun", rank=3, local_rank=3, world_size=4, local_world_size=4)
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", per_task)
+    assert choose_device(runtime, ParallelConfig()).device == torch.device("cuda", 0)
+    monkeypatch.delenv("SLURM_GPUS_PER_TASK")
+    with pytest.raises(InputError, match="1 GPUs"):
+        choose_device(runtime, ParallelConfig())

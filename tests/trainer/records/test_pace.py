@@ -177,7 +177,11 @@ def test_utilisation_is_known_where_the_peak_is() -> None:
     assert peak_rate(card, None, "highest") == 67e12
     assert peak_rate("NVIDIA L4", torch.float16, "highest") == 121e12
     assert peak_rate("NVIDIA L40S", torch.float16, "highest") == 362e12
-    assert peak_rate("a card of tomorrow", torch.bfloat16, "highest") is None
+    assert peak_rate("NVIDIA H200 NVL", torch.bfloat16, "highest") == 835e12
+    assert peak_rate("NVIDIA GeForce RTX 4090", torch.bfloat16, "highest") == 165.2e12
+    relatives = ("NVIDIA GB200", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti")
+    for card in (*relatives, "a card of tomorrow"):
+        assert peak_rate(card, torch.bfloat16, "highest") is None
     rig, _ = pace()
     precision = build_precision(PrecisionConfig(), CPU)
     found = build_utilisation(rig.module, lambda *_: torch.zeros(()), [16], precision, CPU)
