@@ -15,11 +15,12 @@ from data.loading.order import Plan
 from data.normalize import Normalize
 from data.samples import Example
 from data.structures import map_tensors
-from trainer.checkpoints.saved_state import check_extra_state
+from trainer.checkpoints.saved_state import check_module
 from trainer.networks.blocks import check_blocks
 from trainer.networks.calling import Call
 from trainer.networks.deferred import META, Deferred, NotDeferred
 from trainer.networks.models import build_model
+from trainer.networks.module_state import check_buffers
 from trainer.objective.check_outputs import check_classes, check_loss, check_outputs
 from trainer.objective.task import Task
 from trainer.ranks.rng import seed_stream
@@ -67,7 +68,8 @@ def build_run_model(
                 remedy="Keep real and imaginary parts in two, or torch.view_as_complex one.",
             )
     check_batch_norm(model, plan)
-    check_extra_state(model)
+    check_module(model)
+    check_buffers(model, runtime)
     check_blocks(model, config.parallel, runtime.device, runtime.world_size)
     return model, later
 

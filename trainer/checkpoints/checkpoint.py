@@ -253,10 +253,10 @@ def load_checkpoint(path: Path, *, by_rows: bool = False) -> tuple[dict[str, Any
         check_file(path / TRAINER)
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
         check_tensors(trainer)
-        if (path / WEIGHTS).exists():
-            weights: dict[str, Any] = load_file(path / WEIGHTS)
-        else:
-            weights = _join(path, trainer, by_rows=by_rows)
+        files = read_json(path / MANIFEST)["files"]  # others that lie there nobody has verified
+        parts = [path / name for name in sorted(files) if PART.fullmatch(name)]
+        joined = WEIGHTS not in files
+        weights = _join(parts, trainer, by_rows=by_rows) if joined else load_file(path / WEIGHTS)
     except Exception as error:  # damaged bytes can make an unpickler raise almost anything
         raise InputError(
             f"checkpoint {path} cannot be read ({' '.join(str(error).split())[:200]})",
@@ -270,10 +270,10 @@ def load_checkpoint(path: Path, *, by_rows: bool = False) -> tuple[dict[str, Any
     return weights | extra, trainer
 
 
-def _join(path: Path, trainer: dict[str, Any], *, by_rows: bool) -> dict[str, Any]:
+def _join(parts: list[Path], trainer: dict[str, Any], *, by_rows: bool) -> dict[str, Any]:
     """The weights that lie in parts; average and optimizer state join those of trainer.pt."""
     found: dict[str, dict[str, Any]] = {"model": {}, "ema": {}}
-    for key, tensor in open_parts(path).items():
+    for key, tensor in open_parts(parts).items():
         value = tensor if by_rows else whole(tensor)
         kind, _, name = key.partition("/")
         if kind in found:

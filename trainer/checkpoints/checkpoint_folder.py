@@ -134,6 +134,34 @@ def newest_good(folder: Path) -> tuple[Good | None, list[str]]:
     return None, rejected
 
 
+def restore_links(folder: Path) -> list[str]:
+    """Make links again of `latest` and `best` where a copy of the run has followed them, as those
+    of `scp -r` and `cp -L` do; nobody else may write to the folder.
+
+    Returns:
+        A line for each of them.
+    """
+    notes = []
+    for link in (folder / "latest", folder / "best"):
+        if link.is_symlink() or not link.is_dir():
+            continue
+        try:
+            final = folder / folder_name(int(read_json(link / MANIFEST)["step"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            final = link
+        moved = _set_aside(link) if final.exists() else link.rename(final)
+        if final.exists():
+            replace_link(link, final)
+        notes.append(f"{link} was a folder and no link, as in a copy that followed it: now {moved}")
+    return notes
+
+
+def _set_aside(path: Path) -> Path:
+    """Move what lies in a folder of checkpoints to its `rejected/`."""
+    (path.parent / "rejected").mkdir(exist_ok=True)
+    return path.rename(path.parent / "rejected" / f"{path.name}-{time.time_ns()}")
+
+
 def set_aside_newer(folder: Path, chosen: Path, best_step: int) -> None:
     """Move what is newer than the checkpoint that is continued to `rejected/`.
 
@@ -147,9 +175,7 @@ def set_aside_newer(folder: Path, chosen: Path, best_step: int) -> None:
     chosen, folder = chosen.resolve(), folder.resolve()
     newer = [path for path in list_checkpoints(folder) if step_of(path) > step_of(chosen)]
     for path in newer:
-        (folder / "rejected").mkdir(exist_ok=True)
-        target = folder / "rejected" / f"{path.name}-{time.time_ns()}"
-        path.rename(target)
+        _set_aside(path)
     replace_link(folder / "latest", chosen)
     best = folder / folder_name(best_step)
     if best.exists():

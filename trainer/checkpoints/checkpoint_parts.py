@@ -17,7 +17,7 @@ import shutil
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from configs.read_files import parse_json
 from trainer.checkpoints.atomic_files import flush_to_disk, write_atomically
-from trainer.engines.dtensor import is_sharded, own_rows, replica
+from trainer.engines.dtensor import cut_by_rows, is_sharded, own_rows, replica
 
 PART = re.compile(r"part_(\d{5})_of_(\d{5})\.safetensors")
 LAYOUT = "layout"
@@ -54,7 +54,9 @@ class Part:
     def name(self) -> str:
         return f"part_{self.rank:05d}_of_{self.count:05d}.safetensors"
 
-    def take(self, prefix: str, state: Mapping[Any, Any], *, plain: bool) -> dict[Any, Any]:
+    def take(
+        self, prefix: str, state: Mapping[Any, Any], *, plain: bool, scalars: Container[str] = ()
+    ) -> dict[Any, Any]:
         """Copy what this rank has to write of a mapping: its rows of what is sharded.
 
         Copies of the same rows take turns. Of tensors that every rank has, rank 0 writes its own.
@@ -63,6 +65,7 @@ class Part:
             prefix: Before the names.
             state: Tensors and other values by name.
             plain: Whether tensors that are not sharded go in as well.
+            scalars: Names of what is sharded and has no dimension; see `engines.scalars`.
 
         Returns:
             The rest of the mapping: what goes into no part.
@@ -70,11 +73,13 @@ class Part:
         rest = {}
         for name, value in state.items():
             if is_sharded(value):
+                value = cut_by_rows(value)
                 number, copies = replica(value)
                 start, stop = own_rows(value)
                 mine = stop > start or (self.rank == 0 and not value.shape[0])
                 if mine and self.seen % copies == number:
-                    self._keep(f"{prefix}/{name}", value.to_local(), value.shape, start)
+                    shape = torch.Size() if name in scalars else value.shape
+                    self._keep(f"{prefix}/{name}", value.to_local(), shape, start)
                 self.seen += 1
             elif isinstance(value, Tensor) and plain:
                 if self.rank == 0:
@@ -111,7 +116,7 @@ def write_part(folder: Path, part: Part) -> None:
 
 def _write(file: BinaryIO, part: Part, digest: Any) -> None:
     """The format of safetensors, tensor by tensor: its own writer copies all of them before."""
-    names = _type_names()
+    names = type_names()
     entries, offset = {}, 0
     # Large elements first, so that each lies at a multiple of its size.
     ordered = sorted(part.tensors.items(), key=lambda item: -item[1].itemsize)
@@ -223,7 +228,7 @@ class StoredTensor:
         return found
 
 
-def open_parts(folder: Path) -> dict[str, StoredTensor]:
+def open_parts(parts: Sequence[Path]) -> dict[str, StoredTensor]:
     """The tensors of a checkpoint in parts, by name; nothing but headers is read.
 
     Raises:
@@ -233,9 +238,8 @@ def open_parts(folder: Path) -> dict[str, StoredTensor]:
     shapes: dict[str, torch.Size] = {}
     types: dict[str, torch.dtype] = {}
     pieces: dict[str, list[Piece]] = defaultdict(list)
-    names = sorted(path.name for path in folder.iterdir() if PART.fullmatch(path.name))
-    _expect(complete_parts(names), "the parts are not all of one checkpoint")
-    for path in (folder / name for name in names):
+    _expect(complete_parts(path.name for path in parts), "the parts are not all of one checkpoint")
+    for path in parts:
         for name, shape, dtype, piece in _open_part(path):
             known = shapes.setdefault(name, shape), types.setdefault(name, dtype)
             _expect(known == (shape, dtype), f"{name} has several shapes or types")
@@ -262,7 +266,7 @@ def _open_part(path: Path) -> list[tuple[str, torch.Size, torch.dtype, Piece]]:
         _expect(length <= MOST_HEADER_BYTES, f"the header of {path.name} is too long")
         header = parse_json(file.read(length).decode())
     layout = parse_json(header.pop("__metadata__")[LAYOUT])
-    types = {name: dtype for dtype, name in _type_names().items()}
+    types = {name: dtype for dtype, name in type_names().items()}
     found = []
     for name, entry in header.items():
         shape, start = layout[name]
@@ -275,7 +279,7 @@ def _open_part(path: Path) -> list[tuple[str, torch.Size, torch.dtype, Piece]]:
     return found
 
 
-def _type_names() -> dict[torch.dtype, str]:
+def type_names() -> dict[torch.dtype, str]:
     """What safetensors calls the types of torch."""
     from safetensors.torch import _TYPES
 

@@ -45,7 +45,7 @@ class FiniteCheck:
 def are_finite(tensors: list[Tensor]) -> bool:
     """Whether all of them are; integers are."""
     found = [local(value) for value in tensors]
-    some = [value for value in found if value.numel() and _has_infinities(value)]
+    some = [_with_norm(value) for value in found if value.numel() and _has_infinities(value)]
     # Of the largest magnitude: NaN if one of them is, infinite if one of them is.
     return not some or bool(torch.nn.utils.get_total_norm(some, norm_type=torch.inf).isfinite())
 
@@ -87,6 +87,11 @@ def _within(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _is_finite(value: Tensor) -> bool:
     return are_finite([value])
+
+
+def _with_norm(value: Tensor) -> Tensor:
+    """Types of a byte have no operations."""
+    return value.float() if value.itemsize == 1 else value
 
 
 def _has_infinities(value: Tensor) -> bool:

@@ -15,6 +15,7 @@ from configs.schema_model import ModelConfig
 from trainer.checkpoints.atomic_files import follow
 from trainer.checkpoints.checkpoint import MANIFEST, WEIGHTS, Refused, load_checkpoint
 from trainer.checkpoints.checkpoint import verify_checkpoint as verify
+from trainer.checkpoints.checkpoint_parts import PART
 from trainer.networks.trained_parts import check_patterns, matches
 
 EXPECTED = (
@@ -77,6 +78,13 @@ def _read_directory(path: Path) -> Any:
 
 
 def _read_file(path: Path) -> Any:
+    if PART.fullmatch(path.name):
+        raise InputError(
+            "model.weights",
+            given=f"{path}, which has some rows of each weight",
+            expected=EXPECTED,
+            remedy=f"Name the checkpoint: --model.weights {path.parent}",
+        )
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -21,7 +21,7 @@ from data.facts import InputFacts
 from data.lock_file import lock_of
 from data.vocabulary import TOKENIZER
 from trainer.checkpoints.atomic_files import recover_directories, write_atomically
-from trainer.checkpoints.checkpoint_folder import list_checkpoints, set_aside_newer
+from trainer.checkpoints.checkpoint_folder import list_checkpoints, restore_links, set_aside_newer
 from trainer.ranks.failures import RunFailed
 
 log = logging.getLogger("convoy")
@@ -79,7 +79,8 @@ class RunDirectory:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
-                for note in recover_directories(self.checkpoints):
+                notes = recover_directories(self.checkpoints) + restore_links(self.checkpoints)
+                for note in notes:
                     log.warning(note)
             except OSError as error:
                 raise self.unwritable(error) from None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.own_modules import PREFIX
+from trainer.checkpoints.checkpoint_parts import type_names
 from trainer.engines.dtensor import Stored
 from trainer.optim.slots import ELEMENTWISE, SCALARS
 
@@ -38,12 +39,24 @@ def check_file(path: Path) -> None:
         raise ValueError("its parts overlap")
 
 
-def check_extra_state(module: nn.Module) -> None:
-    """Refuse a module whose `get_extra_state` gives what a checkpoint cannot hold.
+def check_module(module: nn.Module) -> None:
+    """Refuse a module that keeps what a checkpoint cannot hold.
 
     Raises:
         InputError: Before the first step rather than at every save.
     """
+    saved = {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)}
+    for name, value in {**dict(module.named_buffers()), **saved}.items():
+        typed = value.dtype in type_names() or name not in saved
+        if value.layout != torch.strided or not typed:
+            kind = value.layout if typed else value.dtype
+            raise InputError(
+                f"{name} of the model",
+                given=f"a tensor of {kind}",
+                expected="a dense tensor of a type that safetensors holds",
+                remedy="Register the dense tensors that it is made of, such as indices and "
+                "values, or keep it in a plain attribute, which no checkpoint has.",
+            )
     for name, value in module.state_dict().items():
         if isinstance(value, Tensor):
             continue

@@ -14,6 +14,7 @@ from trainer.checkpoints.checkpoint_parts import Part
 from trainer.checkpoints.saved_state import check_optimizer, check_trainer
 from trainer.engines.dtensor import full_state, load_full_state
 from trainer.engines.engine import Engine
+from trainer.engines.scalars import names_of_scalars
 from trainer.networks.memory_format import lay_out_state
 from trainer.networks.module_state import load_non_persistent_buffers, non_persistent_buffers
 from trainer.objective.meter import Meter
@@ -141,15 +142,23 @@ def capture_part(
     No rank holds more than its own rows.
     """
     part = Part(run.runtime.rank, run.runtime.world_size)
-    extra = part.take("model", run.engine.module.state_dict(), plain=True)
-    average, optimizer = run.average, run.optimizer.state_dict()
+    module, average, optimizer = run.engine.module, run.average, run.optimizer.state_dict()
+    scalars = names_of_scalars(module)
+    extra = part.take("model", module.state_dict(), plain=True, scalars=scalars)
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     own = {
-        index: part.take(f"optimizer/{index}", state, plain=False)
+        index: part.take(
+            f"optimizer/{index}",
+            state,
+            plain=False,
+            scalars=state if hasattr(parameters[index], "was_scalar") else (),
+        )
         for index, state in optimizer["state"].items()
     }
+    ema = average and part.take("ema", average.module.state_dict(), plain=True, scalars=scalars)
     trainer = {
         "optimizer": host_copy(optimizer | {"state": own}),
-        "ema": part.take("ema", average.module.state_dict(), plain=True) if average else None,
+        "ema": ema,
         **_capture_rest(run, elapsed_seconds),
     }
     return part, trainer | {"extra_state": host_copy(extra)} if extra else trainer

@@ -85,6 +85,16 @@ def replica(tensor: DTensor) -> tuple[int, int]:
     return number, count
 
 
+def cut_by_rows(tensor: DTensor) -> DTensor:
+    """A DTensor as it is, or whole on every rank if it is not cut along its first dimension, as
+    state that an optimizer computed of parts may be; a collective."""
+    if all(p.is_replicate() or p.is_shard(0) for p in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(placements=[Replicate()] * tensor.device_mesh.ndim)
+
+
 def like(local: Tensor, tensor: DTensor) -> DTensor:
     """A DTensor of this rank's part, cut as another one of the same shape."""
     from torch.distributed.tensor import DTensor
@@ -127,8 +137,9 @@ def load_full_state(module: nn.Module, state: dict[str, Any]) -> None:
     Raises:
         RuntimeError: If keys or shapes of weights are not the module's.
     """
-    resize_buffers(module, state)
     own, scalars = module.state_dict(), names_of_scalars(module)
+    state = {name: v if is_sharded(own.get(name)) else whole(v) for name, v in state.items()}
+    resize_buffers(module, state)
     state = {name: whole(v).reshape(1) if name in scalars else v for name, v in state.items()}
     module.load_state_dict({name: _part(value, own.get(name)) for name, value in state.items()})
 
@@ -162,12 +173,14 @@ def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str,
         state: As `full_optimizer_state` returned it on rank 0.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    held = [(parameters[int(i)], own) for i, own in state["state"].items()]
+    numbers = {k for p, own in held for k, v in own.items() if p.numel() > 1 and _is_number(v)}
     parts = {
         index: {
-            name: _part(_dimensioned(name, value, parameters[int(index)]), parameters[int(index)])
+            name: value if name in numbers else _state_part(name, value, parameter)
             for name, value in own.items()
         }
-        for index, own in state["state"].items()
+        for (index, own), (parameter, _) in zip(state["state"].items(), held, strict=True)
     }
     optimizer.load_state_dict(state | {"state": parts})
 
@@ -183,6 +196,29 @@ def _gather(state: dict[str, Any]) -> dict[str, Any]:
         if dist.get_rank() == 0:
             found[name] = gathered
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.dim()
+
+
+def _state_part(name: str, value: Any, parameter: Tensor) -> Any:
+    """This rank's part of what an optimizer keeps of a parameter: perhaps a number for each row."""
+    value = _dimensioned(name, value, parameter)
+    shape = torch.Size(getattr(value, "shape", ()))
+    if not is_sharded(parameter) or not shape or shape == parameter.shape:
+        return _part(value, parameter)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    start, stop = own_rows(parameter)  # type: ignore[arg-type]
+    if shape[0] != parameter.shape[0]:
+        placements, start, stop = [Replicate()] * mesh.ndim, 0, shape[0]
+    local = value.rows(start, stop) if isinstance(value, Stored) else value[start:stop].clone()
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        local.to(parameter.device), mesh, placements, run_check=False, shape=shape, stride=stride
+    )
 
 
 def _dimensioned(name: str, value: Any, parameter: Tensor) -> Any:

@@ -5,14 +5,15 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from configs.errors import InputError
+from configs.errors import InputError, failing_line
 from configs.schema import RunConfig
 from configs.schema_execution import ParallelConfig
 from data.loading.order import GlobalBatch, MicroBatch, Plan
@@ -25,10 +26,11 @@ from trainer.engines.dtensor import (
 )
 from trainer.engines.engine import Engine
 from trainer.engines.scalars import mark_scalars
-from trainer.engines.sharding import build_mesh, fill, keep_gathered, shard
+from trainer.engines.sharding import build_mesh, check_weights, fill, keep_gathered, shard
 from trainer.networks.copying import hooked_weights
 from trainer.networks.deferred import Deferred
 from trainer.ranks.collectives import broadcast_
+from trainer.ranks.precision import DTYPES
 from trainer.ranks.runtime import Runtime
 
 UNFUSED = (torch.optim.SGD, torch.optim.Adagrad)
@@ -116,7 +118,7 @@ class ShardedEngine(Engine):
             self.reduces = micro.ends_global_batch
             assert isinstance(self.module, FSDPModule)
             self.module.set_requires_gradient_sync(self.reduces)
-        return nullcontext()
+        return calling_blocks()
 
     def run_along(self, module: nn.Module) -> None:
         """Others gather their weights for a forward pass: one over a sample, for nothing."""
@@ -131,6 +133,29 @@ class ShardedEngine(Engine):
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         load_full_optimizer_state(optimizer, state)
+
+
+@contextmanager
+def calling_blocks() -> Iterator[None]:
+    """Say of a model that computes with parts of weights what it did not call.
+
+    Raises:
+        InputError: In place of what torch says of them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        line = failing_line(error)
+        raise InputError(
+            f"parallel.strategy=fsdp{f' at {line}' if line else ''}",
+            given="a model that uses a weight of a block without a call of the block",
+            expected="block(x), which fetches its weights, and neither block.forward(x) nor "
+            "block.weight",
+            remedy="Call it; or give the model a method `blocks()` that leaves it out; or use "
+            "--parallel.strategy ddp.",
+        ) from None
 
 
 def check_sharding(
@@ -161,6 +186,8 @@ def check_sharding(
             expected=f"ddp for a model with hooks on its weights ({', '.join(hooked[:3])})",
             remedy="They would not be called for parts of weights: hook the module instead.",
         )
+    if model is not None:
+        check_weights(model, DTYPES[config.precision.dtype])
     if config.parallel.cpu_offload and config.precision.dtype == "fp16":
         raise InputError(
             "parallel.cpu_offload",

@@ -3,9 +3,13 @@ they are given one of size 1, which neither the module that uses them nor a file
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
+
+from trainer.networks.activation_checkpointing import wrap_forward
 
 NAMES = "_names_of_scalars"
 
@@ -20,8 +24,7 @@ def give_dimension(module: nn.Module) -> None:
             held[name] = made.setdefault(p, nn.Parameter(p.detach().reshape(1), p.requires_grad))
         if found:
             vars(part)[NAMES] = tuple(found)
-            part.register_forward_pre_hook(_show)
-            part.register_forward_hook(_hide, always_call=True)
+            wrap_forward(part, partial(partial, _showing, part))
 
 
 def mark_scalars(module: nn.Module) -> None:
@@ -40,11 +43,12 @@ def names_of_scalars(module: nn.Module) -> set[str]:
     }
 
 
-def _show(part: nn.Module, _: Any) -> None:
+def _showing(part: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """No hook does: activation checkpointing runs a block a second time without them."""
     for name in vars(part)[NAMES]:
         vars(part)[name] = getattr(part, name).reshape(())
-
-
-def _hide(part: nn.Module, *_: Any) -> None:
-    for name in vars(part)[NAMES]:
-        vars(part).pop(name, None)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        for name in vars(part)[NAMES]:
+            vars(part).pop(name, None)

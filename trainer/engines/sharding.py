@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
+from configs.errors import InputError
 from configs.schema_execution import ParallelConfig
 from trainer.engines.dtensor import is_sharded, local, own_rows
 from trainer.engines.scalars import give_dimension
@@ -62,14 +63,15 @@ def shard(
         config: How gradients travel and where the parts lie.
     """
     give_dimension(module)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP2 cuts no others
     reduce_dtype = torch.bfloat16 if config.compression == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
     )
     full = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
-    norms = [part for part in module.modules() if isinstance(part, NORMS)] if dtype else []
-    for part in _bottom_up(norms, blocks(module), module):
+    for part in _parts(module, dtype):
         # Freed after the forward pass, the outermost part too: what follows finds parts.
         wrapped = fully_shard(
             part,
@@ -80,6 +82,34 @@ def shard(
         )
         wrapped.set_gradient_divide_factor(1.0)  # the sum over ranks, not their average
         wrapped.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def check_weights(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Refuse weights that FSDP2 does not cut: without elements, or of several types in a part.
+
+    Args:
+        module: With whole parameters, or on meta.
+        dtype: In which weights travel and compute; None: float32.
+
+    Raises:
+        InputError: With their names.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    refused = [f"{name} of shape {tuple(p.shape)}" for p, name in names.items() if not p.numel()]
+    seen: set[nn.Parameter] = set()
+    for part in _parts(module, dtype):
+        own = [p for p in part.parameters() if p.requires_grad and p not in seen]
+        seen.update(own)
+        first = {p.dtype: f"{names[p]} of {p.dtype}" for p in reversed(own)}
+        refused += first.values() if len(first) > 1 else []
+    if refused:
+        raise InputError(
+            "parallel.strategy=fsdp",
+            given=f"a model with {', '.join(refused[:3])}",
+            expected="weights that have elements, and one type in all that are trained together "
+            "(docs/parallel.md#fsdp)",
+            remedy="Make them alike, or use --parallel.strategy ddp.",
+        )
 
 
 def keep_gathered(module: nn.Module) -> None:
@@ -145,9 +175,9 @@ def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return tensor if tensor is None else tensor.to(device)
 
 
-def _bottom_up(
-    norms: Sequence[nn.Module], own: Sequence[nn.Module], module: nn.Module
-) -> list[nn.Module]:
-    """Each once and the inner ones first; what has no parameters has nothing to shard."""
-    parts = dict.fromkeys([*norms, *own, module])
+def _parts(module: nn.Module, dtype: torch.dtype | None) -> list[nn.Module]:
+    """What is sharded by itself, each once and the inner ones first; what has no parameters has
+    nothing to shard."""
+    norms = [part for part in module.modules() if isinstance(part, NORMS)] if dtype else []
+    parts = dict.fromkeys([*norms, *blocks(module), module])
     return [part for part in parts if next(part.parameters(recurse=True), None) is not None]

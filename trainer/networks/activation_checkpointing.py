@@ -26,6 +26,18 @@ def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
         block.forward = functools.partial(_checkpointed, block.forward, options)
 
 
+def wrap_forward(
+    block: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Put something around the forward pass of a module, the second one of a block included."""
+    forward = block.forward
+    if isinstance(forward, functools.partial) and forward.func is _checkpointed:
+        inner, options = forward.args
+        block.forward = functools.partial(_checkpointed, wrap(inner), options)
+    else:
+        block.forward = wrap(forward)
+
+
 def _checkpointed(
     forward: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any
 ) -> Any:

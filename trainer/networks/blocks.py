@@ -22,6 +22,8 @@ from configs.schema_execution import ParallelConfig
 from trainer.networks.activation_checkpointing import checkpoint_activations
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
+UNCALLED = (nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""What has no forward pass either."""
 
 
 def declared_blocks(model: nn.Module) -> list[nn.Module]:
@@ -76,7 +78,7 @@ def _elements(module: nn.Module) -> Iterator[nn.Module]:
     A ModuleList has no forward pass that could be wrapped: its elements have, or theirs.
     """
     for child in module.children():
-        if isinstance(module, CONTAINERS) and not isinstance(child, (*CONTAINERS, nn.ModuleDict)):
+        if isinstance(module, CONTAINERS) and not isinstance(child, (*CONTAINERS, *UNCALLED)):
             yield child
         else:
             yield from _elements(child)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -200,6 +201,8 @@ class Deferred:
             raise NotDeferred(one_line(error, named=True)) from None
         if any(tensor._version != version for tensor, version in recorder.given):
             raise NotDeferred("it changes tensors that it has made others of")
+        if any(map(is_lazy, (*self.module.parameters(), *self.module.buffers()))):
+            raise NotDeferred("the first sample says what shapes its weights have")
         if not any(parameter.is_meta for parameter in self.module.parameters()):
             raise NotDeferred("it comes with its weights")
         _check_attributes(self.module)

@@ -31,6 +31,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+TRAVEL = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+    *(torch.int8, torch.int32, torch.int64, torch.uint8, torch.bool),
+)
+"""What gloo and NCCL broadcast."""
 PLAIN = (bool, int, float, complex, str, type(None))
 
 
@@ -85,6 +90,23 @@ def share_buffers(module: nn.Module, runtime: Runtime, size: int) -> None:
     if size < runtime.world_size:
         first = -(-runtime.world_size // size) - 1
         broadcast_(runtime, list(module.buffers()), source=first)
+
+
+def check_buffers(module: nn.Module, runtime: Runtime) -> None:
+    """Refuse buffers of a type that ranks cannot give to each other.
+
+    Raises:
+        InputError: With the name of one.
+    """
+    for name, buffer in module.named_buffers() if runtime.world_size > 1 else ():
+        if buffer.dtype not in TRAVEL:
+            raise InputError(
+                f"buffer {name} of the model",
+                given=str(buffer.dtype),
+                expected="a type that gloo and NCCL take, with several ranks: float16 to "
+                "float64, bfloat16, int8, int32, int64, uint8, bool or complex64",
+                remedy="Use one of them; `buffer.view(torch.uint8)` has the same bytes.",
+            )
 
 
 def modes_kept(module: nn.Module) -> int:

@@ -20,6 +20,7 @@ from trainer.checkpoints.checkpoint_folder import (
     Good,
     list_checkpoints,
     newest_good,
+    restore_links,
     save_checkpoint,
     set_aside_newer,
 )
@@ -244,3 +245,29 @@ def test_the_best_ones_are_kept_whatever_their_age(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2, 4, 6, 8, 9]
     for path in list_checkpoints(tmp_path):
         verify_checkpoint(path)
+
+
+def test_links_that_a_copy_has_followed_are_links_again(tmp_path: Path) -> None:
+    """As `scp -r` and `cp -L` copy a run; nothing that was copied is deleted."""
+    paths = [save(tmp_path, step) for step in (1, 2)]
+    for name, path in (("latest", paths[1]), ("best", paths[0])):
+        (tmp_path / name).unlink(missing_ok=True)
+        shutil.copytree(path, tmp_path / name)
+    shutil.rmtree(paths[0])
+    notes = restore_links(tmp_path)
+    assert len(notes) == 2
+    assert f"{tmp_path / 'latest'} was a folder and no link" in notes[0]
+    assert (tmp_path / "latest").readlink() == Path("step_00000002")
+    assert (tmp_path / "best").readlink() == Path("step_00000001")
+    assert [Good.at(path).path for path in paths] == paths
+    assert len(list((tmp_path / "rejected").iterdir())) == 1
+    assert restore_links(tmp_path) == []
+
+
+def test_a_folder_in_place_of_a_link_that_is_no_checkpoint_makes_way(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest/note.txt").write_text("mine")
+    restore_links(tmp_path)
+    save(tmp_path, 1)
+    assert (tmp_path / "latest").is_symlink()
+    assert len(list(tmp_path.glob("rejected/*/note.txt"))) == 1

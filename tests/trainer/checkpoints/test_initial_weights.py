@@ -122,3 +122,9 @@ def test_a_tied_weight_may_have_one_name_in_the_file() -> None:
     line = load_weights(model, {"embed.weight": wanted}, ModelConfig(weights="w"))
     assert line == "weights from w: 1 loaded, 0 missing, 0 left over"
     assert torch.equal(model.head.weight, wanted)
+
+
+def test_a_part_of_a_checkpoint_is_refused_with_the_name_of_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "step_00000001" / "part_00000_of_00002.safetensors"
+    with pytest.raises(InputError, match=f"Name the checkpoint: --model.weights {path.parent}"):
+        read_weights(str(path))

@@ -5,17 +5,23 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from configs.errors import InputError
 from launch.train import main
 from tests.support.checkpoints import sign
 from tests.support.runs import train_here
+from tests.support.subjects import ALONE
 from trainer.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
+from trainer.checkpoints.finite import are_finite
+from trainer.checkpoints.saved_state import check_module
+from trainer.networks.module_state import check_buffers
 
 ONE = torch.zeros(1)
 
@@ -169,3 +175,33 @@ def test_a_state_that_unfolds_to_more_than_its_file_is_refused(
             archive.writestr(name, content)
     with pytest.raises(InputError, match="compressed"):
         load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_what_no_checkpoint_holds_is_refused_before_the_first_step(persistent: bool) -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("graph", torch.eye(2).to_sparse(), persistent=persistent)
+    with pytest.raises(
+        InputError, match=r"graph of the model: given 'a tensor of torch.sparse_coo"
+    ):
+        check_module(model)
+    model.register_buffer("graph", torch.zeros(2, dtype=torch.complex128), persistent=persistent)
+    if persistent:
+        with pytest.raises(InputError, match=r"torch\.complex128"):
+            check_module(model)
+    else:
+        check_module(model)  # trainer.pt has it
+
+
+def test_numbers_of_a_byte_can_be_asked_whether_they_are_finite() -> None:
+    value = torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn)
+    assert are_finite([value, torch.ones(2)])
+    assert not are_finite([value, torch.tensor([float("nan")]).to(torch.float8_e4m3fn)])
+
+
+def test_buffers_that_ranks_cannot_give_to_each_other_are_refused_by_name() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("short", torch.zeros(2, dtype=torch.int16))
+    check_buffers(model, ALONE)
+    with pytest.raises(InputError, match=r"buffer short of the model: given 'torch.int16'"):
+        check_buffers(model, replace(ALONE, world_size=2))

@@ -23,7 +23,7 @@ from data.samples import Batch, Example
 from tests.support.networks import Deep
 from trainer.backward.autograd import LossModule
 from trainer.engines.dtensor import full_tensor, is_sharded
-from trainer.engines.fsdp import ShardedEngine, check_sharding
+from trainer.engines.fsdp import ShardedEngine, calling_blocks, check_sharding
 from trainer.networks.deferred import Deferred
 from trainer.objective.tasks import classification
 from trainer.optim.optimizers import build_optimizer
@@ -217,3 +217,27 @@ def test_optimizers_that_need_whole_weights_are_refused(kind: type) -> None:
     with pytest.raises(InputError, match=f"optimizer.name: given '{kind.__name__}'"):
         check_sharding(RunConfig(), kind([nn.Parameter(torch.zeros(2, 2))], lr=0.1))
     check_sharding(RunConfig(), torch.optim.RMSprop([nn.Parameter(torch.zeros(2, 2))]))
+
+
+class Uneven(nn.Module):
+    def __init__(self, *, empty: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+        self.gain = nn.Parameter(torch.zeros((0, 4) if empty else 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("empty", "named"),
+    [(True, r"gain of shape \(0, 4\)"), (False, r"layer.weight of torch.float32, gain of \S+64")],
+)
+def test_weights_that_fsdp_does_not_cut_are_refused_by_name(empty: bool, named: str) -> None:
+    model = Uneven(empty=empty)
+    with pytest.raises(InputError, match=named):
+        check_sharding(RunConfig(), torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+
+def test_a_block_that_is_not_called_is_named_with_its_line() -> None:
+    with pytest.raises(InputError, match=r"test_fsdp.py:\d+ .*block\(x\)"), calling_blocks():
+        raise RuntimeError("aten.mm.default got mixed torch.Tensor and DTensor")
+    with pytest.raises(RuntimeError, match="of the user's"), calling_blocks():
+        raise RuntimeError("of the user's")

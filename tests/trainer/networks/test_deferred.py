@@ -150,3 +150,8 @@ def test_a_module_that_cannot_wait_for_its_values_says_why(
 ) -> None:
     with pytest.raises(NotDeferred, match=reason):
         Deferred(module, lambda: seed_stream(0))
+
+
+def test_weights_whose_shapes_the_first_sample_says_are_not_deferred() -> None:
+    with pytest.raises(NotDeferred, match="the first sample says"):
+        Deferred(lambda: nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), lambda: None)
