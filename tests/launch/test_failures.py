@@ -241,7 +241,7 @@ def test_a_signal_while_torch_is_being_imported_is_remembered(
     small: Arguments, tmp_path: Path
 ) -> None:
     process = start(python_command("launch/train.py", *small("run", "--train.epochs=5000")))
-    time.sleep(1.0)
+    assert process.stderr.readline() == "loading torch ...\n"
     process.send_signal(signal.SIGTERM)
     finished = wait(process)
     assert finished.status == 75, finished.output
