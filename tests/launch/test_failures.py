@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -125,6 +126,36 @@ def test_a_hung_rank_is_given_up_on(small: Arguments, tmp_path: Path) -> None:
     assert re.search(r"rank 0 has waited \d+ s at collective \d+ \(all_reduce.* of step 30", said)
     assert said.strip() in finished.stderr
     assert not (tmp_path / "run/hang/stacks_1.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_neighbour_that_stops_or_dies_is_named(
+    small: Arguments, tmp_path: Path, signal_: signal.Signals
+) -> None:
+    """Gradients that two ranks sum in each other's memory are no collective of torch's."""
+    rare = [f"--{key}=100000" for key in ("checkpoint.every_epochs", "evaluate.every_epochs")]
+    rare += ["--logging.every_steps=500"]  # else it may be in one of torch's, too
+    extra = ("--train.epochs=100000", "--parallel.timeout_seconds=4", *rare)
+    process = start(torchrun_command(2, "launch/train.py", *small("run", *extra)))
+    wait_for_step(tmp_path / "run", 2, process)  # records
+    pids = children(process.pid)
+    (pid,) = (p for p in pids if b"\0RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes())
+    os.kill(pid, signal_)
+    while status_of(tmp_path / "run") == "running":
+        time.sleep(0.05)
+        assert process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)  # torchrun gives one that is stopped 30 s
+    finished = wait(process)
+    assert finished.status != 0
+    assert "rank 0: another rank is gone or silent" in finished.stderr
+    said = (tmp_path / "run/hang/explained.txt").read_text()
+    what = "stopped by a signal" if signal_ == signal.SIGSTOP else "gone"
+    assert f"rank 1 does not answer (process {pid} on " in said
+    assert what in said
+    waits = "has waited" if signal_ == signal.SIGSTOP else "was"
+    assert re.search(rf"rank 0 {waits}.* in step \d+ at .*flat_all_reduce\.py", said), said
 
 
 @pytest.mark.parametrize("fault", ["late", pytest.param("skip", marks=pytest.mark.slow)])

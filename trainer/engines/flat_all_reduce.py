@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.loading.order import GlobalBatch, MicroBatch
 from trainer.engines.reduction import Reduction
+from trainer.ranks.neighbour import Neighbour
 
 NOTHING: AbstractContextManager[Any] = nullcontext()
 
@@ -25,15 +26,21 @@ class FlatAllReduce(Reduction):
     """
 
     def __init__(
-        self, gradients: Tensor, dtype: torch.dtype | None = None, starts: Sequence[int] = (0,)
+        self,
+        gradients: Tensor,
+        dtype: torch.dtype | None = None,
+        starts: Sequence[int] = (0,),
+        neighbour: Neighbour | None = None,
     ) -> None:
         """
         Args:
             gradients: The buffer, float32.
             dtype: In which it travels and is added; None: as it is.
             starts: Where each part begins, the one at the end of the buffer first; ends with 0.
+            neighbour: Whose memory has what is to be added, as it is; None: it travels.
         """
         assert starts[-1] == 0
+        self.neighbour = neighbour
         stops = [gradients.numel(), *starts[:-1]]
         self.parts = [gradients[a:b] for a, b in zip(starts, stops, strict=True)]
         self.sent = self.parts
@@ -69,4 +76,8 @@ class FlatAllReduce(Reduction):
         part, sent = self.parts[index], self.sent[index]
         if sent is not part:
             sent.copy_(part)
-        self.under_way.append(dist.all_reduce(sent, async_op=len(self.parts) > 1))
+        if self.neighbour is not None:
+            self.neighbour.sum_(sent)
+            self.under_way.append(None)
+        else:
+            self.under_way.append(dist.all_reduce(sent, async_op=len(self.parts) > 1))

@@ -24,6 +24,7 @@ from trainer.engines.engine import Engine
 from trainer.engines.flat_all_reduce import FlatAllReduce
 from trainer.engines.reduction import PairwiseTree, Reduction
 from trainer.optim.flat import FlatParameters, untracked
+from trainer.ranks.neighbour import Neighbour, meet_neighbour
 from trainer.ranks.precision import DTYPES
 from trainer.ranks.runtime import Runtime
 
@@ -73,6 +74,7 @@ class NativeEngine(Engine):
             scaler = loss.precision.scaler
             self.passes = AutogradPasses(loss, self.module, scaler, example)
             self.lay_out = partial(self._lay_out_ddp, loss, scaler, plan, example, recorded)
+        self.neighbour: Neighbour | None = None
         if parallel.reduction == "exact":
             self.reduction = PairwiseTree(
                 self.module,
@@ -83,6 +85,8 @@ class NativeEngine(Engine):
                 finds_unused=parallel.find_unused_parameters is True,
             )
         elif runtime.in_group:
+            if flat is not None and parallel.compression == "none":
+                self.neighbour = meet_neighbour(runtime, flat.gradients.numel())
             self._choose(self._first_layout(plan))
         self.gradient_scale = self.reduction.gradient_scale
         self.waits = self.reduction.waits
@@ -90,6 +94,8 @@ class NativeEngine(Engine):
     def _first_layout(self, plan: Plan) -> Layout:
         if self.flat is not None:
             assert isinstance(self.passes, ExplicitPasses)
+            if self.neighbour is not None and self.parallel.bucket_mb == "auto":
+                return [0]  # nothing is under way, behind which something could be computed
             return flat_layout(self.passes, self.flat, self.parallel, self.runtime, plan)
         self.warmup_steps = EXECUTED_BEFORE_RECORDING
         if self.parallel.find_unused_parameters is True:
@@ -106,7 +112,9 @@ class NativeEngine(Engine):
     ) -> None:
         starts = {layer: flat.starts[2 * layer] for layer in layers}  # weight, bias, weight, ...
         dtype = DTYPES.get(self.parallel.compression)
-        self.reduction = reduction = FlatAllReduce(flat.gradients, dtype, [*starts.values()])
+        self.reduction = reduction = FlatAllReduce(
+            flat.gradients, dtype, [*starts.values()], self.neighbour
+        )
         passes.in_parts(starts, reduction.ready)
 
     def _lay_out_ddp(

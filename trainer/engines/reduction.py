@@ -16,6 +16,7 @@ from trainer.backward.autograd import AutogradPasses, Passes
 from trainer.engines.unused import check_used, refuse_unused
 from trainer.networks.module_state import Buffers
 from trainer.ranks.collectives import max_
+from trainer.ranks.neighbour import meet_neighbour
 from trainer.ranks.rng import seed_stream
 from trainer.ranks.runtime import Runtime
 
@@ -96,6 +97,8 @@ class PairwiseTree(Reduction):
         self.buffers = Buffers(module, floating=True)
         self.counters = Buffers(module, floating=False)
         self.runtime = runtime
+        numel = passes.size + sum(buffer.numel() for buffer in self.buffers)
+        self.neighbour = meet_neighbour(runtime, numel)
         self.shards = shards
         self.seed = seed
         self.subtrees: list[tuple[int, Tensor]] = []
@@ -125,7 +128,10 @@ class PairwiseTree(Reduction):
         (_, total), self.subtrees = self.subtrees[0], []
         distance = 1
         while distance < self.runtime.world_size:
-            total += self._exchange(total, self.runtime.rank ^ distance)
+            if self.neighbour is not None:
+                self.neighbour.sum_(total)
+            else:
+                total += self._exchange(total, self.runtime.rank ^ distance)
             distance *= 2
         sizes = [buffer.numel() for buffer in self.buffers]
         gradient, *means = torch.split(total, [len(total) - sum(sizes), *sizes])

@@ -23,6 +23,8 @@ class Report:
     """Seconds in a collective; 0 for a rank that is not in one."""
     collectives: list[Collective]
     """That it has begun, the latest ones."""
+    numbered: bool = True
+    """Whether what it waits in is one of them, and no sum with a neighbour."""
 
     @classmethod
     def read(cls, text: str) -> Report:
@@ -112,6 +114,9 @@ def _awaited(reports: Ranks) -> str:
     """Where those are that wait, or else those that answer."""
     for rank in sorted(reports, key=lambda rank: not reports[rank].waited):
         report = reports[rank]
+        if not report.numbered:
+            who = _waiting(rank, reports) if report.waited else f"rank {rank} was"
+            return f"; {who} in {report.step} at {report.at}"
         if report.collectives:
             latest = report.collectives[-1]
             where = f"collective {latest.number} ({latest}) of {report.step}"

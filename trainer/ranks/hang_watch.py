@@ -21,6 +21,7 @@ from trainer.ranks.flight_record import dump, is_pending, recent, status
 from trainer.ranks.hang_report import Report, explain
 from trainer.ranks.runtime import Runtime, timeout_in_force
 from trainer.ranks.whereabouts import (
+    NEIGHBOUR,
     Stuck,
     fatal_stacks,
     frame_of,
@@ -140,7 +141,8 @@ class HangWatch:
             heading += "\n\n" + "".join(traceback.format_exception(self.failed))
         write_stacks(self.folder / STACKS.format(rank), heading, latest)
         (self.folder / f"trace_{rank}").write_bytes(dumped)
-        return Report(at=at, step=step, waited=waited, collectives=collectives)
+        numbered = frame.f_code.co_filename != NEIGHBOUR
+        return Report(at=at, step=step, waited=waited, collectives=collectives, numbered=numbered)
 
     def _say_alone(self, waited: float, error: Exception) -> None:
         report = self._report(waited)

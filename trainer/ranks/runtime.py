@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -180,6 +180,8 @@ def process_group(runtime: Runtime, config: ParallelConfig) -> Iterator[None]:
                 raise
             finally:
                 _more_groups.clear()
+                while _endings:
+                    _endings.pop()()
                 if ends:
                     dist.destroy_process_group()
 
@@ -233,6 +235,15 @@ _in_force = [math.inf]
 """Of the default process group, which is the process's own too."""
 _more_groups: list[dist.ProcessGroup] = []
 """Of some of the ranks, whose time-out is the same."""
+
+
+_endings: list[Callable[[], None]] = []
+"""What is done before the default process group ends."""
+
+
+def at_the_end(call: Callable[[], None]) -> None:
+    """Call something before the default process group ends, also where a rank fails."""
+    _endings.append(call)
 
 
 def _use_timeout(runtime: Runtime, seconds: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from trainer.ranks.flight_record import Collective
 from trainer.ranks.hang_report import Report, explain
@@ -64,6 +64,16 @@ def test_a_rank_that_does_not_answer_is_the_culprit() -> None:
         explain({0: report(GRADIENT)}, {1: "process 7 on a, gone, which died at nets.py:3"}) or ""
     )
     assert said.endswith("; rank 0 was in collective 1 (all_reduce of 408) of step 31")
+
+
+def test_a_sum_with_a_neighbour_is_told_by_its_line() -> None:
+    """It is none of the collectives, of which the latest one is over."""
+    silent = {1: "process 7 on a, gone"}
+    waits = replace(report(GRADIENT, waited=60), numbered=False)
+    said = explain({0: waits}, silent) or ""
+    assert said.endswith("; rank 0 has waited 60 s in step 31 at nets.py:63 in forward")
+    said = explain({0: replace(waits, waited=0.0)}, silent) or ""
+    assert said.endswith("; rank 0 was in step 31 at nets.py:63 in forward")
 
 
 def test_what_is_not_numbered_is_told_by_who_waits() -> None:
