@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             if fate == "silent":
                 time.sleep(5)
+            if fate == "elsewhere":
+                neighbour.sum_(torch.ones(2))
         elif fate != "none":
             try:
                 neighbour.sum_(torch.ones(3))

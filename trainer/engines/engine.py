@@ -14,6 +14,7 @@ from data.loading.order import GlobalBatch, MicroBatch
 from data.samples import Batch
 from trainer.backward.autograd import Passes, Sums
 from trainer.engines.dtensor import load_full_state
+from trainer.ranks.neighbour import Neighbour
 
 
 class Engine:
@@ -30,6 +31,8 @@ class Engine:
     """Steps that it has to have executed before one of them is recorded as a CUDA graph."""
     against_recording: str | None = None
     """Why none of them can be, if that is known."""
+    neighbour: Neighbour | None = None
+    """Who sums gradients with this rank, instead of collectives."""
     waits: Literal["", "within the backward pass", "after the backward pass"] = ""
     """Where a rank waits for the others in a step; empty if it cannot be told from its own work."""
 

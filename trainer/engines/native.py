@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from configs.schema_execution import ParallelConfig
@@ -17,8 +18,8 @@ from data.samples import Batch, Example
 from trainer.backward.autograd import AutogradPasses, LossModule
 from trainer.backward.explicit.explicit_passes import ExplicitPasses
 from trainer.backward.explicit.plain_layers import describe
-from trainer.engines.buckets import bucket_mib, flat_parts, is_free
-from trainer.engines.compression import reduce_with_ddp
+from trainer.engines.bucket_hooks import reduce_with_ddp
+from trainer.engines.buckets import bucket_mib, ddp_mib, flat_parts, is_free
 from trainer.engines.ddp import EXECUTED_BEFORE_RECORDING, distribute
 from trainer.engines.engine import Engine
 from trainer.engines.flat_all_reduce import FlatAllReduce
@@ -74,7 +75,6 @@ class NativeEngine(Engine):
             scaler = loss.precision.scaler
             self.passes = AutogradPasses(loss, self.module, scaler, example)
             self.lay_out = partial(self._lay_out_ddp, loss, scaler, plan, example, recorded)
-        self.neighbour: Neighbour | None = None
         if parallel.reduction == "exact":
             self.reduction = PairwiseTree(
                 self.module,
@@ -85,11 +85,18 @@ class NativeEngine(Engine):
                 finds_unused=parallel.find_unused_parameters is True,
             )
         elif runtime.in_group:
-            if flat is not None and parallel.compression == "none":
-                self.neighbour = meet_neighbour(runtime, flat.gradients.numel())
+            self.neighbour = self._meet_neighbour()
             self._choose(self._first_layout(plan))
         self.gradient_scale = self.reduction.gradient_scale
         self.waits = self.reduction.waits
+
+    def _meet_neighbour(self) -> Neighbour | None:
+        """Who sums gradients with this rank as they are, if there is one."""
+        plain = all(parameter.dtype == torch.float32 for parameter in self.trained())
+        sparse = any(getattr(part, "sparse", False) for part in self.module.modules())
+        if not plain or sparse or self.parallel.compression != "none":
+            return None
+        return meet_neighbour(self.runtime, sum(p.numel() for p in self.trained()))
 
     def _first_layout(self, plan: Plan) -> Layout:
         if self.flat is not None:
@@ -100,6 +107,8 @@ class NativeEngine(Engine):
         self.warmup_steps = EXECUTED_BEFORE_RECORDING
         if self.parallel.find_unused_parameters is True:
             self.against_recording = "ranks ask each other which parameters were used"
+        if self.neighbour is not None:
+            return ddp_mib(self.parallel)
         num_bytes = sum(parameter.nbytes for parameter in self.trained())
         return bucket_mib(self.parallel, self.runtime, num_bytes)
 
@@ -140,7 +149,7 @@ class NativeEngine(Engine):
             recorded=recorded,
         )
         world_size, seed = self.runtime.world_size, plan.seed
-        self.reduction = reduce_with_ddp(ddp, self.parallel, world_size, seed)
+        self.reduction = reduce_with_ddp(ddp, self.parallel, world_size, seed, self.neighbour)
         self.passes = AutogradPasses(ddp, self.module, scaler, example)
 
     def trained(self) -> list[nn.Parameter]:

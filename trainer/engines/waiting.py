@@ -53,6 +53,8 @@ class Waiting(AbstractContextManager["Waiting"]):
         self.engine = engine
         self.device = device
         self.spans: list[Span] = []
+        self.sums = 0.0
+        """Seconds in sums with a neighbour: those of a backward pass come before its end."""
         self.before: list[tuple[object, dict[str, object]]] = []
         """Of engine and passes, their own attributes."""
         self.open: Span | None = None
@@ -74,6 +76,7 @@ class Waiting(AbstractContextManager["Waiting"]):
 
         self.before = [(part, dict(vars(part))) for part in (self.engine, passes)]
         within = self.engine.waits == "within the backward pass"
+        self.sums -= self._in_sums()
         vars(self.engine)["reduce"] = reduce_after_waiting if within else timed_reduce
         if within:
             assert isinstance(passes, AutogradPasses)
@@ -87,6 +90,7 @@ class Waiting(AbstractContextManager["Waiting"]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.sums += self._in_sums()
         for (part, before), name in zip(self.before, ("reduce", "backward"), strict=True):
             vars(part).pop(name, None)
             if name in before:
@@ -99,6 +103,11 @@ class Waiting(AbstractContextManager["Waiting"]):
     def _begin(self) -> None:
         self.open = Span(self.device).__enter__()
 
+    def _in_sums(self) -> float:
+        neighbour = self.engine.neighbour
+        within = self.engine.waits == "within the backward pass"
+        return neighbour.waited_seconds if within and neighbour is not None else 0.0
+
     def seconds(self) -> float:
         """Of all the steps. Waits for the device."""
-        return sum(span.seconds() for span in self.spans)
+        return sum(span.seconds() for span in self.spans) + self.sums

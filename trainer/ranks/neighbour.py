@@ -23,8 +23,9 @@ from trainer.ranks.runtime import Runtime, at_the_end, timeout_in_force
 MOST_BYTES = 1 << 26
 """Of what is added: each rank holds it twice more."""
 COUNTERS_BYTES = mmap.PAGESIZE
-COUNT, CLOSED, TOKEN = range(3)
-"""Places of a rank's counters: sums begun, whether it has left, and what tells it from others."""
+COUNT, CLOSED, TOKEN, SIZE = range(4)
+"""Places of a rank's counters: sums begun, whether it has left, what tells it from others, and from
+there on the size of what lies in each place."""
 SPIN_SECONDS = 1e-3
 """A rank that is late by more is waited for asleep."""
 PAUSE_SECONDS = 5e-5, 1e-3
@@ -56,6 +57,8 @@ class Neighbour:
         self.process, self.ended = process, select.poll()
         self.ended.register(process, select.POLLIN)
         self.number = 0
+        self.waited_seconds = 0.0
+        """For the other rank, over all sums."""
         at_the_end(self.close)
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -65,19 +68,27 @@ class Neighbour:
         between, and so has read it.
 
         Raises:
-            RuntimeError: If the other rank is gone, or silent for as long as a collective may be.
+            RuntimeError: If the other rank is gone, or silent for as long as a collective may be,
+                or sums something else.
         """
         self.number += 1
         turn, size = self.number % 2, tensor.numel()
         self.own.places[turn][:size].copy_(tensor)
+        self.own.counters[SIZE + turn] = size
         self.own.counters[COUNT] = self.number  # x86 shows it to others after what was written
         counters, number = self.other.counters, self.number
         if counters[COUNT] < number:
-            deadline = time.perf_counter() + SPIN_SECONDS
+            began = time.perf_counter()
             while counters[COUNT] < number:
                 os.sched_yield()
-                if time.perf_counter() > deadline:
+                if time.perf_counter() - began > SPIN_SECONDS:
                     self._sleep_until(number)
+            self.waited_seconds += time.perf_counter() - began
+        if counters[SIZE + turn] != size:
+            raise RuntimeError(
+                f"rank {self.rank} sums {counters[SIZE + turn]} numbers, and this rank {size}: "
+                "they are not at the same place"
+            )
         return tensor.add_(self.other.places[turn][:size])
 
     def _sleep_until(self, number: int) -> None:

@@ -28,6 +28,7 @@ def part(fate: str, *, ranks: int = 2) -> Finished:
         ("leaves", ["connection closed by rank 1, which has left"]),
         ("killed", ["connection closed by rank 1, which has left"]),
         ("silent", ["timed out after 1 s of waiting for rank 1"]),
+        ("elsewhere", ["rank 1 sums 2 numbers, and this rank 3: they are not at the same place"]),
     ],
 )
 def test_sums_are_those_of_gloo_and_nobody_is_waited_for_in_vain(
@@ -36,7 +37,9 @@ def test_sums_are_those_of_gloo_and_nobody_is_waited_for_in_vain(
     """Law: the same bits, for tensors of every size, whoever is late and by how much."""
     finished = part(fate)
     expected = ["EQUAL true", *(f'SAID "{line}"' for line in said)]
-    assert finished.stdout.splitlines() == expected, finished.output
+    assert [line for line in finished.stdout.splitlines() if line[0] in "ES"] == expected, (
+        finished.output
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""`parallel.compression`: gradients that DDP sends in fewer bits, cast or as PowerSGD's factors."""
+"""What becomes of DDP's buckets: they are summed in a neighbour's memory, or travel in fewer bits,
+cast or as PowerSGD's factors (`parallel.compression`)."""
 
 from __future__ import annotations
 
@@ -17,10 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.schema_execution import ParallelConfig
 from data.loading.order import derive_seed
 from trainer.engines.reduction import AllReduce
+from trainer.ranks.neighbour import Neighbour
 from trainer.ranks.precision import DTYPES
 
 MEMORIES = ("error_dict", "p_memory_dict", "q_memory_dict")
 """What PowerSGD keeps of every bucket: the error of its approximation, and its latest factors."""
+
+
+class NeighbourAllReduce(AllReduce):
+    """DDP's all-reduce without a message; buckets come in the same order on both ranks."""
+
+    def __init__(self, ddp: DistributedDataParallel, neighbour: Neighbour) -> None:
+        super().__init__(ddp, 2)
+        _register(ddp, lambda _, bucket: _average(neighbour, bucket))
 
 
 class CastAllReduce(AllReduce):
@@ -75,7 +85,11 @@ class PowerSGD(AllReduce):
 
 
 def reduce_with_ddp(
-    ddp: DistributedDataParallel, config: ParallelConfig, world_size: int, seed: int
+    ddp: DistributedDataParallel,
+    config: ParallelConfig,
+    world_size: int,
+    seed: int,
+    neighbour: Neighbour | None,
 ) -> AllReduce:
     """The reduction that `parallel.compression` asks for.
 
@@ -84,7 +98,10 @@ def reduce_with_ddp(
         config: The compression, and the rank and first step of PowerSGD.
         world_size: Number of ranks.
         seed: The seed of the run.
+        neighbour: In whose memory buckets can be summed as they are.
     """
+    if neighbour is not None:
+        return NeighbourAllReduce(ddp, neighbour)
     if config.compression == "none":
         return AllReduce(ddp, world_size)
     if config.compression == "powersgd":
@@ -99,6 +116,13 @@ def _register(
 ) -> None:
     """Register a hook; it must be a lambda, because DDP cannot read postponed annotations."""
     ddp.register_comm_hook(None, hook)
+
+
+def _average(neighbour: Neighbour, bucket: GradBucket) -> Future[Tensor]:
+    """The mean over both ranks, with the bits of DDP's own, which divides before it sums."""
+    done: Future[Tensor] = Future()
+    done.set_result(neighbour.sum_(bucket.buffer().div_(2)))
+    return done
 
 
 def _cast_and_sum(dtype: torch.dtype, bucket: GradBucket) -> Future[Tensor]:
