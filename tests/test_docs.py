@@ -73,9 +73,8 @@ def test_the_figures_of_the_first_screen_are_those_that_were_measured() -> None:
     """Law: what README says of speed and accuracy is in benchmarks/results, rounded."""
     page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     peers = {found["name"]: found for found in results("peers")["contenders"]}
-    times = {
-        name: peers[name]["ratio"]["median"] for name in ("pytorch", "accelerate", "lightning")
-    }
+    times = {name: found["ratio"]["median"] for name, found in peers.items()}
+    two = peers["convoy-2-ranks"]["epoch_seconds"]["median"]
     gpu = {found["name"]: found for found in results("gpu/results")["parts"]["peers"]["contenders"]}
     ours = gpu["convoy"]["epoch_seconds"]["median"]
     on_gpu = {name: gpu[name]["ratio"]["median"] for name in ("pytorch", "jax-scan")}
@@ -84,14 +83,16 @@ def test_the_figures_of_the_first_screen_are_those_that_were_measured() -> None:
     for claim in (
         f"an epoch of the MNIST network takes {peers['convoy']['epoch_seconds']['median']:.2f} s",
         f"the tutorial's loop takes {times['pytorch']:.1f} times as long",
-        f"Accelerate {times['accelerate']:.1f}, Lightning {times['lightning']:.1f}, a JAX epoch",
+        f"Accelerate {times['accelerate']:.1f}, Lightning {times['lightning']:.1f}, a JAX epoch "
+        f"compiled as one scan {times['jax-scan']:.2f}",
+        f"On two ranks it takes {two:.2f} s: DistributedDataParallel "
+        f"{times['pytorch-ddp']:.1f} times as long, Lightning {times['lightning-ddp']:.1f}",
         f"it took {ours:.3f} s, the tutorial's loop {on_gpu['pytorch']:.0f} times as long and JAX "
         f"{on_gpu['jax-scan']:.2f} times",
         f"{accuracy['mean']:.2%} ± {100 * accuracy['standard_deviation']:.2f} test accuracy over "
         f"{fast['seeds']} seeds take {seconds:.1f} s".replace("%", " %"),
     ):
         assert claim in page
-    assert 1 < peers["jax-scan"]["ratio"]["median"] < 1.2, "a JAX epoch is a little longer"
 
 
 def test_every_way_that_a_run_may_take_is_in_the_table() -> None:
