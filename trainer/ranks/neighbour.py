@@ -11,6 +11,7 @@ import mmap
 import os
 import platform
 import select
+import sys
 import time
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from trainer.ranks.collectives import gather_objects
 from trainer.ranks.runtime import Runtime, at_the_end, timeout_in_force
 
+PLATFORM = sys.platform, platform.machine()
 MOST_BYTES = 1 << 26
 """Of what is added: each rank holds it twice more."""
 COUNTERS_BYTES = mmap.PAGESIZE
@@ -128,7 +130,7 @@ def meet_neighbour(runtime: Runtime, numel: int) -> Neighbour | None:
         runtime: This rank.
         numel: Of the largest tensor to be summed.
     """
-    fits = 0 < 4 * numel <= MOST_BYTES and platform.machine() == "x86_64"
+    fits = 0 < 4 * numel <= MOST_BYTES and PLATFORM == ("linux", "x86_64")
     together = runtime.world_size == runtime.local_world_size == 2
     if not (fits and together and runtime.in_group and runtime.device.type == "cpu"):
         return None
