@@ -45,7 +45,8 @@ def check_module(module: nn.Module) -> None:
     Raises:
         InputError: Before the first step rather than at every save.
     """
-    saved = {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)}
+    state = module.state_dict()
+    saved = {n: v for n, v in state.items() if isinstance(v, Tensor)}
     for name, value in {**dict(module.named_buffers()), **saved}.items():
         typed = value.dtype in type_names() or name not in saved
         if value.layout != torch.strided or not typed:
@@ -57,8 +58,8 @@ def check_module(module: nn.Module) -> None:
                 remedy="Register the dense tensors that it is made of, such as indices and "
                 "values, or keep it in a plain attribute, which no checkpoint has.",
             )
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
+    for name, value in state.items():
+        if name in saved:
             continue
         file = io.BytesIO()
         try:

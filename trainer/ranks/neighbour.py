@@ -132,7 +132,7 @@ def meet_neighbour(runtime: Runtime, numel: int) -> Neighbour | None:
     """
     fits = 0 < 4 * numel <= MOST_BYTES and PLATFORM == ("linux", "x86_64")
     together = runtime.world_size == runtime.local_world_size == 2
-    if not (fits and together and runtime.in_group and runtime.device.type == "cpu"):
+    if not (fits and together and runtime.device.type == "cpu"):
         return None
     descriptor, own, offer = -1, None, None
     try:
@@ -157,19 +157,14 @@ def meet_neighbour(runtime: Runtime, numel: int) -> Neighbour | None:
 def _look(own: Mapped, offer: Offer, rank: int, numel: int) -> Neighbour | None:
     """The neighbour, if its process and its memory can be seen from here."""
     try:
-        process = os.pidfd_open(offer.process)
-        descriptor = os.open(f"/proc/{offer.process}/fd/{offer.descriptor}", os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        other = Mapped(descriptor, numel)
+        with open(f"/proc/{offer.process}/fd/{offer.descriptor}", "r+b", buffering=0) as file:
+            other = Mapped(file.fileno(), numel)
+        # Processes of two containers may have the same number.
+        if other.counters[TOKEN] == offer.token:
+            return Neighbour(own, other, rank, os.pidfd_open(offer.process))
     except (OSError, ValueError):
-        return None
-    finally:
-        os.close(descriptor)
-    # Processes of two containers may have the same number.
-    seen = other.counters[TOKEN] == offer.token
-    return Neighbour(own, other, rank, process) if seen else None
+        pass
+    return None
 
 
 def size_of(numel: int) -> int:
